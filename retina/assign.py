@@ -1,0 +1,77 @@
+"""Which anchor learns what: anchors x ground-truth boxes -> a class id, background or "ignored" for every anchor.
+
+N images, R anchors (all levels), M boxes of an image, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from retina import config as cfg
+from retina.boxes import box_iou, intersection_over_area
+from retina.data.loader import Target
+
+
+class Assignment(NamedTuple):
+    """labels_NR: int64, 0..K-1, K background, -1 ignored. boxes_NR4: the matched box, zeros where there is none."""
+
+    labels_NR: Tensor
+    boxes_NR4: Tensor
+
+
+@torch.no_grad()
+def assign(
+    anchors: tuple[Tensor, ...],
+    targets: list[Target],
+    sizes: list[tuple[int, int]],
+    num_classes: int,
+    config: cfg.Assign,
+) -> Assignment:
+    """Match anchors to boxes by IoU: from `positive_iou` an object, below `negative_iou` background, else ignored.
+
+    `low_quality` decides about the best anchor of a box that reaches no threshold: "keep" lets that anchor learn its own
+    best box (Detectron, torchvision), "overwrite" gives it to the box that had no other (mmdetection), "none" drops it.
+    Anchors with half their area inside an `ignore` box are ignored unless positive; so are, with `padding: ignore`, those
+    that begin outside of the image's own `sizes` (height, width).
+    """
+    anchors_R4 = torch.cat(anchors)
+    per_image = [
+        _assign_image(anchors_R4, target, size, num_classes, config)
+        for target, size in zip(targets, sizes, strict=True)
+    ]
+    return Assignment(torch.stack([labels for labels, _ in per_image]), torch.stack([boxes for _, boxes in per_image]))
+
+
+def _assign_image(
+    anchors_R4: Tensor, target: Target, size: tuple[int, int], num_classes: int, config: cfg.Assign
+) -> tuple[Tensor, Tensor]:
+    labels_R = anchors_R4.new_full((len(anchors_R4),), num_classes, dtype=torch.int64)
+    boxes_R4 = torch.zeros_like(anchors_R4)
+    if len(target.ignore):
+        labels_R[intersection_over_area(target.ignore, anchors_R4).amax(dim=0) >= 0.5] = -1
+    if config.padding == "ignore":
+        height, width = size
+        outside = (anchors_R4[:, 0] >= width) | (anchors_R4[:, 1] >= height)
+        labels_R[outside] = -1
+    if len(target.boxes):
+        iou_MR = box_iou(target.boxes, anchors_R4)
+        best_R, match_R = iou_MR.max(dim=0)
+        positive_R = best_R >= config.positive_iou
+        between_R = (best_R >= config.negative_iou) & ~positive_R
+        if config.low_quality != "none":
+            best_M = iou_MR.amax(dim=1)
+            # A box that no anchor touches has IoU 0 with all of them: that is no match.
+            is_best_MR = (iou_MR == best_M[:, None]) & (best_M[:, None] > 0)
+            rescued_R = is_best_MR.any(dim=0)
+            positive_R |= rescued_R
+            if config.low_quality == "overwrite":
+                order_M1 = torch.arange(1, len(target.boxes) + 1, device=iou_MR.device)[:, None]
+                last_R = (is_best_MR * order_M1).amax(dim=0) - 1  # the later box wins, as in mmdetection
+                match_R = torch.where(rescued_R, last_R, match_R)
+        labels_R = torch.where(between_R, -1, labels_R)
+        labels_R = torch.where(positive_R, target.labels[match_R], labels_R)
+        boxes_R4 = torch.where(positive_R[:, None], target.boxes[match_R], boxes_R4)
+    return labels_R, boxes_R4

@@ -1,0 +1,450 @@
+"""Seeded scenes of textured shapes, written as a COCO-format folder.
+
+A data set that is generated in a minute and still has what makes dense detection hard: a long tail of classes,
+objects from 8 pixels to half the image, rotation, occlusion, backgrounds with texture, clutter that looks like
+objects and is not labelled, images without any object, and crowd regions.
+
+A scene has three steps: `_layout` places outlines and keeps track of which pixel belongs to whom, then the
+background and the clutter are painted, then the objects in their order, so that a later one covers an earlier one.
+
+A box is tight around what can be SEEN, as in COCO. A free side is exact to a fraction of a pixel, since it comes from
+the outline itself; a side that is covered, or cut off by the border, ends with the last visible pixel.
+"""
+
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+GENERATOR_VERSION = 1  # raise it when the same seed gives other bytes
+CLASSES = ("circle", "square", "triangle", "heart", "arrow", "crescent", "hourglass", "star", "cross", "ring")
+CATEGORIES: tuple[dict[str, Any], ...] = tuple(
+    {"id": category_id, "name": name, "supercategory": "shape"}  # ids with gaps, as COCO's own
+    for category_id, name in zip((1, 2, 4, 7, 8, 13, 16, 21, 22, 34), CLASSES, strict=True)
+)
+LONGEST_TAIL = 35.0  # the most frequent class is that many times as frequent as the rarest
+SMALLEST = 8  # pixels, the longer side of the smallest object
+VAL_START = 1_000_000  # index of the first val scene: no scene depends on how many are written
+
+_FREQUENCY = LONGEST_TAIL ** -np.linspace(0, 1, len(CLASSES))
+_FREQUENCY /= _FREQUENCY.sum()
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_CONTRAST = 55.0  # grey levels, between an object and what lies under it
+_PATTERNS = ("plain", "gradient", "clouds", "stripes", "checks", "dots")
+_JPEG_QUALITY = 92
+
+Points = NDArray[np.float64]  # (n, 2), x and y
+Rng = np.random.Generator
+
+
+class _Item(NamedTuple):
+    """A shape and its place: pixel (row, column) of `coverage` is pixel (y + row, x + column) of the image."""
+
+    label: int  # index into CLASSES
+    crowd: bool
+    coverage: NDArray[np.uint8]  # (h, w), 255 where the shape fills the pixel
+    x: int
+    y: int
+    outline: tuple[float, float, float, float]  # exact xyxy in the image, of the whole shape
+
+
+# ---------------------------------------------------------------------------------------------------- outlines
+
+
+def _arc(start: float, stop: float, n: int = 96, radius: float = 1.0, x: float = 0.0) -> Points:
+    angle = np.linspace(start, stop, n)
+    return np.stack([radius * np.cos(angle) + x, radius * np.sin(angle)], 1)
+
+
+def _crescent() -> Points:
+    # Two circles that meet at (cos a, ±sin a): the outer one round the origin, the inner one moved to the right.
+    meet, inner_x = 0.9, 0.75
+    inner_radius = math.hypot(math.cos(meet) - inner_x, math.sin(meet))
+    inner_meet = math.atan2(math.sin(meet), math.cos(meet) - inner_x)
+    outer = _arc(meet, 2 * math.pi - meet)
+    return np.concatenate([outer, _arc(2 * math.pi - inner_meet, inner_meet, 64, inner_radius, inner_x)])
+
+
+def _heart() -> Points:
+    t = np.linspace(0, 2 * math.pi, 96)
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return np.stack([16 * np.sin(t) ** 3, -y], 1)
+
+
+def _star() -> Points:
+    return _arc(0, 2 * math.pi, 11)[:10] * np.where(np.arange(10) % 2, 0.45, 1.0)[:, None]
+
+
+def _cross() -> Points:
+    a, b = 0.3, 1.0
+    corners = [(a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a), (-a, -b), (a, -b), (a, -a), (b, -a)]
+    return np.array([*corners, (b, a)])
+
+
+# Each class as closed contours; where two of them overlap there is a hole.
+_CONTOURS: dict[str, list[Points]] = {
+    "circle": [_arc(0, 2 * math.pi)],
+    "square": [np.array([(-1.0, -1.0), (1, -1), (1, 1), (-1, 1)])],
+    "triangle": [_arc(0, 2 * math.pi, 4)[:3]],
+    "heart": [_heart()],
+    "arrow": [np.array([(1.0, 0.0), (0.1, 0.8), (0.1, 0.28), (-1, 0.28), (-1, -0.28), (0.1, -0.28), (0.1, -0.8)])],
+    "crescent": [_crescent()],
+    "hourglass": [np.array([(-0.8, -1.0), (0.8, -1), (0.18, 0), (0.8, 1), (-0.8, 1), (-0.18, 0)])],
+    "star": [_star()],
+    "cross": [_cross()],
+    "ring": [_arc(0, 2 * math.pi), _arc(0, 2 * math.pi, radius=0.55)],
+}
+
+
+def _pose(rng: Rng, contours: list[Points], extent: float) -> list[Points]:
+    """Stretch a little, turn by any angle, and scale so that the longer side of the box is `extent` pixels."""
+    angle, stretch = rng.uniform(0, 2 * math.pi), math.exp(rng.uniform(-0.2, 0.2))
+    cos, sin = math.cos(angle), math.sin(angle)
+    matrix = np.array([[cos, sin], [-sin, cos]]) * np.array([[stretch], [1.0]])
+    turned = [contour @ matrix for contour in contours]
+    scale = extent / np.ptp(np.concatenate(turned), axis=0).max()
+    return [contour * scale for contour in turned]
+
+
+def _crowd(rng: Rng, contours: list[Points]) -> list[Points]:
+    """A dense patch: the same shape, tiny and posed anew, in every cell of a jittered grid."""
+    cell = rng.uniform(12, 15)
+    columns, rows = rng.integers(5, 9), rng.integers(4, 8)
+    placed = []
+    for row, column in np.ndindex(rows, columns):
+        centre = (np.array([column, row]) + rng.uniform(-0.1, 0.1, 2)) * cell
+        placed += [contour + centre for contour in _pose(rng, contours, cell * rng.uniform(0.7, 0.9))]
+    return placed
+
+
+def _rasterise(
+    rng: Rng, contours: list[Points], stroke: float = 0.0
+) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
+    """Coverage (h, w) of filled contours, or of open strokes `stroke` pixels wide, and their exact xyxy in it.
+
+    The sub-pixel offset is random. Drawn enlarged and averaged: OpenCV's own anti-aliasing makes shapes about 0.6 px
+    too large on every side, this at most 0.1 px.
+    """
+    points = np.concatenate(contours)
+    low, high = points.min(0) - stroke / 2, points.max(0) + stroke / 2
+    shift = 1 + rng.random(2) - low
+    width, height = np.ceil(high + shift + 1).astype(int)
+    zoom = 8 if max(width, height) < 96 else 4
+    fine = np.zeros((height * zoom, width * zoom), np.uint8)
+    # OpenCV has pixel centres at whole numbers, 4 bits of fraction.
+    fixed = [np.rint(((contour + shift) * zoom - 0.5) * 16).astype(np.int32) for contour in contours]
+    if stroke:
+        cv2.polylines(fine, fixed, False, 255, max(1, round(stroke * zoom)), cv2.LINE_8, 4)
+    else:
+        cv2.fillPoly(fine, fixed, 255, cv2.LINE_8, 4)
+    coverage = np.asarray(cv2.resize(fine, (int(width), int(height)), interpolation=cv2.INTER_AREA), np.uint8)
+    x1, y1, x2, y2 = (float(v) for v in (*(low + shift), *(high + shift)))
+    return coverage, (x1, y1, x2, y2)
+
+
+# ------------------------------------------------------------------------------------------------------ layout
+
+
+def _window(size: int, x: int, y: int, shape: tuple[int, ...]) -> tuple[slice, slice, slice, slice]:
+    """Where a patch at (x, y) meets the image: rows and columns of the image, then those of the patch."""
+    top, left = max(y, 0), max(x, 0)
+    bottom, right = max(min(y + shape[0], size), top), max(min(x + shape[1], size), left)
+    return slice(top, bottom), slice(left, right), slice(top - y, bottom - y), slice(left - x, right - x)
+
+
+def _layout(rng: Rng, size: int) -> tuple[list[_Item], NDArray[np.int16]]:
+    """Items in the order of painting, and (size, size) which of them is seen in a pixel: i + 1, 0 for none.
+
+    An item is placed only where enough of it, and of every item before it, can still be seen.
+    """
+    items: list[_Item] = []
+    owner = np.zeros((size, size), np.int16)
+    seen, needed = np.array([size * size]), np.array([0.0])  # visible pixels of each owner
+    objects = int(rng.triangular(1, 4, 13)) if rng.random() > 0.05 else 0
+    crowd_first = [True] if objects and rng.random() < 0.06 else []
+    large = 0
+    for crowd in crowd_first + [False] * objects:
+        label = int(rng.choice(len(CLASSES), p=_FREQUENCY))
+        contours = _CONTOURS[CLASSES[label]]
+        longest = size / (4 if large == 2 else 2)
+        extent = math.exp(rng.uniform(math.log(SMALLEST), math.log(longest)))
+        coverage, outline = _rasterise(rng, _crowd(rng, contours) if crowd else _pose(rng, contours, extent))
+        solid = coverage > 127
+        # Tiny shapes need nearly all of their pixels to be told apart.
+        need = solid.sum() * (0.8 if crowd else np.interp(extent, [SMALLEST, 48], [0.95, 0.5]))
+        for _ in range(12):
+            low, high = -np.array(solid.shape[::-1]) // 3, np.array([size, size])
+            if items and rng.random() < 0.3:  # where its box meets that of another one
+                other = items[rng.integers(len(items))]
+                low = np.array([other.x, other.y]) - solid.shape[::-1]
+                high = np.array([other.x, other.y]) + other.coverage.shape[::-1]
+            x, y = (int(v) for v in rng.integers(low, high))
+            rows, columns, patch_rows, patch_columns = _window(size, x, y, solid.shape)
+            mine = solid[patch_rows, patch_columns]
+            left = seen - np.bincount(owner[rows, columns][mine], minlength=len(seen))
+            if mine.sum() >= need and np.all(left >= needed):
+                seen, needed = np.append(left, mine.sum()), np.append(needed, need)
+                owner[rows, columns][mine] = len(seen) - 1
+                box = (outline[0] + x, outline[1] + y, outline[2] + x, outline[3] + y)
+                items.append(_Item(label, crowd, coverage, x, y, box))
+                large += not crowd and extent > size / 4
+                break
+    return items, owner
+
+
+def _spans(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """xyxy of the true pixels, the ends exclusive."""
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+
+
+def _annotate(item: _Item, number: int, owner: NDArray[np.int16]) -> dict[str, Any]:
+    solid = item.coverage > 127
+    rows, columns, patch_rows, patch_columns = _window(len(owner), item.x, item.y, solid.shape)
+    visible = np.zeros_like(solid)
+    visible[patch_rows, patch_columns] = owner[rows, columns] == number
+    spans = _spans(visible)
+    free = spans == _spans(solid)
+    x1, y1, x2, y2 = np.where(free, item.outline, spans + np.array([item.x, item.y] * 2)).tolist()
+    return {
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": int(visible.sum()),
+        "category_id": CATEGORIES[item.label]["id"],
+        "iscrowd": int(item.crowd),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- painting
+
+
+def _pattern(rng: Rng, kind: str, height: int, width: int, period: float) -> NDArray[np.float32]:
+    """(height, width) in [0, 1], whose grain is `period` pixels, turned by any angle."""
+    if kind == "plain":
+        return np.zeros((height, width), np.float32)
+    if kind == "clouds":
+        coarse = rng.random((int(height / period) + 2, int(width / period) + 2), np.float32)
+        return np.clip(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1)
+    angle = rng.uniform(0, 2 * math.pi)
+    y, x = np.ogrid[: np.float32(height), : np.float32(width)]
+    u, v = math.cos(angle) * x + math.sin(angle) * y, math.cos(angle) * y - math.sin(angle) * x
+    if kind == "gradient":
+        return (u - u.min()) / (np.ptp(u) + 1)
+    u, v = u * (2 * math.pi / period), v * (2 * math.pi / period)
+    if kind == "stripes":
+        wave = 0.5 + 2 * np.sin(u)
+    elif kind == "checks":
+        wave = 0.5 + 3 * np.sin(u) * np.sin(v)
+    else:  # dots
+        wave = 2 * (np.cos(u) + np.cos(v)) - 1
+    return np.clip(wave, 0, 1)
+
+
+def _texture(rng: Rng, height: int, width: int, colours: NDArray[np.float32], period: float) -> NDArray[np.float32]:
+    """(height, width, 3): two colours (2, 3) mixed by a random pattern; too fine a pattern would hide the shape."""
+    kind = rng.choice(_PATTERNS if period > 4 else _PATTERNS[:2])
+    mix = _pattern(rng, kind, height, width, period)[..., None]
+    return colours[0] + mix * (colours[1] - colours[0])
+
+
+def _background(rng: Rng, size: int) -> NDArray[np.float32]:
+    """(size, size, 3): two textures of related muted colours, each seen where a coarse pattern lets it."""
+    base = rng.uniform(30, 225) + rng.uniform(-60, 60, 3)
+    layers = []
+    for _ in range(2):
+        colours = (base + rng.uniform(-40, 40, (2, 3))).astype(np.float32)
+        layers.append(_texture(rng, size, size, colours, size * math.exp(rng.uniform(-3.5, -1))))
+    between = _pattern(rng, rng.choice(["clouds", "gradient"]), size, size, size * rng.uniform(0.2, 0.6))
+    sharpness = rng.uniform(1, 8)
+    return layers[0] + np.clip(sharpness * (between[..., None] - 0.5) + 0.5, 0, 1) * (layers[1] - layers[0])
+
+
+def _colours(rng: Rng, under: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(2, 3): two related colours which stand out from most of the pixels (n, 3) that lie under the shape."""
+    candidates = rng.uniform(0, 255, (24, 3)).astype(np.float32)
+    distance = np.abs(candidates[:, None] - under) @ _LUMA
+    stands_out = np.minimum((distance > _CONTRAST).mean(1), 0.95)
+    order = np.argsort(-stands_out, kind="stable")
+    first, second = candidates[order[0]], candidates[order[1]]
+    return np.stack([first, first + np.float32(rng.uniform(0.3, 0.7)) * (second - first)])
+
+
+def _paint(rng: Rng, canvas: NDArray[np.float32], coverage: NDArray[np.uint8], x: int, y: int, period: float) -> None:
+    """Lay a textured shape on the canvas (size, size, 3), which it changes."""
+    rows, columns, patch_rows, patch_columns = _window(len(canvas), x, y, coverage.shape)
+    patch = canvas[rows, columns]
+    step = max(1, max(coverage.shape) // 16)
+    colours = _colours(rng, patch[::step, ::step].reshape(-1, 3))
+    fill = _texture(rng, *patch.shape[:2], colours, period)
+    patch += (coverage[patch_rows, patch_columns, None] / np.float32(255)) * (fill - patch)
+
+
+def _clutter(rng: Rng, size: int) -> tuple[list[Points], float]:
+    """Contours that look like objects and are none, and the width of their stroke (0: filled)."""
+    extent = math.exp(rng.uniform(math.log(14), math.log(size / 3)))
+    stroke = rng.uniform(1.2, 1.5 + extent / 25)
+    kind = rng.choice(["outline", "arc", "lines", "blob"])
+    if kind == "outline":  # of a class, with a part missing
+        (contour,) = _pose(rng, _CONTOURS[rng.choice(CLASSES)][:1], extent)
+        dense = np.concatenate([np.linspace(a, b, 12) for a, b in zip(contour, np.roll(contour, -1, 0), strict=True)])
+        kept = int(len(dense) * rng.uniform(0.35, 0.75))
+        return [np.roll(dense, rng.integers(len(dense)), 0)[:kept]], stroke
+    if kind == "arc":
+        return _pose(rng, [_arc(0, rng.uniform(1.5, 4.5))], extent), stroke
+    if kind == "lines":
+        return [rng.uniform(-extent / 2, extent / 2, (2, 2)) for _ in range(rng.integers(1, 4))], stroke
+    angle = np.linspace(0, 2 * math.pi, 96)  # a blob: too irregular for any class, too large to look like a dot
+    radius = 1 + sum(rng.uniform(0.15, 0.3) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in (2, 3, 5))
+    return _pose(rng, [_arc(0, 2 * math.pi) * np.asarray(radius)[:, None]], max(extent, 24.0)), 0.0
+
+
+def draw_scene(seed: int, index: int, size: int) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
+    """One scene, a pure function of its arguments.
+
+    Args:
+        seed: of the data set, >= 0.
+        index: of the scene in it, >= 0.
+        size: side of the image in pixels, >= 64.
+
+    Returns:
+        The image, uint8 RGB (size, size, 3), and its COCO annotations without `id` and `image_id`:
+        `bbox` xywh, floats in pixels, around what can be seen; `area`, the visible pixels; `category_id`; `iscrowd`.
+
+    Raises:
+        ValueError: `size` is less than 64, or `seed` or `index` is negative.
+    """
+    if size < 64 or seed < 0 or index < 0:
+        raise ValueError(f"seed and index must be >= 0 and size >= 64; got {seed=}, {index=}, {size=}")
+    rng = np.random.default_rng(np.random.SeedSequence([seed, index]))
+    items, owner = _layout(rng, size)
+    canvas = _background(rng, size)
+    for _ in range(rng.integers(2, 10)):
+        contours, stroke = _clutter(rng, size)
+        coverage, _ = _rasterise(rng, contours, stroke)
+        x, y = (int(v) for v in rng.integers(-np.array(coverage.shape[::-1]) // 2, size))
+        _paint(rng, canvas, coverage, x, y, max(coverage.shape) * rng.uniform(0.15, 0.4))
+    for item in items:
+        period = max(item.coverage.shape) * rng.uniform(0.2, 0.5)
+        _paint(rng, canvas, item.coverage, item.x, item.y, period)
+    canvas += (rng.random((size, size, 1), np.float32) - np.float32(0.5)) * np.float32(rng.uniform(0, 30))
+    image = np.rint(np.clip(canvas, 0, 255)).astype(np.uint8)
+    return image, [_annotate(item, number, owner) for number, item in enumerate(items, 1)]
+
+
+# -------------------------------------------------------------------------------------------------- the folder
+
+
+def _write_scene(scene: tuple[Path, int, int, int]) -> list[dict[str, Any]]:
+    path, seed, index, size = scene
+    image, annotations = draw_scene(seed, index, size)
+    _, jpeg = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    path.write_bytes(jpeg.tobytes())
+    return annotations
+
+
+def _progress(scenes: Iterable[Any], total: int, split: str) -> Iterator[Any]:
+    if sys.stderr.isatty():
+        yield from tqdm(scenes, split, total)
+        return
+    for done, scene in enumerate(scenes, 1):
+        yield scene
+        if done == total or done % math.ceil(total / 4) == 0:
+            print(f"{split}: {done} of {total} images", flush=True)
+
+
+def _check_existing(root: Path, paths: dict[str, Path], info: dict[str, Any]) -> bool:
+    """Whether the folder is complete; raise FileExistsError where it holds something else."""
+    for path in filter(Path.exists, paths.values()):
+        try:
+            found = json.loads(path.read_text())["info"]
+        except (ValueError, KeyError, TypeError):
+            found = {}
+        differing = [
+            f"{key} {found.get(key)!r} there, {info[key]!r} asked" for key in info if found.get(key) != info[key]
+        ]
+        if differing:
+            raise FileExistsError(
+                f"{path} was written with other settings ({'; '.join(differing)}). "
+                f"Write to another folder, or delete {root} first."
+            )
+    return all(path.exists() for path in paths.values())
+
+
+def write_shapes(
+    root: Path, *, train: int, val: int, size: int, seed: int = 0, processes: int | None = None
+) -> dict[str, Path]:
+    """Write `root`/{train,val}/000000.jpg ... and `root`/annotations/{train,val}.json, in COCO's format.
+
+    The bytes depend on `size` and `seed` alone, and scenes not on the counts. Annotations are written last, so where
+    they exist the images are complete, and a second call with the same settings does nothing.
+
+    Args:
+        root: the folder, made if need be.
+        train: number of training images, 1 to 1,000,000.
+        val: number of held-out images, at least 1.
+        size: side of the square images in pixels, >= 64.
+        seed: of the data set, >= 0.
+        processes: how many draw at the same time; None: as many as there are cores.
+
+    Returns:
+        The paths of the two annotation files, by split.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        FileExistsError: `root` holds annotations of other settings.
+    """
+    if not (1 <= train <= VAL_START and val >= 1 and size >= 64 and seed >= 0) or (processes or 1) < 1:
+        raise ValueError(
+            f"got {train=}, {val=}, {size=}, {seed=}, {processes=}; accepted are train 1 to {VAL_START}, val >= 1, "
+            "size >= 64, seed >= 0 and processes >= 1 (or None)"
+        )
+    root = Path(root)
+    info = {"description": "shapes, a generated data set", "version": GENERATOR_VERSION}
+    info |= {"seed": seed, "size": size, "train": train, "val": val}
+    paths = {split: root / "annotations" / f"{split}.json" for split in ("train", "val")}
+    if _check_existing(root, paths, info):
+        print(f"{root} is already complete with these settings: nothing to do")
+        return paths
+
+    processes = min(processes or os.cpu_count() or 1, train + val)
+    splits: dict[str, list[list[dict[str, Any]]]] = {}
+    with contextlib.ExitStack() as stack:
+        draw: Callable[..., Iterable[Any]] = map
+        if processes > 1:
+            pool = multiprocessing.get_context("spawn").Pool(processes, cv2.setNumThreads, (0,))
+            draw = partial(stack.enter_context(pool).imap, chunksize=8)
+        for split, count, start in (("train", train, 0), ("val", val, VAL_START)):
+            (root / split).mkdir(parents=True, exist_ok=True)
+            scenes = [(root / split / f"{i:06d}.jpg", seed, start + i, size) for i in range(count)]
+            splits[split] = list(_progress(draw(_write_scene, scenes), count, split))
+
+    for split, path in paths.items():
+        _write_json(path, _coco(splits[split], size, info))
+    return paths
+
+
+def _coco(scenes: list[list[dict[str, Any]]], size: int, info: dict[str, Any]) -> dict[str, Any]:
+    images = [
+        {"id": i, "file_name": f"{i - 1:06d}.jpg", "width": size, "height": size} for i in range(1, len(scenes) + 1)
+    ]
+    annotations = [{"image_id": i, **annotation} for i, scene in enumerate(scenes, 1) for annotation in scene]
+    annotations = [{"id": i, **annotation} for i, annotation in enumerate(annotations, 1)]
+    return {"info": info, "images": images, "annotations": annotations, "categories": list(CATEGORIES)}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all: under a temporary name, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(content))
+    temporary.replace(path)

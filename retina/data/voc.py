@@ -1,0 +1,248 @@
+"""Pascal VOC folder -> COCO dictionary, so that there is one reader and one evaluation.
+
+A VOC folder holds `Annotations/<stem>.xml`, `JPEGImages/<stem>.<any image suffix>` and
+`ImageSets/Main/<split>.txt`, one stem a line. What the conversion decides:
+
+Corners. (xmin, ymin, xmax, ymax) are taken as they are, as the corners of the box in continuous pixel
+coordinates, where pixel i covers [i, i + 1]; COCO's box is (xmin, ymin, xmax - xmin, ymax - ymin). This is
+right for the tools of today (LabelImg and its kin count from 0; LabelImg merely raises a 0 to 1). The
+original VOC counts pixels from 1 and includes the last one: its boxes begin one pixel too far right and down,
+and end where they should. Nothing in a file tells the two apart, and a pixel on two sides is less harm than a
+guess that is wrong for some folders.
+
+Difficult objects become `iscrowd: 1`, the one mark by which pycocotools neither asks for an object nor
+punishes a detection on it, which is what the VOC evaluation does with them. The overlap differs: with a crowd
+it is intersection / area of the detection, so a small detection inside of a difficult object is forgiven too.
+
+Categories are the sorted class names of all annotation files, not of the split alone, so that splits of one
+folder agree; ids count from 1. The XML's `filename` is not read: too often it is wrong or lacks its suffix.
+"""
+
+import xml.etree.ElementTree as ET
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+from PIL import Image
+
+
+def convert_voc(
+    root: Path, split: str, categories: list[str] | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """Convert one split of a VOC folder.
+
+    Args:
+        root: the folder with Annotations/, ImageSets/Main/ and JPEGImages/.
+        split: the list to follow, ImageSets/Main/<split>.txt; of a line with two columns (the class-specific
+            lists) the first is taken.
+        categories: class names in the order of their ids, which count from 1; objects of other classes are
+            left out. None takes the sorted names of all annotation files of the folder.
+
+    Returns:
+        The COCO dictionary (info, images, annotations, categories), `file_name` relative to JPEGImages/,
+        `bbox` xywh in pixels; and one line for each thing that was not taken as it stood: boxes dropped (no
+        area, or outside of the image), boxes clipped to the image, sizes corrected, objects left out, lines
+        repeated. Objects count from 1.
+
+    Raises:
+        FileNotFoundError: not a VOC folder, no such split, or a line of it without annotation or image.
+        ValueError: an annotation that cannot be read for certain, a stem with two images, or categories that
+            are empty or repeat.
+    """
+    split_file = _check_folder(root, split)
+    image_files = _find_images(root / "JPEGImages")
+    if categories is None:
+        categories = _class_names(root / "Annotations")
+    if not categories or len(set(categories)) < len(categories):
+        raise ValueError(f"{root}: categories must be one or more distinct class names, got {categories}")
+    category_ids = {name: index for index, name in enumerate(categories, start=1)}
+
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    notes: list[str] = []
+    left_out: Counter[str] = Counter()
+    for where, stem in _read_split(split_file, root / "Annotations", notes):
+        xml_file = root / "Annotations" / f"{stem}.xml"
+        if not xml_file.is_file():
+            raise FileNotFoundError(f"{where}: no annotation; looked for {xml_file}")
+        image_file = _the_image(image_files[stem], where, root / "JPEGImages" / stem)
+        xml = _parse(xml_file)
+        width, height = _image_size(xml, xml_file, image_file, notes)
+        image_id = len(images) + 1
+        images.append({"id": image_id, "file_name": image_file.name, "width": width, "height": height})
+
+        objects = xml.findall("object")  # children only: the <part>s of VOC's people have names and boxes too
+        for number, element in enumerate(objects, start=1):
+            what = f"{xml_file}: object {number} of {len(objects)}"
+            name, box, difficult = _read_object(element, what)
+            if name not in category_ids:
+                left_out[name] += 1
+                continue
+            clipped = _clip(box, width, height, f"{what} ({name!r})", notes)
+            if clipped is None:
+                continue
+            x1, y1, x2, y2 = clipped
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,  # from 1: pycocotools takes id 0 for "no match"
+                    "image_id": image_id,
+                    "category_id": category_ids[name],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": int(difficult),
+                    "segmentation": [],
+                }
+            )
+
+    for name, number in sorted(left_out.items()):
+        notes.append(f"left out: {number} objects of class {name!r}, which is not one of {categories}")
+    coco = {
+        "info": {"description": f"{root.resolve().name} {split}, converted from Pascal VOC"},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": index, "name": name} for name, index in category_ids.items()],
+    }
+    return coco, notes
+
+
+def _check_folder(root: Path, split: str) -> Path:
+    """The file of the split, or an error that says what a VOC folder is and what this one lacks."""
+    expected = [root / "Annotations", root / "ImageSets" / "Main", root / "JPEGImages"]
+    missing = [f"{path.relative_to(root)}/" for path in expected if not path.is_dir()]
+    if missing:
+        raise FileNotFoundError(
+            f"{root} is not a VOC folder: expected Annotations/ (XML files), ImageSets/Main/ (a .txt per "
+            f"split) and JPEGImages/ in it, but there is no {' and no '.join(missing)}"
+        )
+    split_file = root / "ImageSets" / "Main" / f"{split}.txt"
+    if not split_file.is_file():
+        known = ", ".join(sorted(path.stem for path in split_file.parent.glob("*.txt"))) or "none"
+        raise FileNotFoundError(f"no split {split!r}: looked for {split_file}; the splits there are: {known}")
+    return split_file
+
+
+def _read_split(split_file: Path, annotation_folder: Path, notes: list[str]) -> list[tuple[str, str]]:
+    """(where, stem) of each line; a stem may hold spaces if its annotation file exists."""
+    lines: dict[str, str] = {}
+    for number, line in enumerate(split_file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        line = line.strip()
+        if not line:
+            continue
+        stem = line if (annotation_folder / f"{line}.xml").is_file() else line.split()[0]
+        where = f"{split_file}, line {number} ({line!r})"
+        if stem in lines:
+            notes.append(f"repeated: {where}: taken once")
+        else:
+            lines[stem] = where
+    if not lines:
+        raise ValueError(f"{split_file} is empty: expected one image name per line, without suffix")
+    return [(where, stem) for stem, where in lines.items()]
+
+
+def _find_images(folder: Path) -> defaultdict[str, list[Path]]:
+    """Stem -> its image files. One listing: a search per image would be quadratic in a large folder."""
+    suffixes = Image.registered_extensions()
+    files: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in suffixes:
+            files[path.stem].append(path)
+    return files
+
+
+def _the_image(found: list[Path], where: str, wanted: Path) -> Path:
+    if not found:
+        raise FileNotFoundError(f"{where}: no image; looked for {wanted}.* (.jpg, .png or another of PIL's)")
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise ValueError(f"{where}: which image? {names} are both in {wanted.parent}; leave one")
+    return found[0]
+
+
+def _class_names(annotation_folder: Path) -> list[str]:
+    names: set[str] = set()
+    for path in sorted(annotation_folder.glob("*.xml")):
+        if path.name.startswith("."):  # "._name.xml": what a Mac leaves in archives
+            continue
+        for number, element in enumerate(_parse(path).findall("object"), start=1):
+            names.add(_text(element, "name", f"{path}: object {number}"))
+    if not names:
+        raise ValueError(f"{annotation_folder}: no object in any annotation file, so there are no categories")
+    return sorted(names)
+
+
+class _NoDoctype(ET.TreeBuilder):
+    """Refuses a DOCTYPE, before any entity of it is expanded ("billion laughs"); VOC files have none."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> NoReturn:
+        raise ValueError("has a DOCTYPE; refused, because its entities can fill the memory: remove it")
+
+
+def _parse(path: Path) -> ET.Element:
+    try:
+        root = ET.fromstring(path.read_bytes(), parser=ET.XMLParser(target=_NoDoctype()))
+    except ET.ParseError as error:
+        raise ValueError(f"{path}: not well-formed XML: {error}") from error
+    except (ValueError, LookupError) as error:  # a DOCTYPE, or an encoding that expat does not know
+        raise ValueError(f"{path}: {error}") from error
+    if root.tag != "annotation":
+        raise ValueError(
+            f"{path}: not a VOC annotation: expected <annotation> at the top, found <{root.tag}>"
+        )
+    return root
+
+
+def _text(element: ET.Element, tag: str, where: str) -> str:
+    text = (element.findtext(tag) or "").strip()
+    if not text:
+        raise ValueError(f"{where}: <{tag}> is missing or empty")
+    return text
+
+
+def _read_object(element: ET.Element, where: str) -> tuple[str, list[float], bool]:
+    """(class name, [xmin, ymin, xmax, ymax], difficult) of an <object>."""
+    box = []
+    for tag in ("xmin", "ymin", "xmax", "ymax"):
+        text = _text(element, f"bndbox/{tag}", where)
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not abs(value) < float("inf"):  # NaN fails every comparison
+            raise ValueError(f"{where}: <{tag}> is {text!r}, expected a number of pixels")
+        box.append(value)
+    difficult = (element.findtext("difficult") or "").strip().lower() in ("1", "true")
+    return _text(element, "name", where), box, difficult
+
+
+def _image_size(xml: ET.Element, xml_file: Path, image_file: Path, notes: list[str]) -> tuple[int, int]:
+    """(width, height) of the image file, which is right by definition; PIL reads its header only."""
+    with Image.open(image_file) as image:
+        width, height = image.size
+    said = tuple((xml.findtext(f"size/{side}") or "").strip() for side in ("width", "height"))
+    if said != (str(width), str(height)):
+        swapped = said == (str(height), str(width))
+        advice = " (sides swapped: were they drawn on a rotated view?)" if swapped else ""
+        notes.append(
+            f"size: {xml_file}: says {said[0] or 'no'} x {said[1] or 'no'}, taken {width} x {height} "
+            f"from {image_file.name}; the boxes stay as they are{advice}"
+        )
+    return width, height
+
+
+def _clip(box: list[float], width: int, height: int, what: str, notes: list[str]) -> list[float] | None:
+    """The part of a box (corners) inside of the image; None where nothing is left of it."""
+    if box[2] <= box[0] or box[3] <= box[1]:
+        notes.append(f"dropped: {what}, box {_show(box)}: xmax <= xmin or ymax <= ymin")
+        return None
+    limits = (width, height, width, height)
+    clipped = [min(max(value, 0.0), float(limit)) for value, limit in zip(box, limits, strict=True)]
+    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        notes.append(f"dropped: {what}, box {_show(box)}: outside of the {width} x {height} image")
+        return None
+    if clipped != box:
+        notes.append(f"clipped: {what}, box {_show(box)}: to {_show(clipped)}, the {width} x {height} image")
+    return clipped
+
+
+def _show(box: list[float]) -> str:
+    return "({})".format(", ".join(f"{value:g}" for value in box))

@@ -1,0 +1,80 @@
+"""Outputs of the network -> the boxes, scores and labels of each image.
+
+The thresholds are applied to logits: the sigmoid is monotonic, so only the few survivors ever need one, or a box.
+N images, R anchors of a level, K classes, D detections of an image.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+from retina import config as cfg
+from retina.boxes import clip_boxes_to_image, decode
+from retina.model.retinanet import Outputs
+
+
+class Detections(NamedTuple):
+    """Of one image, by falling score; boxes in pixels of the network's input."""
+
+    boxes: Tensor  # float32 (D, 4) xyxy
+    scores: Tensor  # float32 (D,)
+    labels: Tensor  # int64 (D,), 0..K-1
+
+
+@torch.no_grad()
+def detect(
+    outputs: Outputs, anchors: tuple[Tensor, ...], sizes: list[tuple[int, int]], config: cfg.Detect
+) -> list[Detections]:
+    """Paper, section 4 ("Inference"): threshold, the best candidates of each level, decode, clip, NMS class by class.
+
+    `sizes`: each image's own (height, width); boxes are clipped to it before NMS.
+    """
+    return [
+        _detect_image([x[i] for x in outputs.logits], [x[i] for x in outputs.deltas], anchors, size, config)
+        for i, size in enumerate(sizes)
+    ]
+
+
+def _detect_image(
+    logits: list[Tensor],
+    deltas: list[Tensor],
+    anchors: tuple[Tensor, ...],
+    size: tuple[int, int],
+    config: cfg.Detect,
+) -> Detections:
+    threshold = math.log(config.score_threshold / (1 - config.score_threshold))
+    boxes, kept_logits, labels = [], [], []
+    for logits_RK, deltas_R4, anchors_R4 in zip(logits, deltas, anchors, strict=True):
+        flat = logits_RK.flatten()
+        index = (flat > threshold).nonzero()[:, 0]
+        value = flat[index].float()
+        if len(index) > config.candidates:
+            value, best = value.topk(config.candidates)
+            index = index[best]
+        anchor = index // logits_RK.shape[1]
+        boxes.append(decode(deltas_R4[anchor], anchors_R4[anchor], config.max_ratio))
+        kept_logits.append(value)
+        labels.append(index % logits_RK.shape[1])
+    all_boxes = clip_boxes_to_image(torch.cat(boxes), size)
+    scores, label = torch.cat(kept_logits).sigmoid(), torch.cat(labels)
+    keep = class_nms(all_boxes, scores, label, config.nms_iou)[: config.max_detections]
+    return Detections(all_boxes[keep], scores[keep], label[keep])
+
+
+def class_nms(boxes_D4: Tensor, scores_D: Tensor, labels_D: Tensor, iou: float) -> Tensor:
+    """Indices kept by NMS within each class, by falling score; int64.
+
+    One NMS over boxes that are moved apart by class, in float64: in float32 the offset of class 90 would cost the
+    coordinates seven bits, and class by class costs one kernel a class.
+    """
+    if not len(boxes_D4):
+        return labels_D
+    apart = boxes_D4.double()
+    offset = (apart.max() + 1) * labels_D
+    keep: Tensor = nms(apart + offset[:, None], scores_D.double(), iou)
+    return keep

@@ -1,0 +1,26 @@
+"""Where tensors live and in which precision the network runs."""
+
+from __future__ import annotations
+
+import torch
+
+
+def pick_device(local_rank: int = 0) -> torch.device:
+    """This process's CUDA device where there is one, else the CPU. CUDA_VISIBLE_DEVICES= hides them."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    return torch.device("cpu")
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the hardware computes in bfloat16; emulated on the CPU it would be slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which the network runs: bfloat16 autocast or float32, from the config's `train.precision`."""
+    enabled = precision == "bf16" or (precision == "auto" and has_bf16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

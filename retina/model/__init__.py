@@ -1,0 +1,1 @@
+"""Backbone, anchors and the two heads."""

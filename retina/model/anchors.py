@@ -1,0 +1,52 @@
+"""Anchors: a few boxes of fixed sides around every cell of every level, the same for each image of a batch.
+
+R anchors of a level run over rows, then columns, then the A boxes of a cell (ratio-major: all scales of the first ratio
+first, as in torchvision and mmdetection), which is the order of the heads' outputs.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from retina.config import Anchors
+from retina.model.backbone import LEVELS
+
+
+def anchors_per_cell(config: Anchors) -> int:
+    """A, the number of anchors at one cell."""
+    return config.scales * len(config.ratios)
+
+
+@lru_cache(maxsize=64)
+def make_anchors(config: Anchors, height: int, width: int, device: torch.device) -> tuple[Tensor, ...]:
+    """One float32 (R, 4) tensor of xyxy boxes, in pixels, for each of P3..P7 of a padded `height` x `width` image.
+
+    A cell's boxes are centred `offset` strides from its corner; side = octave_base * stride * 2^(i / scales)
+    (paper, section 4, "Anchors"). The result is shared between calls: do not write into it.
+    """
+    levels = []
+    for level in LEVELS:
+        stride = 2**level
+        rows, columns = -(-height // stride), -(-width // stride)
+        step_y, step_x = (height // rows, width // columns) if config.stride == "padded" else (stride, stride)
+        y = (torch.arange(rows, dtype=torch.float32) + config.offset) * step_y
+        x = (torch.arange(columns, dtype=torch.float32) + config.offset) * step_x
+        center_y, center_x = torch.meshgrid(y, x, indexing="ij")
+        centers = torch.stack([center_x, center_y, center_x, center_y], dim=-1)
+        levels.append((centers[:, :, None, :] + _cell_boxes(config, stride)).reshape(-1, 4).to(device))
+    return tuple(levels)
+
+
+def _cell_boxes(config: Anchors, stride: int) -> Tensor:
+    """(A, 4) boxes around the origin; `quantize` gives torchvision's integer sizes and rounded corners."""
+    sizes = [config.octave_base * stride * 2 ** (i / config.scales) for i in range(config.scales)]
+    if config.quantize:
+        sizes = [int(size) for size in sizes]
+    root = torch.tensor(config.ratios).sqrt()
+    widths = ((1 / root)[:, None] * torch.tensor(sizes, dtype=torch.float32)).flatten()
+    heights = (root[:, None] * torch.tensor(sizes, dtype=torch.float32)).flatten()
+    boxes_A4 = torch.stack([-widths, -heights, widths, heights], dim=1) / 2
+    return boxes_A4.round() if config.quantize else boxes_A4

@@ -1,0 +1,93 @@
+"""torchvision's ResNet and feature pyramid, with the choices in which published RetinaNets differ.
+
+N images, C channels; the pyramid P3..P7 has strides 8..128.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+
+from retina.config import Model
+
+LEVELS = (3, 4, 5, 6, 7)
+
+
+class FrozenStatsBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm whose statistics stay as loaded while its scale and shift train (mmdetection's `norm_eval`)."""
+
+    def train(self, mode: bool = True) -> FrozenStatsBatchNorm2d:
+        return super().train(False)
+
+
+class P6P7(ExtraFPNBlock):  # type: ignore[misc]
+    """P6 by a strided convolution on C5 or P5, P7 by another on P6 (paper, section 4, footnote 2)."""
+
+    def __init__(self, c5_channels: int, channels: int, p6_from: str, relu: bool) -> None:
+        super().__init__()
+        self.from_c5, self.relu = p6_from == "c5", relu
+        self.p6 = nn.Conv2d(c5_channels if self.from_c5 else channels, channels, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        for conv in (self.p6, self.p7):
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        p6 = self.p6(x[-1] if self.from_c5 else results[-1])
+        p7 = self.p7(F.relu(p6) if self.relu else p6)
+        return [*results, p6, p7], [*names, "p6", "p7"]
+
+
+class ResNetFPN(nn.Module):
+    """(N, 3, H, W) normalised images -> [P3, ..., P7], level l of shape (N, C, ceil(H / 2^l), ceil(W / 2^l))."""
+
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        self.frozen_stages = config.frozen_stages
+        self.body: Any = torchvision.models.get_model(config.backbone, weights=None, norm_layer=_norm_layer(config))
+        width = self.body.fc.in_features
+        del self.body.fc
+        self.fpn = FeaturePyramidNetwork(
+            [width // 4, width // 2, width],
+            config.channels,
+            P6P7(width, config.channels, config.p6_from, config.relu_before_p7),
+        )
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        body = self.body
+        x = body.maxpool(body.relu(body.bn1(body.conv1(images))))
+        c3 = body.layer2(body.layer1(x))
+        c4 = body.layer3(c3)
+        c5 = body.layer4(c4)
+        return list(self.fpn(OrderedDict(c3=c3, c4=c4, c5=c5)).values())
+
+    def train(self, mode: bool = True) -> ResNetFPN:
+        """As usual, but frozen stages stay in evaluation mode: their statistics do not move."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        stages = [[self.body.conv1, self.body.bn1], *([getattr(self.body, f"layer{i}")] for i in range(1, 5))]
+        return [module for stage in stages[: self.frozen_stages + 1] for module in stage]
+
+
+def _norm_layer(config: Model) -> Callable[[int], nn.Module]:
+    layers: dict[str, Callable[[int], nn.Module]] = {
+        "frozen": partial(FrozenBatchNorm2d, eps=config.norm_eps),
+        "frozen_stats": partial(FrozenStatsBatchNorm2d, eps=config.norm_eps),
+        "batch": partial(nn.BatchNorm2d, eps=config.norm_eps),
+        "group": partial(nn.GroupNorm, 32, eps=config.norm_eps),
+    }
+    return layers[config.norm]

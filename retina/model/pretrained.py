@@ -1,0 +1,144 @@
+"""Initial weights: torchvision's ImageNet classifiers, torchvision's RetinaNets, a file of either, or our own checkpoint.
+
+The names of torchvision's RetinaNet map to ours by the one table below; a key it does not cover, or a key of ours that
+gets no value, raises.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.detection import RetinaNet_ResNet50_FPN_V2_Weights, RetinaNet_ResNet50_FPN_Weights
+
+from retina.model.retinanet import RetinaNet
+
+# torchvision's name -> ours; {} is one number. The second half are the names in the published V1 file, which is older.
+TORCHVISION_KEYS = {
+    "backbone.body.": "backbone.body.",
+    "backbone.fpn.inner_blocks.{}.0.": "backbone.fpn.inner_blocks.{}.0.",
+    "backbone.fpn.layer_blocks.{}.0.": "backbone.fpn.layer_blocks.{}.0.",
+    "backbone.fpn.extra_blocks.": "backbone.fpn.extra_blocks.",
+    "head.classification_head.conv.{}.0.": "cls_head.{}.0.",
+    "head.classification_head.conv.{}.1.": "cls_head.{}.1.",
+    "head.classification_head.cls_logits.": "cls_logits.",
+    "head.regression_head.conv.{}.0.": "box_head.{}.0.",
+    "head.regression_head.conv.{}.1.": "box_head.{}.1.",
+    "head.regression_head.bbox_reg.": "bbox_reg.",
+}
+TORCHVISION_V1_FILE_KEYS = {
+    "backbone.fpn.inner_blocks.{}.": "backbone.fpn.inner_blocks.{}.0.",
+    "backbone.fpn.layer_blocks.{}.": "backbone.fpn.layer_blocks.{}.0.",
+    **{f"head.classification_head.conv.{2 * i}.": f"cls_head.{i}.0." for i in range(4)},
+    **{f"head.regression_head.conv.{2 * i}.": f"box_head.{i}.0." for i in range(4)},
+}
+COCO_NAMES: list[str] = RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+DETECTORS = {"COCO_V1": RetinaNet_ResNet50_FPN_Weights.COCO_V1, "COCO_V2": RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1}
+
+
+class WeightsError(ValueError):
+    """Weights that do not fit the model; the message names the first keys or shapes that differ."""
+
+
+def load_pretrained(model: RetinaNet, backbone: str, source: str, names: list[str]) -> str:
+    """Put `source` into `model`, in place; returns a sentence for the log.
+
+    `source`: a weights name of torchvision's classifier `backbone` (IMAGENET1K_V1, ...), COCO_V1 or COCO_V2 for
+    torchvision's RetinaNets, or a file with the state of either. `names` are the data set's classes: those that COCO
+    has take COCO's class outputs over; if any is new, the class outputs start afresh from the prior.
+
+    Raises FileNotFoundError (what to put where), WeightsError (keys or shapes that do not fit).
+    """
+    if Path(source).is_file():
+        state = torch.load(source, map_location="cpu", weights_only=True)
+        if not all(isinstance(value, Tensor) for value in state.values()):
+            raise WeightsError(f"{source}: expected a plain state dict, found keys {', '.join(list(state)[:5])}")
+    elif source in DETECTORS:
+        state = download(DETECTORS[source])
+    else:
+        known = torchvision.models.get_model_weights(backbone)
+        if source not in known.__members__:
+            choices = ", ".join([*known.__members__, *DETECTORS])
+            raise FileNotFoundError(f"model.weights: {source!r} is no file here, and no name for {backbone}: {choices}")
+        state = download(known[source])
+    if any(key.startswith("head.") for key in state):
+        state, said = from_torchvision(state, names)
+        if "cls_logits.weight" not in state:
+            state |= {f"cls_logits.{key}": value for key, value in model.cls_logits.state_dict().items()}
+        load_exactly(model, state, source)
+        return f"weights: torchvision's RetinaNet from {source}, {said}"
+    load_exactly(model.backbone.body, {key: value for key, value in state.items() if not key.startswith("fc.")}, source)
+    return f"weights: {backbone} classifier from {source}; pyramid and heads start afresh"
+
+
+def from_torchvision(state: dict[str, Tensor], names: list[str] | None = None) -> tuple[dict[str, Tensor], str]:
+    """torchvision RetinaNet state -> our names. With `names`, only those rows of the class outputs, by COCO's names.
+
+    Without one of the names in COCO, the class outputs are left out. Raises WeightsError for a key not in the table.
+    """
+    result = {}
+    rules = [(_pattern(old), new) for old, new in (TORCHVISION_KEYS | TORCHVISION_V1_FILE_KEYS).items()]
+    for key, value in state.items():
+        for pattern, new in rules:
+            if match := pattern.match(key):
+                result[new.format(*match.groups()) + key[match.end() :]] = value
+                break
+        else:
+            raise WeightsError(f"torchvision RetinaNet: no rule for key {key!r}")
+    if names is None:
+        return result, "all class outputs kept"
+    missing = [name for name in names if name not in COCO_NAMES]
+    weight, bias = result.pop("cls_logits.weight"), result.pop("cls_logits.bias")
+    if missing:
+        return result, f"class outputs afresh ({', '.join(missing[:3])}{', ...' * (len(missing) > 3)} not in COCO)"
+    rows = torch.tensor([COCO_NAMES.index(name) for name in names])
+    per_cell = len(bias) // len(COCO_NAMES)
+    for key, value in (("weight", weight), ("bias", bias)):
+        chosen = value.reshape(per_cell, len(COCO_NAMES), *value.shape[1:])[:, rows]
+        result[f"cls_logits.{key}"] = chosen.reshape(-1, *value.shape[1:])
+    return result, f"{len(names)} of COCO's class outputs"
+
+
+def load_exactly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """`load_state_dict` in which a missing, unused or misshapen tensor raises WeightsError naming it.
+
+    BatchNorm's update counter is the one exception: frozen layers have none, and fixed momentum never reads it.
+    """
+    own = module.state_dict()
+    state = {key: value for key, value in state.items() if key in own or not key.endswith("num_batches_tracked")}
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unused = [key for key in state if key not in own]
+    misfit = [
+        f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    for what, keys in (("missing", missing), ("not used", unused), ("of another shape", misfit)):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise WeightsError(
+                f"{source}: {what}: {', '.join(keys[:3])}{more}; is it the backbone and norm of the config?"
+            )
+    module.load_state_dict(own | state)
+
+
+def download(weights: Any) -> dict[str, Tensor]:
+    """The state behind a torchvision weights enum, cached by torch; FileNotFoundError says which file to put where."""
+    try:
+        state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
+    except (URLError, ConnectionError, TimeoutError) as error:
+        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        raise FileNotFoundError(
+            f"cannot download {weights}: {error}\nFetch {weights.url} elsewhere and put it at {file}, "
+            "or give its path as model.weights=FILE, or start from scratch: model.weights=null model.norm=group"
+        ) from error
+    return state
+
+
+def _pattern(key: str) -> re.Pattern[str]:
+    return re.compile(re.escape(key).replace(r"\{\}", r"(\d+)"))

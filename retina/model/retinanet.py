@@ -1,0 +1,90 @@
+"""RetinaNet: images -> class logits and box deltas for every anchor, the same in training and evaluation.
+
+N images, R anchors of a level, K classes, A anchors a cell. Each level keeps its own outputs: with channels-last memory
+(N, A*K, H, W) is a free view as (N, R, K), and gluing the levels together would cost a copy of the largest tensors there
+are.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
+
+from retina.config import Config
+from retina.model.anchors import anchors_per_cell
+from retina.model.backbone import ResNetFPN
+
+
+class Outputs(NamedTuple):
+    """Per level P3..P7: class logits (N, R, K) and box deltas (N, R, 4), in the dtype the network ran in."""
+
+    logits: list[Tensor]
+    deltas: list[Tensor]
+
+
+class RetinaNet(nn.Module):
+    """Backbone, FPN and the two heads that all levels share (paper, section 4)."""
+
+    def __init__(self, config: Config, num_classes: int) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes: given {num_classes}, expected at least 1")
+        per_cell = anchors_per_cell(config.anchors)
+        self.num_classes = num_classes
+        self.backbone = ResNetFPN(config.model)
+        self.cls_head = _head(config)
+        self.cls_logits = _predictor(config.model.channels, per_cell * num_classes, prior_bias(config.model.prior))
+        self.box_head = _head(config)
+        self.bbox_reg = _predictor(config.model.channels, per_cell * 4, 0.0)
+
+    def forward(self, images: Tensor) -> Outputs:
+        """`images`: float (N, 3, H, W), normalised, zero outside of each image's own area."""
+        features = self.backbone(images)
+        return Outputs(
+            [_per_anchor(self.cls_logits(self.cls_head(level)), self.num_classes) for level in features],
+            [_per_anchor(self.bbox_reg(self.box_head(level)), 4) for level in features],
+        )
+
+
+def prior_bias(pi: float) -> float:
+    """The bias b with sigmoid(b) = pi: every anchor starts as foreground with probability pi (paper, section 4.1)."""
+    return -math.log((1 - pi) / pi)
+
+
+def _head(config: Config) -> nn.Sequential:
+    channels = config.model.channels
+
+    def norm(width: int) -> nn.Module:
+        return nn.GroupNorm(math.gcd(32, width), width)
+
+    layers = [
+        Conv2dNormActivation(channels, channels, norm_layer=norm if config.model.head_norm == "group" else None)
+        for _ in range(config.model.head_convs)
+    ]
+    head = nn.Sequential(*layers)
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d):
+            _init(module)
+    return head
+
+
+def _predictor(channels: int, outputs: int, bias: float) -> nn.Conv2d:
+    conv = nn.Conv2d(channels, outputs, 3, padding=1)
+    _init(conv)
+    assert conv.bias is not None
+    nn.init.constant_(conv.bias, bias)
+    return conv
+
+
+def _init(conv: nn.Conv2d) -> None:
+    nn.init.normal_(conv.weight, std=0.01)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
+def _per_anchor(x: Tensor, last: int) -> Tensor:
+    """(N, A*last, H, W) -> (N, H*W*A, last); a view where memory is channels-last."""
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, last)

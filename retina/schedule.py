@@ -1,0 +1,56 @@
+"""The learning rate as a function of the step, the optimizer, and the average of the weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from retina.config import Train
+
+
+def learning_rate(step: int, config: Train) -> float:
+    """The rate for a step counted from 0: linear warm-up, then steps (a tenth at each milestone) or a half cosine.
+
+    `config.lr` is meant for `reference_batch` images a step and scales linearly with the batch (Goyal et al. 2017).
+    """
+    peak = config.lr * config.batch_size / config.reference_batch
+    if step < config.warmup_steps:
+        return peak * (config.warmup_factor + (1 - config.warmup_factor) * step / config.warmup_steps)
+    if config.schedule == "cosine":
+        progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+        return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    passed = sum(step >= round(fraction * config.steps) for fraction in config.milestones)
+    return peak * 0.1**passed
+
+
+def build_optimizer(model: nn.Module, config: Train) -> torch.optim.Optimizer:
+    """SGD with momentum or AdamW over what trains; normalisation layers may have a weight decay of their own."""
+    norms = [m for m in model.modules() if isinstance(m, (_BatchNorm, nn.GroupNorm))]
+    norm_ids = {id(p) for norm in norms for p in norm.parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    norm_decay = config.weight_decay if config.norm_weight_decay is None else config.norm_weight_decay
+    groups = [
+        {"params": [p for p in trained if id(p) not in norm_ids], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if id(p) in norm_ids], "weight_decay": norm_decay},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, foreach=True)
+    return torch.optim.AdamW(groups, lr=config.lr, foreach=True)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move `average`'s weights and float buffers towards `model`'s; counters are copied.
+
+    Early on the decay is (1 + step) / (10 + step), so that the random start is soon forgotten.
+    """
+    decay = min(decay, (1 + step) / (10 + step))
+    new, old = model.state_dict(), average.state_dict()
+    floating = [key for key in old if old[key].is_floating_point()]
+    torch._foreach_lerp_([old[key] for key in floating], [new[key] for key in floating], 1 - decay)
+    for key in old.keys() - set(floating):
+        old[key].copy_(new[key])

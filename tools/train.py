@@ -1,0 +1,42 @@
+"""Train a detector: python tools/train.py configs/shapes.yaml [section.key=value ...] [--resume] [--print-config]."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from retina.config import fail, load_or_exit
+
+
+def main() -> int:
+    """0 after the last step or a stop by signal, 1 if the run could not go on, 2 for a usage error."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="a YAML file of configs/")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that come last")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest valid checkpoint")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    arguments = parser.parse_intermixed_args()
+    config = load_or_exit(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        print(config.to_yaml(), end="")
+        return 0
+
+    from retina.data.coco import DataError  # torch is imported only now: a usage error costs no time
+    from retina.logbook import RunError, check_folder
+    from retina.model.pretrained import WeightsError
+    from retina.train import train
+
+    try:
+        check_folder(config, arguments.resume)
+    except RunError as error:
+        fail(str(error))
+    try:
+        train(config, arguments.resume)
+    except (RunError, DataError, WeightsError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
