@@ -32,10 +32,10 @@ def assign(
 ) -> Assignment:
     """Match anchors to boxes by IoU: from `positive_iou` an object, below `negative_iou` background, else ignored.
 
-    `low_quality` decides about the best anchor of a box that reaches no threshold: "keep" lets that anchor learn its own
-    best box (Detectron, torchvision), "overwrite" gives it to the box that had no other (mmdetection), "none" drops it.
-    Anchors with half their area inside an `ignore` box are ignored unless positive; so are, with `padding: ignore`, those
-    that begin outside of the image's own `sizes` (height, width).
+    `low_quality` decides about the best anchor of a box that reaches no threshold: "keep" lets that anchor learn its
+    own best box (Detectron, torchvision), "overwrite" gives it to the box that had no other (mmdetection), "none"
+    drops it. Anchors with half their area inside an `ignore` box are ignored unless positive; so are, with
+    `padding: ignore`, those that begin outside of the image's own `sizes` (height, width).
     """
     anchors_R4 = torch.cat(anchors)
     per_image = [

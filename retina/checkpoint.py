@@ -49,10 +49,7 @@ def save(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:
 
 def load(path: Path) -> dict[str, Any]:
     """The state, on the CPU; CheckpointError for a truncated, altered or foreign file."""
-    try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: not readable as a checkpoint: {str(error).splitlines()[0]}") from None
+    payload = _read(path)
     if not isinstance(payload, dict) or "sha256" not in payload or "state" not in payload:
         raise CheckpointError(f"{path}: not a checkpoint of this project (no checksum inside)")
     if payload.get("format") != FORMAT:
@@ -66,6 +63,12 @@ def load(path: Path) -> dict[str, Any]:
 def save_last(run: Path, state: dict[str, Any]) -> None:
     """`state` becomes last.pt, and what was last.pt previous.pt; at every instant one of the two is whole."""
     save(run / LAST, state, keep=run / PREVIOUS)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether the file is one of ours, damaged or not, rather than weights of another framework."""
+    payload = _read(path)
+    return isinstance(payload, dict) and "sha256" in payload
 
 
 def load_newest(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
@@ -102,6 +105,13 @@ def write_text(path: Path, text: str) -> None:
     """A small file, whole or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: not readable as a checkpoint: {str(error).splitlines()[0]}") from None
 
 
 def _fsync(path: Path) -> None:

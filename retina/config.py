@@ -180,7 +180,8 @@ class Config(Section):
     def _batch_divides(self) -> Self:
         if self.train.batch_size % self.train.accumulate:
             raise ValueError(
-                f"train.batch_size {self.train.batch_size} is not a multiple of train.accumulate {self.train.accumulate}"
+                f"train.batch_size {self.train.batch_size} is not a multiple of "
+                f"train.accumulate {self.train.accumulate}"
             )
         return self
 
@@ -294,13 +295,14 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
 
 def _explain(error: Any, origin: dict[str, str], path: Path) -> str:
     """One pydantic error as a sentence with its place: "file: key: given value, what is accepted"."""
-    parts = [str(part) for part in error["loc"] if isinstance(part, str)]
-    key = ".".join(part for part in parts if not part.startswith(("function-", "constrained", "literal")))
-    while key and key not in _known_keys() and "." in key and key not in dict.fromkeys(Config.model_fields):
-        key = key.rpartition(".")[0]
-    source = origin.get(key, str(path))
+    known = _known_keys()
+    parts = [part for part in error["loc"] if isinstance(part, str)]
+    key = next((name for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in known), ".".join(parts))
+    # A check over several keys has no key of its own: the last place that set one of them is to blame.
+    source = next((place for name, place in reversed(origin.items()) if name.startswith(key)), str(path))
     given = "" if isinstance(error["input"], (dict, BaseModel)) else f"given {error['input']!r}; "
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    message = message.replace("a valid tuple", "a list, for example [800]").replace("Tuple should", "the list should")
     hint = ""
     if error["type"] == "literal_error":
         choices = [str(choice) for choice in get_args(_annotation(key)) if isinstance(choice, str)]

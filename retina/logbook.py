@@ -40,11 +40,10 @@ class RunError(RuntimeError):
 
 
 class Logbook:
-    """Opened by `open`, which refuses a folder in use; closed as a context manager."""
+    """Writes nothing before `begin`; closed as a context manager."""
 
-    def __init__(self, config: Config, rank: int, resume: bool) -> None:
+    def __init__(self, config: Config, rank: int) -> None:
         self.config, self.active, self.folder = config, rank == 0, config.run_dir
-        check_folder(config, resume)
         self.started, self.seen, self.at_start = time.perf_counter(), 0, 0
         self.unreadable: set[str] = set()
         self.writer: SummaryWriter | None = None

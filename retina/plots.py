@@ -66,7 +66,7 @@ def draw_boxes(
     if not np.isfinite(boxes).all():
         raise ValueError(f"draw_boxes: not finite: box {boxes[~np.isfinite(boxes).all(axis=1)][0].tolist()}")
 
-    image = image.convert("RGB").copy()
+    image = image.convert("RGB")  # a copy, whatever the mode
     if not number:
         return image
     draw = ImageDraw.Draw(image)
@@ -299,11 +299,10 @@ def precision_recall(curves: dict[str, list[float]]) -> Figure:
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     axes = figure.add_subplot()
     for name, values in curves.items():
-        axes.plot(np.linspace(0, 1, len(values)), values, color=class_color(name), label=name)
+        label = name if len(curves) <= MANY_CLASSES else None
+        axes.plot(np.linspace(0, 1, len(values)), values, color=class_color(name), label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     _finish(axes, "precision and recall at IoU 0.5", "nothing to measure")
-    if len(curves) > MANY_CLASSES:
-        axes.get_legend().remove()
     return figure
 
 
@@ -312,8 +311,8 @@ def _plot_losses(axes: Axes, metrics: dict[str, NDArray[np.float64]]) -> None:
     window = max(1, len(metrics["step"]) // 50)
     kernel = np.ones(window) / window
     for name, color in (("loss", "#222222"), ("loss_cls", PALETTE[4]), ("loss_box", PALETTE[5])):
-        drawable = np.isfinite(metrics[name]) & (metrics[name] > 0)
-        steps, values = metrics["step"][drawable], metrics[name][drawable]
+        finite = np.isfinite(metrics[name])
+        steps, values = metrics["step"][finite], metrics[name][finite]
         if len(values) < window:
             continue
         mean = np.convolve(values, kernel, mode="valid")
@@ -321,7 +320,7 @@ def _plot_losses(axes: Axes, metrics: dict[str, NDArray[np.float64]]) -> None:
         if window > 1:
             axes.plot(steps, values, color=color, alpha=0.2, linewidth=0.7)
         axes.plot(middle, mean, color=color, marker="o" if len(mean) == 1 else "", label=f"{name} {mean[-1]:.3f}")
-    axes.set_yscale("log")
+    axes.set_yscale("log", nonpositive="mask")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())

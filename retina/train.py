@@ -26,7 +26,7 @@ from retina.data.coco import CocoDataset
 from retina.data.loader import Batch, train_batches
 from retina.device import autocast, pick_device
 from retina.evaluate import run_detector, score
-from retina.logbook import Logbook, RunError
+from retina.logbook import Logbook, RunError, check_folder
 from retina.model.anchors import make_anchors
 from retina.model.pretrained import load_pretrained
 from retina.model.retinanet import RetinaNet
@@ -70,7 +70,9 @@ def train_step(
             losses = detection_loss(
                 outputs, anchors[i], assignments[i], divisor_N, config.loss, config.detect.max_ratio
             )
-            (losses["loss"] * world).backward()  # DDP takes the mean over processes, this loss is a sum over them
+            torch.autograd.backward(
+                losses["loss"] * world
+            )  # DDP takes the mean over processes, this loss is a sum over them
         totals = {name: totals.get(name, 0) + loss.detach() for name, loss in losses.items()}
     if not torch.isfinite(totals["loss"]):
         named = ", ".join(f"{name} {loss.item()}" for name, loss in totals.items())
@@ -124,7 +126,8 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
     Under torchrun every process calls it. SIGTERM and Ctrl-C write a checkpoint and end cleanly.
     Raises RunError, DataError, WeightsError, FileNotFoundError; each says what to do about it.
     """
-    with _processes() as (rank, world, device), Logbook(config, rank, resume) as log, _stop_signals() as stop:
+    check_folder(config, resume)  # before the processes meet, so that none sees what another has begun
+    with _processes() as (rank, world, device), Logbook(config, rank) as log, _stop_signals() as stop:
         if config.train.batch_size % (world * config.train.accumulate):
             raise RunError(
                 f"train.batch_size {config.train.batch_size} does not divide among {world} processes "
@@ -197,8 +200,8 @@ def _start(config: Config, dataset: CocoDataset, device: torch.device, resume: b
             log.say(load_pretrained(model, config.model.backbone, config.model.weights, dataset.names))
         elif config.model.norm.startswith("frozen"):
             raise RunError(
-                f"model.norm={config.model.norm} keeps the statistics of pretrained weights, and model.weights is null; "
-                "from scratch use model.norm=batch or group and model.frozen_stages=-1"
+                f"model.norm={config.model.norm} keeps the statistics of pretrained weights, and model.weights is "
+                "null; from scratch use model.norm=batch or group and model.frozen_stages=-1"
             )
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     progress = Progress(

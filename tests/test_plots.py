@@ -28,11 +28,19 @@ def test_outline_changes_pixels_at_the_box_and_not_inside() -> None:
     # the box covers columns 50 to 250 and rows 100 to 220; the tag is above it
     for row, column in [(160, 50), (160, 250), (220, 150), (100, 200), (220, 50), (220, 250)]:
         assert tuple(drawn[row, column]) == color, (row, column)
+    for row, column in [(160, 49), (160, 251), (221, 150)]:
+        assert tuple(drawn[row, column]) != color, (row, column)
     difference = changed(Image.fromarray(drawn))
     assert not difference[106:215, 56:245].any(), "inside"
     assert not difference[:80].any() and not difference[226:].any(), "above and below"
     assert not difference[:, :44].any() and not difference[:, 256:].any(), "left and right"
     assert difference[82:99, 55:75].any(), "the tag"
+
+
+def test_box_beyond_the_image_is_closed_at_its_border() -> None:
+    drawn = draw_boxes(GREY, [[-50, 100, 900, 900]], ["dog"])
+    color = ImageColor.getrgb(class_color("dog"))
+    assert drawn.getpixel((0, 200)) == drawn.getpixel((399, 200)) == drawn.getpixel((200, 299)) == color
 
 
 def test_dashed_outline_has_gaps_but_corners() -> None:
@@ -61,7 +69,7 @@ def test_tags_are_whole_inside_and_apart() -> None:
     tag = single[rows.min() : 120, columns.min() : columns.max() + 1]  # what is above the box
     assert tag.shape[0] >= 10 and 40 < tag.shape[1] < 100
 
-    boxes = [(0, 0, 120, 60), (330, 0, 400, 60), (0, 250, 80, 300), (340, 240, 400, 300), (0, 0, 118, 58)]
+    boxes = [(0, 0, 120, 60), (330, 0, 400, 60), (0, 250, 80, 300), (380, 240, 400, 300), (0, 0, 118, 58)]
     drawn = np.asarray(draw_boxes(GREY, boxes, ["Platelets"] * 5))
     windows = np.lib.stride_tricks.sliding_window_view(drawn, tag.shape)[:, :, 0]
     candidates = np.argwhere((windows[:, :, 0, :, :] == tag[0]).all(axis=(2, 3)))
@@ -88,9 +96,9 @@ def test_no_boxes_and_wrong_lengths() -> None:
     assert not changed(draw_boxes(GREY, [], [])).any()
     assert not changed(draw_boxes(GREY, np.zeros((0, 4)), [], [])).any()
     for labels, scores, dashed in [([], None, None), (["a"], [], None), (["a"], [0.5], [True, False])]:
-        with pytest.raises(ValueError, match="1 boxes, but"):
+        with pytest.raises(ValueError, match=r"1 boxes, but"):
             draw_boxes(GREY, [[0, 0, 5, 5]], labels, scores, dashed=dashed)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match=r"not finite"):
         draw_boxes(GREY, [[0, 0, 5, float("nan")]], ["a"])
 
 
@@ -168,8 +176,11 @@ def test_threshold_and_empty_detections(scenes: Path) -> None:
 def test_images_with_several_objects_are_preferred(scenes: Path) -> None:
     """One picture of the whole set: image 5 has the most objects of two classes, and the only detection."""
     color = np.array(ImageColor.getrgb(class_color("a")))
-    right = render(scenes, count=1)[:, 700:]
-    assert (right == color).all(axis=2).sum() > 100
+    rows, columns = np.nonzero((render(scenes, count=1)[:, 680:] == color).all(axis=2))
+    # the right image begins at column 680; its 90 pixels are 640 wide; the box ends at pixel 20 + 40
+    assert columns.min() == 20 * 640 // 90
+    assert columns.max() == (20 + 40) * 640 // 90
+    assert np.ptp(rows[columns == columns.max()]) + 1 == pytest.approx(30 * 640 / 90, abs=1.5)
 
 
 def test_crowds_are_dashed(scenes: Path) -> None:
@@ -185,7 +196,7 @@ def test_detections_of_another_set_and_missing_images_are_refused(scenes: Path) 
         (scenes / "wrong.json").write_text(json.dumps([{"bbox": [0, 0, 1, 1], "score": 1.0, **wrong}]))
         with pytest.raises(ValueError, match=r"an image or a category that .*truth\.json lacks"):
             render(scenes, "wrong.json")
-    with pytest.raises(ValueError, match="nothing to show"):
+    with pytest.raises(ValueError, match=r"nothing to show"):
         render(scenes, count=0)
     (scenes / "images/5.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"5\.jpg, which .*truth\.json names"):
@@ -264,11 +275,12 @@ def test_broken_run_files_are_named(tmp_path: Path) -> None:
         plot_run(run, tmp_path / "x.png")
 
 
-def test_diverged_losses_leave_a_gap(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", 60)
+def test_a_loss_that_is_not_finite_does_not_hide_the_others(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", 0)
+    rows = [f"{step},{0.5 if step % 2 else 'nan'},inf,0,0.01,0,nan\n" for step in range(1, 151)]  # mean of 3 steps
     with (run / "metrics.csv").open("a") as file:
-        file.writelines(f"{step},nan,inf,0,0.01,0,nan\n" for step in range(61, 70))
-    picture(run)
+        file.writelines(rows)
+    assert (picture(run) == (0x22, 0x22, 0x22)).all(axis=2).sum() > 200
 
 
 def test_import_loads_neither_torch_nor_pyplot() -> None:

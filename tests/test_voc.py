@@ -25,9 +25,7 @@ def voc_object(name: str, box: tuple[object, ...], extra: str = "") -> str:
     return f"<object><name>{name}</name>{extra}{bndbox}</object>"
 
 
-def write_image(
-    root: Path, stem: str, objects: str, size: str = "<width>40</width><height>30</height>"
-) -> None:
+def write_image(root: Path, stem: str, objects: str, size: str = "<width>40</width><height>30</height>") -> None:
     """A 40 x 30 image with its annotation; the XML's `filename` is wrong on purpose."""
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -62,9 +60,7 @@ def test_boxes_ids_and_categories(tmp_path: Path) -> None:
     # "ant" is in val only: the two splits must agree on the ids all the same
     names = [{"id": 1, "name": "ant"}, {"id": 2, "name": "cat"}, {"id": 3, "name": "dog"}]
     assert coco["categories"] == names == convert_voc(tmp_path, "val")[0]["categories"]
-    assert [
-        (a["id"], a["image_id"], a["category_id"], a["bbox"], a["area"]) for a in coco["annotations"]
-    ] == [
+    assert [(a["id"], a["image_id"], a["category_id"], a["bbox"], a["area"]) for a in coco["annotations"]] == [
         (1, 2, 3, [1, 2, 10, 20], 200),
         (2, 2, 2, [3.5, 0, 36.5, 30], 1095),
     ]
@@ -72,16 +68,14 @@ def test_boxes_ids_and_categories(tmp_path: Path) -> None:
 
 
 def test_given_categories_keep_their_order_and_leave_others_out(tmp_path: Path) -> None:
-    write_image(
-        tmp_path, "a", "".join(voc_object(name, (1, 1, 9, 9)) for name in ("ant", "bee", "cat", "ant"))
-    )
+    write_image(tmp_path, "a", "".join(voc_object(name, (1, 1, 9, 9)) for name in ("ant", "bee", "cat", "ant")))
     write_split(tmp_path, "train", "a")
     coco, notes = convert_voc(tmp_path, "train", ["cat", "bee", "yak"])
     assert [(c["id"], c["name"]) for c in coco["categories"]] == [(1, "cat"), (2, "bee"), (3, "yak")]
     assert [a["category_id"] for a in coco["annotations"]] == [2, 1]
     assert len(notes) == 1 and "2 objects of class 'ant'" in notes[0]
     for bad in ([], ["cat", "cat"]):
-        with pytest.raises(ValueError, match="distinct class names"):
+        with pytest.raises(ValueError, match=r"distinct class names"):
             convert_voc(tmp_path, "train", bad)
 
 
@@ -168,9 +162,7 @@ def test_parts_of_people_are_not_objects(tmp_path: Path) -> None:
 def test_missing_files_name_the_line(tmp_path: Path) -> None:
     one_image(tmp_path, voc_object("dog", (0, 0, 9, 9)))
     write_split(tmp_path, "train", "a", "ghost 1")
-    with pytest.raises(
-        FileNotFoundError, match=r"train\.txt, line 2 \('ghost 1'\): no annotation; .*ghost\.xml"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"train\.txt, line 2 \('ghost 1'\): no annotation; .*ghost\.xml"):
         convert_voc(tmp_path, "train")
     (tmp_path / "JPEGImages/a.jpg").rename(tmp_path / "JPEGImages/a.txt")
     with pytest.raises(FileNotFoundError, match=r"train\.txt, line 1 \('a'\): no image; .*JPEGImages.a\.\*"):
@@ -182,7 +174,7 @@ def test_missing_files_name_the_line(tmp_path: Path) -> None:
 
 
 def test_folder_split_and_empty_split_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="not a VOC folder: expected Annotations"):
+    with pytest.raises(FileNotFoundError, match=r"not a VOC folder: expected Annotations"):
         convert_voc(tmp_path, "train")
     one_image(tmp_path, voc_object("dog", (0, 0, 9, 9)))
     with pytest.raises(FileNotFoundError, match=r"no split 'test'.*the splits there are: train"):

@@ -17,14 +17,10 @@ from retina.data.voc import convert_voc
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Convert one split of a Pascal VOC folder to COCO JSON.")
-    parser.add_argument(
-        "root", type=Path, metavar="VOC_ROOT", help="has Annotations/, ImageSets/, JPEGImages/"
-    )
+    parser.add_argument("root", type=Path, metavar="VOC_ROOT", help="has Annotations/, ImageSets/, JPEGImages/")
     parser.add_argument("--split", required=True, help="the name of a list: ImageSets/Main/<split>.txt")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="COCO JSON to write")
-    parser.add_argument(
-        "--categories", nargs="+", metavar="NAME", help="classes to keep, in the order of their ids"
-    )
+    parser.add_argument("--categories", nargs="+", metavar="NAME", help="classes to keep, in the order of their ids")
     arguments = parser.parse_args()
     output: Path = arguments.output
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")  # the same folder: the rename is atomic

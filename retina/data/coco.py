@@ -126,7 +126,7 @@ class CocoDataset:
 
 
 def read_annotations(path: Path) -> dict[str, Any]:
-    """The JSON's dict; DataError says what is missing. `area` and `iscrowd` are filled in where a tool left them out."""
+    """The JSON's dict; DataError says what is missing. `area` and `iscrowd` are filled in where they are absent."""
     if not path.is_file():
         raise DataError(f"{path}: no such annotation file (see data/README.md for how to make or fetch each data set)")
     try:

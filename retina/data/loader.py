@@ -185,6 +185,13 @@ def _loader(samples: _Samples, batches: Iterable[list[Key]], config: Config) -> 
     )
 
 
+def frame_batch(image: NDArray[np.uint8] | Tensor, config: Data) -> Batch:
+    """A batch of one image, as `eval_view` gives it, without ground truth."""
+    height, width = image.shape[1:] if isinstance(image, Tensor) else image.shape[:2]
+    nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    return _collate([_Sample(image, nothing, Key(0, 0, *_frame([(height, width)], config)), 0, "")])
+
+
 def _collate(samples: list[_Sample]) -> Batch:
     height, width = samples[0].key.height, samples[0].key.width
     sizes = []

@@ -45,6 +45,8 @@ _PATTERNS = ("plain", "gradient", "clouds", "stripes", "checks", "dots")
 _JPEG_QUALITY = 92
 
 Points = NDArray[np.float64]  # (n, 2), x and y
+Picture = NDArray[np.float32]  # (height, width, 3), RGB, or (height, width)
+Part = tuple[slice, slice]
 Rng = np.random.Generator
 
 
@@ -56,7 +58,7 @@ class _Item(NamedTuple):
     coverage: NDArray[np.uint8]  # (h, w), 255 where the shape fills the pixel
     x: int
     y: int
-    outline: tuple[float, float, float, float]  # exact xyxy in the image, of the whole shape
+    outline: NDArray[np.float64]  # (4,), exact xyxy in the image, of the whole shape
 
 
 # ---------------------------------------------------------------------------------------------------- outlines
@@ -128,9 +130,7 @@ def _crowd(rng: Rng, contours: list[Points]) -> list[Points]:
     return placed
 
 
-def _rasterise(
-    rng: Rng, contours: list[Points], stroke: float = 0.0
-) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
+def _rasterise(rng: Rng, contours: list[Points], stroke: float = 0.0) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """Coverage (h, w) of filled contours, or of open strokes `stroke` pixels wide, and their exact xyxy in it.
 
     The sub-pixel offset is random. Drawn enlarged and averaged: OpenCV's own anti-aliasing makes shapes about 0.6 px
@@ -149,18 +149,31 @@ def _rasterise(
     else:
         cv2.fillPoly(fine, fixed, 255, cv2.LINE_8, 4)
     coverage = np.asarray(cv2.resize(fine, (int(width), int(height)), interpolation=cv2.INTER_AREA), np.uint8)
-    x1, y1, x2, y2 = (float(v) for v in (*(low + shift), *(high + shift)))
-    return coverage, (x1, y1, x2, y2)
+    return coverage, np.concatenate([low + shift, high + shift])
 
 
 # ------------------------------------------------------------------------------------------------------ layout
 
 
-def _window(size: int, x: int, y: int, shape: tuple[int, ...]) -> tuple[slice, slice, slice, slice]:
-    """Where a patch at (x, y) meets the image: rows and columns of the image, then those of the patch."""
-    top, left = max(y, 0), max(x, 0)
-    bottom, right = max(min(y + shape[0], size), top), max(min(x + shape[1], size), left)
-    return slice(top, bottom), slice(left, right), slice(top - y, bottom - y), slice(left - x, right - x)
+def _overlap(size: int, x: int, y: int, patch: NDArray[Any]) -> tuple[Part, Part]:
+    """The part of the image that a patch with its corner at (x, y) lies on, and the part of the patch that it is."""
+    left, top = max(x, 0), max(y, 0)
+    right, bottom = max(min(x + patch.shape[1], size), left), max(min(y + patch.shape[0], size), top)
+    there = slice(top, bottom), slice(left, right)
+    return there, (slice(top - y, bottom - y), slice(left - x, right - x))
+
+
+def _positions(rng: Rng, size: int, patch: NDArray[Any], items: list[_Item]) -> Iterator[tuple[int, int]]:
+    """Where a patch might go: anywhere, and quite often where its box meets the box of another item."""
+    width_height = np.array(patch.shape[::-1])
+    for _ in range(12):
+        low, high = -width_height // 3, np.array([size, size])
+        if items and rng.random() < 0.3:
+            other = items[rng.integers(len(items))]
+            low = np.array([other.x, other.y]) - width_height
+            high = np.array([other.x, other.y]) + other.coverage.shape[::-1]
+        x, y = rng.integers(low, high)
+        yield int(x), int(y)
 
 
 def _layout(rng: Rng, size: int) -> tuple[list[_Item], NDArray[np.int16]]:
@@ -172,51 +185,45 @@ def _layout(rng: Rng, size: int) -> tuple[list[_Item], NDArray[np.int16]]:
     owner = np.zeros((size, size), np.int16)
     seen, needed = np.array([size * size]), np.array([0.0])  # visible pixels of each owner
     objects = int(rng.triangular(1, 4, 13)) if rng.random() > 0.05 else 0
-    crowd_first = [True] if objects and rng.random() < 0.06 else []
+    crowds = 1 if objects and rng.random() < 0.06 else 0
     large = 0
-    for crowd in crowd_first + [False] * objects:
+    for crowd in [True] * crowds + [False] * objects:
         label = int(rng.choice(len(CLASSES), p=_FREQUENCY))
         contours = _CONTOURS[CLASSES[label]]
         longest = size / (4 if large == 2 else 2)
-        extent = math.exp(rng.uniform(math.log(SMALLEST), math.log(longest)))
+        # On a log scale, the whole range is there and most objects are neither tiny nor huge.
+        extent = math.exp(rng.triangular(math.log(SMALLEST), math.log(size / 6), math.log(longest)))
         coverage, outline = _rasterise(rng, _crowd(rng, contours) if crowd else _pose(rng, contours, extent))
         solid = coverage > 127
         # Tiny shapes need nearly all of their pixels to be told apart.
         need = solid.sum() * (0.8 if crowd else np.interp(extent, [SMALLEST, 48], [0.95, 0.5]))
-        for _ in range(12):
-            low, high = -np.array(solid.shape[::-1]) // 3, np.array([size, size])
-            if items and rng.random() < 0.3:  # where its box meets that of another one
-                other = items[rng.integers(len(items))]
-                low = np.array([other.x, other.y]) - solid.shape[::-1]
-                high = np.array([other.x, other.y]) + other.coverage.shape[::-1]
-            x, y = (int(v) for v in rng.integers(low, high))
-            rows, columns, patch_rows, patch_columns = _window(size, x, y, solid.shape)
-            mine = solid[patch_rows, patch_columns]
-            left = seen - np.bincount(owner[rows, columns][mine], minlength=len(seen))
+        for x, y in _positions(rng, size, solid, items):
+            there, here = _overlap(size, x, y, solid)
+            mine = solid[here]
+            left = seen - np.bincount(owner[there][mine], minlength=len(seen))
             if mine.sum() >= need and np.all(left >= needed):
+                items.append(_Item(label, crowd, coverage, x, y, outline + np.array([x, y, x, y])))
+                owner[there][mine] = len(items)
                 seen, needed = np.append(left, mine.sum()), np.append(needed, need)
-                owner[rows, columns][mine] = len(seen) - 1
-                box = (outline[0] + x, outline[1] + y, outline[2] + x, outline[3] + y)
-                items.append(_Item(label, crowd, coverage, x, y, box))
                 large += not crowd and extent > size / 4
                 break
     return items, owner
 
 
-def _spans(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """xyxy of the true pixels, the ends exclusive."""
+def _ends(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """xyxy of the true pixels, from the first pixel's near edge to the last one's far edge."""
     columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
 
 def _annotate(item: _Item, number: int, owner: NDArray[np.int16]) -> dict[str, Any]:
     solid = item.coverage > 127
-    rows, columns, patch_rows, patch_columns = _window(len(owner), item.x, item.y, solid.shape)
+    there, here = _overlap(len(owner), item.x, item.y, solid)
     visible = np.zeros_like(solid)
-    visible[patch_rows, patch_columns] = owner[rows, columns] == number
-    spans = _spans(visible)
-    free = spans == _spans(solid)
-    x1, y1, x2, y2 = np.where(free, item.outline, spans + np.array([item.x, item.y] * 2)).tolist()
+    visible[here] = owner[there] == number
+    free = _ends(visible) == _ends(solid)
+    sides = np.where(free, item.outline, _ends(visible) + np.array([item.x, item.y] * 2))
+    x1, y1, x2, y2 = sides.clip(0, len(owner)).tolist()
     return {
         "bbox": [x1, y1, x2 - x1, y2 - y1],
         "area": int(visible.sum()),
@@ -228,84 +235,92 @@ def _annotate(item: _Item, number: int, owner: NDArray[np.int16]) -> dict[str, A
 # ---------------------------------------------------------------------------------------------------- painting
 
 
-def _pattern(rng: Rng, kind: str, height: int, width: int, period: float) -> NDArray[np.float32]:
+def _pattern(rng: Rng, kind: str, height: int, width: int, period: float) -> Picture:
     """(height, width) in [0, 1], whose grain is `period` pixels, turned by any angle."""
-    if kind == "plain":
-        return np.zeros((height, width), np.float32)
     if kind == "clouds":
         coarse = rng.random((int(height / period) + 2, int(width / period) + 2), np.float32)
-        return np.clip(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1)
+        return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), np.float32).clip(0, 1)
     angle = rng.uniform(0, 2 * math.pi)
-    y, x = np.ogrid[: np.float32(height), : np.float32(width)]
-    u, v = math.cos(angle) * x + math.sin(angle) * y, math.cos(angle) * y - math.sin(angle) * x
-    if kind == "gradient":
-        return (u - u.min()) / (np.ptp(u) + 1)
-    u, v = u * (2 * math.pi / period), v * (2 * math.pi / period)
-    if kind == "stripes":
-        wave = 0.5 + 2 * np.sin(u)
-    elif kind == "checks":
-        wave = 0.5 + 3 * np.sin(u) * np.sin(v)
-    else:  # dots
-        wave = 2 * (np.cos(u) + np.cos(v)) - 1
-    return np.clip(wave, 0, 1)
+    cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
+    x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
+    u, v = cos * x + sin * y, cos * y - sin * x
+    turn = np.float32(2 * math.pi / period)
+    match kind:
+        case "plain":
+            mix = np.zeros_like(u)
+        case "gradient":
+            mix = (u - u.min()) / (np.ptp(u) + 1)
+        case "stripes":
+            mix = 0.5 + 2 * np.sin(turn * u)
+        case "checks":
+            mix = 0.5 + 3 * np.sin(turn * u) * np.sin(turn * v)
+        case _:  # dots
+            mix = 2 * (np.cos(turn * u) + np.cos(turn * v)) - 1
+    return mix.clip(0, 1)
 
 
-def _texture(rng: Rng, height: int, width: int, colours: NDArray[np.float32], period: float) -> NDArray[np.float32]:
+def _texture(rng: Rng, height: int, width: int, colours: Picture, period: float) -> Picture:
     """(height, width, 3): two colours (2, 3) mixed by a random pattern; too fine a pattern would hide the shape."""
-    kind = rng.choice(_PATTERNS if period > 4 else _PATTERNS[:2])
-    mix = _pattern(rng, kind, height, width, period)[..., None]
-    return colours[0] + mix * (colours[1] - colours[0])
+    kind = str(rng.choice(_PATTERNS if period > 4 else _PATTERNS[:2]))
+    return _blend(colours[0], colours[1], _pattern(rng, kind, height, width, period)[..., None])
 
 
-def _background(rng: Rng, size: int) -> NDArray[np.float32]:
+def _blend(below: Picture, above: Picture, opacity: Picture) -> Picture:
+    return np.asarray(below + opacity * (above - below))
+
+
+def _background(rng: Rng, size: int) -> Picture:
     """(size, size, 3): two textures of related muted colours, each seen where a coarse pattern lets it."""
     base = rng.uniform(30, 225) + rng.uniform(-60, 60, 3)
     layers = []
     for _ in range(2):
         colours = (base + rng.uniform(-40, 40, (2, 3))).astype(np.float32)
-        layers.append(_texture(rng, size, size, colours, size * math.exp(rng.uniform(-3.5, -1))))
-    between = _pattern(rng, rng.choice(["clouds", "gradient"]), size, size, size * rng.uniform(0.2, 0.6))
-    sharpness = rng.uniform(1, 8)
-    return layers[0] + np.clip(sharpness * (between[..., None] - 0.5) + 0.5, 0, 1) * (layers[1] - layers[0])
+        layers.append(_texture(rng, size, size, colours, size * math.exp(rng.uniform(-3.5, -1.8))))
+    kind = str(rng.choice(["clouds", "gradient"]))
+    between = _pattern(rng, kind, size, size, size * rng.uniform(0.2, 0.6))[..., None]
+    opacity: Picture = np.clip(0.5 + rng.uniform(1, 8) * (between - 0.5), 0, 1)
+    return _blend(layers[0], layers[1], opacity)
 
 
-def _colours(rng: Rng, under: NDArray[np.float32]) -> NDArray[np.float32]:
+def _colours(rng: Rng, under: Picture) -> Picture:
     """(2, 3): two related colours which stand out from most of the pixels (n, 3) that lie under the shape."""
     candidates = rng.uniform(0, 255, (24, 3)).astype(np.float32)
     distance = np.abs(candidates[:, None] - under) @ _LUMA
     stands_out = np.minimum((distance > _CONTRAST).mean(1), 0.95)
-    order = np.argsort(-stands_out, kind="stable")
-    first, second = candidates[order[0]], candidates[order[1]]
-    return np.stack([first, first + np.float32(rng.uniform(0.3, 0.7)) * (second - first)])
+    first, second = candidates[np.argsort(-stands_out, kind="stable")[:2]]
+    return np.stack([first, first + rng.uniform(0.3, 0.7) * (second - first)])
 
 
-def _paint(rng: Rng, canvas: NDArray[np.float32], coverage: NDArray[np.uint8], x: int, y: int, period: float) -> None:
-    """Lay a textured shape on the canvas (size, size, 3), which it changes."""
-    rows, columns, patch_rows, patch_columns = _window(len(canvas), x, y, coverage.shape)
-    patch = canvas[rows, columns]
-    step = max(1, max(coverage.shape) // 16)
-    colours = _colours(rng, patch[::step, ::step].reshape(-1, 3))
-    fill = _texture(rng, *patch.shape[:2], colours, period)
-    patch += (coverage[patch_rows, patch_columns, None] / np.float32(255)) * (fill - patch)
+def _paint(rng: Rng, canvas: Picture, coverage: NDArray[np.uint8], x: int, y: int) -> None:
+    """Lay a textured shape on the canvas (size, size, 3), which is changed."""
+    there, here = _overlap(len(canvas), x, y, coverage)
+    under = canvas[there]
+    longer = max(coverage.shape)
+    step = max(1, longer // 16)  # a sample of the pixels is enough to choose a colour
+    colours = _colours(rng, under[::step, ::step].reshape(-1, 3))
+    fill = _texture(rng, under.shape[0], under.shape[1], colours, longer * rng.uniform(0.2, 0.5))
+    canvas[there] = _blend(under, fill, coverage[here][..., None].astype(np.float32) / np.float32(255))
 
 
 def _clutter(rng: Rng, size: int) -> tuple[list[Points], float]:
     """Contours that look like objects and are none, and the width of their stroke (0: filled)."""
     extent = math.exp(rng.uniform(math.log(14), math.log(size / 3)))
     stroke = rng.uniform(1.2, 1.5 + extent / 25)
-    kind = rng.choice(["outline", "arc", "lines", "blob"])
-    if kind == "outline":  # of a class, with a part missing
-        (contour,) = _pose(rng, _CONTOURS[rng.choice(CLASSES)][:1], extent)
-        dense = np.concatenate([np.linspace(a, b, 12) for a, b in zip(contour, np.roll(contour, -1, 0), strict=True)])
-        kept = int(len(dense) * rng.uniform(0.35, 0.75))
-        return [np.roll(dense, rng.integers(len(dense)), 0)[:kept]], stroke
-    if kind == "arc":
-        return _pose(rng, [_arc(0, rng.uniform(1.5, 4.5))], extent), stroke
-    if kind == "lines":
-        return [rng.uniform(-extent / 2, extent / 2, (2, 2)) for _ in range(rng.integers(1, 4))], stroke
-    angle = np.linspace(0, 2 * math.pi, 96)  # a blob: too irregular for any class, too large to look like a dot
-    radius = 1 + sum(rng.uniform(0.15, 0.3) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in (2, 3, 5))
-    return _pose(rng, [_arc(0, 2 * math.pi) * np.asarray(radius)[:, None]], max(extent, 24.0)), 0.0
+    match rng.choice(["outline", "arc", "lines", "blob"]):
+        case "outline":  # of a class, with a part missing
+            (corners,) = _pose(rng, _CONTOURS[rng.choice(CLASSES)][:1], extent)
+            ahead = np.roll(corners, -1, axis=0)
+            path = np.linspace(corners, ahead, 12, endpoint=False, axis=1).reshape(-1, 2)
+            kept = int(len(path) * rng.uniform(0.35, 0.75))
+            return [np.roll(path, rng.integers(len(path)), axis=0)[:kept]], stroke
+        case "arc":
+            return _pose(rng, [_arc(0, rng.uniform(1.5, 4.5))], extent), stroke
+        case "lines":
+            return [rng.uniform(-extent / 2, extent / 2, (2, 2)) for _ in range(rng.integers(1, 4))], stroke
+        case _:  # a blob, too irregular for any class and too large to look like a dot
+            angle = np.linspace(0, 2 * math.pi, 96)[:, None]
+            waves = [rng.uniform(0.15, 0.3) * np.cos(k * angle + rng.uniform(0, 2 * math.pi)) for k in (2, 3, 5)]
+            return _pose(rng, [_arc(0, 2 * math.pi) * (1 + sum(waves))], max(extent, 24.0)), 0.0
 
 
 def draw_scene(seed: int, index: int, size: int) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
@@ -331,12 +346,12 @@ def draw_scene(seed: int, index: int, size: int) -> tuple[NDArray[np.uint8], lis
     for _ in range(rng.integers(2, 10)):
         contours, stroke = _clutter(rng, size)
         coverage, _ = _rasterise(rng, contours, stroke)
-        x, y = (int(v) for v in rng.integers(-np.array(coverage.shape[::-1]) // 2, size))
-        _paint(rng, canvas, coverage, x, y, max(coverage.shape) * rng.uniform(0.15, 0.4))
+        # All of it in the image: a blob cut off by the border could be taken for a circle.
+        height, width = coverage.shape
+        _paint(rng, canvas, coverage, *rng.integers(0, [max(1, size - width), max(1, size - height)]).tolist())
     for item in items:
-        period = max(item.coverage.shape) * rng.uniform(0.2, 0.5)
-        _paint(rng, canvas, item.coverage, item.x, item.y, period)
-    canvas += (rng.random((size, size, 1), np.float32) - np.float32(0.5)) * np.float32(rng.uniform(0, 30))
+        _paint(rng, canvas, item.coverage, item.x, item.y)
+    canvas += (rng.random((size, size, 1), np.float32) - 0.5) * rng.uniform(0, 30)  # grain
     image = np.rint(np.clip(canvas, 0, 255)).astype(np.uint8)
     return image, [_annotate(item, number, owner) for number, item in enumerate(items, 1)]
 
@@ -403,10 +418,11 @@ def write_shapes(
         ValueError: an argument is out of its range.
         FileExistsError: `root` holds annotations of other settings.
     """
-    if not (1 <= train <= VAL_START and val >= 1 and size >= 64 and seed >= 0) or (processes or 1) < 1:
+    processes = os.cpu_count() or 1 if processes is None else processes
+    if not (1 <= train <= VAL_START and val >= 1 and size >= 64 and seed >= 0 and processes >= 1):
         raise ValueError(
             f"got {train=}, {val=}, {size=}, {seed=}, {processes=}; accepted are train 1 to {VAL_START}, val >= 1, "
-            "size >= 64, seed >= 0 and processes >= 1 (or None)"
+            "size >= 64, seed >= 0, processes >= 1"
         )
     root = Path(root)
     info = {"description": "shapes, a generated data set", "version": GENERATOR_VERSION}
@@ -416,11 +432,10 @@ def write_shapes(
         print(f"{root} is already complete with these settings: nothing to do")
         return paths
 
-    processes = min(processes or os.cpu_count() or 1, train + val)
     splits: dict[str, list[list[dict[str, Any]]]] = {}
     with contextlib.ExitStack() as stack:
         draw: Callable[..., Iterable[Any]] = map
-        if processes > 1:
+        if processes > 1:  # spawn, since a fork copies locks that other threads hold; one OpenCV thread in each
             pool = multiprocessing.get_context("spawn").Pool(processes, cv2.setNumThreads, (0,))
             draw = partial(stack.enter_context(pool).imap, chunksize=8)
         for split, count, start in (("train", train, 0), ("val", val, VAL_START)):

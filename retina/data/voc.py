@@ -26,9 +26,7 @@ from typing import Any, NoReturn
 from PIL import Image
 
 
-def convert_voc(
-    root: Path, split: str, categories: list[str] | None = None
-) -> tuple[dict[str, Any], list[str]]:
+def convert_voc(root: Path, split: str, categories: list[str] | None = None) -> tuple[dict[str, Any], list[str]]:
     """Convert one split of a VOC folder.
 
     Args:
@@ -185,9 +183,7 @@ def _parse(path: Path) -> ET.Element:
     except (ValueError, LookupError) as error:  # a DOCTYPE, or an encoding that expat does not know
         raise ValueError(f"{path}: {error}") from error
     if root.tag != "annotation":
-        raise ValueError(
-            f"{path}: not a VOC annotation: expected <annotation> at the top, found <{root.tag}>"
-        )
+        raise ValueError(f"{path}: not a VOC annotation: expected <annotation> at the top, found <{root.tag}>")
     return root
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 def smooth_l1_loss(deltas_R4: Tensor, targets_R4: Tensor, beta: float) -> Tensor:
-    """Sum over the four coordinates of Fast R-CNN's smooth L1 (Girshick 2015, eq. 3) with its corner at `beta`; (R,)."""
+    """Fast R-CNN's smooth L1 (Girshick 2015, eq. 3) with its corner at `beta`, summed over the coordinates; (R,)."""
     return F.smooth_l1_loss(deltas_R4, targets_R4, beta=beta, reduction="none").sum(dim=-1)
 
 

@@ -63,8 +63,9 @@ def sigmoid_focal_loss(
         alpha: weight of the positive class, 1 - alpha of the negative one; None is no weighting.
         gamma: focusing parameter, at least 0; 0 is the (alpha-balanced) cross entropy.
         weight: a factor for each row, shape `logits.shape[:-1]`, or for each element, `logits.shape`.
-        reduction: "none" keeps `logits.shape`, "sum" adds everything, "mean" divides by the number of elements, or by
-            `avg_factor` where it is given (the number of positive anchors, in a detector).
+        reduction: "none" keeps `logits.shape`, "sum" adds everything, "mean" divides by the number of elements.
+        avg_factor: what "mean" divides by instead (the number of positive anchors, in a detector).
+        ignore_index: the integer target that is left out.
         impl: which path; see the top of this file.
 
     Returns: float32 (float64 for float64 logits): a scalar, or `logits.shape` for "none".

@@ -90,5 +90,5 @@ def _focal_terms(x_t: Tensor, gamma: float, alpha_t: float) -> tuple[Tensor, Ten
         factor = torch.exp(F.softplus(x_t).mul_(-gamma))
     factor *= alpha_t
     loss = factor * cross_entropy
-    slope = cross_entropy.mul_(gamma).mul_(1 - miss).add_(miss).mul_(factor).neg_()
+    slope = cross_entropy.mul_(gamma).mul_(torch.sigmoid(x_t)).add_(miss).mul_(factor).neg_()
     return loss, slope

@@ -51,7 +51,6 @@ class ResNetFPN(nn.Module):
 
     def __init__(self, config: Model) -> None:
         super().__init__()
-        self.frozen_stages = config.frozen_stages
         self.body: Any = torchvision.models.get_model(config.backbone, weights=None, norm_layer=_norm_layer(config))
         width = self.body.fc.in_features
         del self.body.fc
@@ -60,8 +59,9 @@ class ResNetFPN(nn.Module):
             config.channels,
             P6P7(width, config.channels, config.p6_from, config.relu_before_p7),
         )
-        for module in self._frozen_modules():
-            module.requires_grad_(False)
+        stages = [[self.body.conv1, self.body.bn1], *([getattr(self.body, f"layer{i}")] for i in range(1, 5))]
+        for module in (module for stage in stages[: config.frozen_stages + 1] for module in stage):
+            module.requires_grad_(False)  # weights only: live BatchNorm keeps its statistics, as in torchvision
 
     def forward(self, images: Tensor) -> list[Tensor]:
         body = self.body
@@ -70,17 +70,6 @@ class ResNetFPN(nn.Module):
         c4 = body.layer3(c3)
         c5 = body.layer4(c4)
         return list(self.fpn(OrderedDict(c3=c3, c4=c4, c5=c5)).values())
-
-    def train(self, mode: bool = True) -> ResNetFPN:
-        """As usual, but frozen stages stay in evaluation mode: their statistics do not move."""
-        super().train(mode)
-        for module in self._frozen_modules():
-            module.eval()
-        return self
-
-    def _frozen_modules(self) -> list[nn.Module]:
-        stages = [[self.body.conv1, self.body.bn1], *([getattr(self.body, f"layer{i}")] for i in range(1, 5))]
-        return [module for stage in stages[: self.frozen_stages + 1] for module in stage]
 
 
 def _norm_layer(config: Model) -> Callable[[int], nn.Module]:

@@ -1,4 +1,4 @@
-"""Initial weights: torchvision's ImageNet classifiers, torchvision's RetinaNets, a file of either, or our own checkpoint.
+"""Initial weights: torchvision's ImageNet classifiers, torchvision's RetinaNets, or a file of either.
 
 The names of torchvision's RetinaNet map to ours by the one table below; a key it does not cover, or a key of ours that
 gets no value, raises.

@@ -1,7 +1,7 @@
 """RetinaNet: images -> class logits and box deltas for every anchor, the same in training and evaluation.
 
-N images, R anchors of a level, K classes, A anchors a cell. Each level keeps its own outputs: with channels-last memory
-(N, A*K, H, W) is a free view as (N, R, K), and gluing the levels together would cost a copy of the largest tensors there
+N images, R anchors of a level, K classes, A anchors a cell. Each level keeps its own outputs: with channels-last
+memory (N, A*K, H, W) is a free view as (N, R, K), and gluing the levels together would copy the largest tensors there
 are.
 """
 

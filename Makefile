@@ -1,0 +1,36 @@
+# make demo   from a bare machine to a COCO table and pictures        make check  what CI runs: lint, types, tests
+# make test   the test suite                                          make gpu    the figures of a CUDA card
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+BIN := .venv/bin
+
+.PHONY: demo test lint check gpu
+demo: .venv/ready data/shapes/annotations/val.json
+	$(BIN)/python tools/train.py configs/shapes.yaml --resume
+	$(BIN)/python tools/eval.py configs/shapes.yaml
+	$(BIN)/python tools/plot.py configs/shapes.yaml
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	@! grep -rnE 'torch\.load\(' --include='*.py' retina tools benchmarks tests | grep -v 'weights_only=True' \
+		|| { echo 'torch.load without weights_only=True runs code from files'; exit 1; }
+
+check: lint test
+
+gpu:
+	bash benchmarks/gpu.sh
+
+data/shapes/annotations/val.json: | .venv/ready
+	$(BIN)/python tools/make_shapes.py --output data/shapes
+
+# Both packages from one index in one call: a torch of another origin cannot load torchvision.
+.venv/ready: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; give it as PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c $(CONSTRAINTS)
+	touch $@

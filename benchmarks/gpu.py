@@ -1,0 +1,129 @@
+"""The figures of a CUDA card, in one file: speed beside torchvision, a timed training and its AP, where a step goes.
+
+    python benchmarks/gpu.py [--seconds 300] [--output docs/results/gpu.md]        (make gpu runs it, after the CUDA tests)
+
+1. training and inference of R50-FPN at 640x640, batch 16, beside torchvision's RetinaNet in the same run (speed.py);
+2. configs/gpu.yaml, with as many steps as fit into `--seconds` at the speed just measured, and its evaluation;
+3. the share of a training step's device time that is not convolution, by torch.profiler.
+Without a card it says so and stops, unless --device cpu asks for a rehearsal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import io
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import speed
+import torch
+import torchvision
+from torch.profiler import ProfilerActivity, profile
+
+from retina.config import Config, load
+from retina.data.coco import CocoDataset
+from retina.data.loader import train_batches
+from retina.device import pick_device
+from retina.evaluate import table
+from retina.model.retinanet import RetinaNet
+from retina.schedule import build_optimizer
+from retina.train import train, train_step
+
+WARM_UP, PROFILED = 5, 5
+
+
+def main() -> int:
+    """0 with the results file written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to configs/gpu.yaml")
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/gpu.md"))
+    arguments = parser.parse_intermixed_args()
+    device = pick_device()
+    if device.type != arguments.device:
+        sys.exit(f"this machine offers {device.type}, not {arguments.device}")
+    torch.set_float32_matmul_precision("high")
+    card = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
+    with tempfile.TemporaryDirectory() as folder:
+        config = load("configs/gpu.yaml", [f"output_dir={folder}/run", *arguments.overrides])
+        per_second, speed_table = measure_speed(config)
+        steps = max(10, int(arguments.seconds * per_second / config.train.batch_size))
+        config = load("configs/gpu.yaml", [f"output_dir={folder}/run", *arguments.overrides, f"train.steps={steps}"])
+        shares = step_shares(config, device)
+        start = time.perf_counter()
+        metrics = train(config)
+        seconds = time.perf_counter() - start
+    images = steps * config.train.batch_size
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    lines = [
+        "# On a GPU",
+        "",
+        f"`make gpu` at {commit or 'an unknown commit'}, {datetime.date.today()}: {card}, torch {torch.__version__}, "
+        f"torchvision {torchvision.__version__}, Python {platform.python_version()}.",
+        "",
+        "## Speed beside torchvision, same run",
+        f"```\n{speed_table}```",
+        "## Training from scratch on generated images",
+        f"`configs/gpu.yaml`, {steps} steps: {seconds:.0f} s with start, loading, evaluation and checkpoints; "
+        f"{images / seconds:.1f} images/s over all of it.",
+        f"```\n{table(metrics)}\n```",
+        "## Where the time of a step goes",
+        *(f"- {name}: {100 * share:.1f} %" for name, share in shares.items()),
+        "",
+    ]
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text("\n".join(lines), encoding="utf-8")
+    print("\n".join(lines), arguments.output, sep="\n")
+    return 0
+
+
+def measure_speed(config: Config) -> tuple[float, str]:
+    """Our training images/s, and what speed.py printed."""
+    side = str(config.data.short_side[0])
+    command = ["speed.py", "--backbone", config.model.backbone, "--size", side, side]
+    sys.argv = [*command, "--batch", str(config.train.batch_size)]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        speeds = speed.main()
+    print(printed.getvalue())
+    return speeds["training"], printed.getvalue()
+
+
+def step_shares(config: Config, device: torch.device) -> dict[str, float]:
+    """Share of the device's time in convolutions, and in the largest other operators, over a few training steps."""
+    dataset = CocoDataset(config.data.train_annotations, config.data.train_images)
+    model = RetinaNet(config, dataset.num_classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(model, config.train)
+    average = torch.tensor(100.0, device=device)
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    batches = train_batches(dataset, config, 0)
+
+    def steps(count: int) -> None:
+        for step in range(count):
+            batch = [part.to(device) for part in next(batches)]
+            train_step(model, optimizer, batch, dataset.num_classes, average, config, step)
+
+    steps(WARM_UP)
+    with profile(activities=activities) as prof:
+        steps(PROFILED)
+    times: dict[str, float] = defaultdict(float)
+    for event in prof.key_averages():
+        own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+        if event.key.startswith("aten::") or device.type == "cpu":
+            times["convolution" if "conv" in event.key else event.key] += own
+    total = sum(times.values())
+    largest = sorted((name for name in times if name != "convolution"), key=lambda name: -times[name])[:8]
+    shares = {"convolution": times["convolution"] / total, "all that is not": 1 - times["convolution"] / total}
+    return shares | {f"  of it {name}": times[name] / total for name in largest}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# make gpu: the CUDA tests and the figures of a card, on any machine that has torch, torchvision and CUDA.
+# Where nothing can be installed, put wheels of the missing packages into wheels/ (pycocotools, albumentations, albucore,
+# simsimd, stringzilla, omegaconf, pydantic, pydantic-core, ...): they are unpacked beside the checkout, not installed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-$(test -x .venv/bin/python && echo .venv/bin/python || echo python3)}
+if compgen -G 'wheels/*.whl' > /dev/null; then
+    site=$(mktemp -d)
+    "$python" -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$site" wheels/*.whl
+    export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
+fi
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+"$python" -c 'import torch; assert torch.cuda.is_available(), "no CUDA device here: make gpu needs one"'
+"$python" -m pytest tests/test_cuda.py
+"$python" tools/make_shapes.py --output data/shapes640 --size 640 --train 2000 --val 250
+"$python" benchmarks/gpu.py "$@"

@@ -1,0 +1,185 @@
+"""Images a second, side by side with torchvision's own RetinaNet in the same run.
+
+    python benchmarks/speed.py                               R18-FPN at 320x240, batch 8: two CPU cores
+    python benchmarks/speed.py --backbone resnet50 --size 800 1344 --batch 16       a CUDA card
+
+Same backbone, FPN and head width (256), images, batch, boxes and optimizer. torchvision runs as its users run it
+(float32, eager; with --peer-bf16 under autocast), ours as `tools/train.py` does. Rounds alternate between the two and
+the ratio is the median over rounds, so that a machine whose speed drifts does not favour one. For inference both carry
+the same weights, through the key table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torchvision
+from torch import Tensor
+from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from retina.config import Config, Model, Train
+from retina.data.loader import Batch, Target
+from retina.detect import detect
+from retina.device import autocast, pick_device
+from retina.model.anchors import make_anchors
+from retina.model.pretrained import from_torchvision, load_exactly
+from retina.model.retinanet import RetinaNet
+from retina.schedule import build_optimizer
+from retina.train import train_step
+
+CLASSES, BOXES = 80, 8
+
+
+def main() -> dict[str, float]:
+    """Print a table: images/s of each, median ratio and its range. Returns our images/s."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--size", type=int, nargs=2, default=(240, 320), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--peer-bf16", action="store_true", help="torchvision under bf16 autocast too")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of our network")
+    arguments = parser.parse_args()
+    device = pick_device()
+    config = Config(
+        model=Model(backbone=arguments.backbone, weights=None, norm="batch", frozen_stages=-1),
+        train=Train(batch_size=arguments.batch, lr=1e-3, compile=arguments.compile),
+    )
+    height, width = arguments.size
+    print(
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}, {torch.get_num_threads()} threads, {device}"
+    )
+    print(f"{arguments.backbone}-FPN, {width}x{height}, batch {arguments.batch}, {arguments.rounds} rounds\n")
+
+    torch.manual_seed(0)
+    ours = RetinaNet(config, CLASSES).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    theirs = peer(arguments.backbone, height, width).to(device)
+    torch.nn.init.normal_(theirs.head.classification_head.cls_logits.weight, std=0.05)  # some detections for NMS
+    load_exactly(ours, from_torchvision(theirs.state_dict())[0], "torchvision")
+    if arguments.compile:
+        ours.compile()
+    batch = make_batch(arguments.batch, height, width).to(device)
+    speeds = {}
+    print(f"{'':10} {'torchvision':>14} {'retina':>14} {'ratio':>8}")
+    for name, a, b in (
+        ("training", their_step(theirs, batch, device, arguments.peer_bf16), our_step(ours, batch, config, device)),
+        ("inference", their_eval(theirs, batch, device, arguments.peer_bf16), our_eval(ours, batch, config, device)),
+    ):
+        speeds[name] = compare(name, a, b, arguments.batch, arguments.rounds, device)
+    return speeds
+
+
+def peer(backbone: str, height: int, width: int) -> TorchvisionRetinaNet:
+    """torchvision's RetinaNet as its own constructor makes it, on any ResNet; P6 from C5 as in ours."""
+    body = torchvision.models.get_model(backbone, weights=None)
+    extra = LastLevelP6P7(body.fc.in_features, 256)
+    features = _resnet_fpn_extractor(body, 5, returned_layers=[2, 3, 4], extra_blocks=extra)
+    return TorchvisionRetinaNet(features, CLASSES, min_size=min(height, width), max_size=max(height, width))
+
+
+def make_batch(count: int, height: int, width: int) -> Batch:
+    """Noise and random boxes; the time does not depend on what is in the pictures."""
+    generator = torch.Generator().manual_seed(0)
+    frame = (-(-height // 32) * 32, -(-width // 32) * 32)
+    images = torch.zeros(count, *frame, 3, dtype=torch.uint8)
+    images[:, :height, :width] = torch.randint(
+        0, 256, (count, height, width, 3), generator=generator, dtype=torch.uint8
+    )
+    targets = []
+    for _ in range(count):
+        corner = torch.rand(BOXES, 2, generator=generator) * torch.tensor([width * 0.6, height * 0.6])
+        side = 16 + torch.rand(BOXES, 2, generator=generator) * torch.tensor([width * 0.3, height * 0.3])
+        labels = torch.randint(0, CLASSES, (BOXES,), generator=generator)
+        targets.append(Target(torch.cat([corner, corner + side], dim=1), labels, torch.zeros(0, 4)))
+    return Batch(images.permute(0, 3, 1, 2), [(height, width)] * count, targets, list(range(count)), [])
+
+
+def our_step(model: RetinaNet, batch: Batch, config: Config, device: torch.device) -> Callable[[], None]:
+    optimizer = build_optimizer(model, config.train)
+    average = torch.tensor(100.0, device=device)
+
+    def step() -> None:
+        model.train()
+        train_step(model, optimizer, [batch], CLASSES, average, config, step=0)
+
+    return step
+
+
+def their_step(model: TorchvisionRetinaNet, batch: Batch, device: torch.device, bf16: bool) -> Callable[[], None]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    images = as_list(batch)
+    targets = [{"boxes": target.boxes, "labels": target.labels} for target in batch.targets]
+
+    def step() -> None:
+        model.train()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            loss = sum(model(images, targets).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def our_eval(model: RetinaNet, batch: Batch, config: Config, device: torch.device) -> Callable[[], None]:
+    @torch.inference_mode()
+    def evaluate() -> None:
+        model.eval()
+        images = batch.normalized().contiguous(memory_format=torch.channels_last)
+        anchors = make_anchors(config.anchors, images.shape[2], images.shape[3], device)
+        with autocast(device, config.train.precision):
+            outputs = model(images)
+        detect(outputs, anchors, batch.sizes, config.detect)
+
+    return evaluate
+
+
+def their_eval(model: TorchvisionRetinaNet, batch: Batch, device: torch.device, bf16: bool) -> Callable[[], None]:
+    images = as_list(batch)
+    model.detections_per_img = 100
+
+    @torch.inference_mode()
+    def evaluate() -> None:
+        model.eval()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            model(images)
+
+    return evaluate
+
+
+def as_list(batch: Batch) -> list[Tensor]:
+    return [image[:, :h, :w].float() / 255 for image, (h, w) in zip(batch.images, batch.sizes, strict=True)]
+
+
+def compare(
+    name: str, theirs: Callable[[], None], ours: Callable[[], None], count: int, rounds: int, device: torch.device
+) -> float:
+    def seconds(run: Callable[[], None], repeats: int) -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / repeats
+
+    repeats = 10 if device.type == "cuda" else 1
+    for run in (theirs, ours):
+        seconds(run, 2)
+    pairs = [(seconds(theirs, repeats), seconds(ours, repeats)) for _ in range(rounds)]
+    ratios = sorted(a / b for a, b in pairs)
+    speeds = [count / statistics.median(pair[i] for pair in pairs) for i in (0, 1)]
+    print(
+        f"{name:10} {speeds[0]:8.2f} img/s {speeds[1]:8.2f} img/s {statistics.median(ratios):7.2f}x"
+        f"   ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    )
+    return speeds[1]
+
+
+if __name__ == "__main__":
+    main()

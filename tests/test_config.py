@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from retina.config import Config, ConfigError, load
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_the_papers() -> None:
+    config = Config()
+    assert (config.loss.alpha, config.loss.gamma) == (0.25, 2.0)
+    assert (config.assign.positive_iou, config.assign.negative_iou, config.model.prior) == (0.5, 0.4, 0.01)
+    assert (config.train.lr, config.train.batch_size, config.train.steps) == (0.01, 16, 90_000)
+
+
+def test_base_file_then_file_then_flags(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", "train: {lr: 0.5, steps: 7}\nloss: {gamma: 1}\n")
+    path = write(tmp_path / "mine.yaml", "base: base.yaml\ntrain: {lr: 1e-3}\n")
+    config = load(path, ["train.steps=9"])
+    assert (config.train.lr, config.train.steps, config.loss.gamma) == (0.001, 9, 1.0)
+    assert config.name == "mine" and config.run_dir == Path("runs/mine")
+
+
+def test_resolved_yaml_reads_back_equal(tmp_path: Path) -> None:
+    config = load(
+        write(tmp_path / "a.yaml", "data: {zoom: [0.5, 2], short_side: [640, 672]}\nmodel: {weights: null}\n")
+    )
+    assert load(write(tmp_path / "b.yaml", config.to_yaml())) == config
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("train.lrr=1", ["unknown key train.lrr", "did you mean train.lr?"]),
+        ("lr=1", ["unknown key lr", "did you mean train.lr?"]),
+        ("train.lr=-1", ["train.lr", "given -1", "greater than 0"]),
+        ("train.lr=nan", ["train.lr", "given 'nan'", "finite"]),
+        ("loss.gamma=.inf", ["loss.gamma", "given inf", "finite"]),
+        ("loss.alpha=1.5", ["loss.alpha", "given 1.5", "less than or equal to 1"]),
+        ("train.steps=many", ["train.steps", "given 'many'", "integer"]),
+        ("model.norm=frozn", ["model.norm", "given 'frozn'", "'batch'", "did you mean frozen?"]),
+        ("data.short_side=800", ["data.short_side", "given 800", "a list"]),
+        ("data.zoom=[2,1]", ["data.zoom", "must not be above"]),
+        ("assign.negative_iou=0.9", ["negative_iou 0.9", "positive_iou 0.5"]),
+        ("train.accumulate=3", ["train.batch_size 16", "train.accumulate 3"]),
+        ("train=3", ["train", "a section", "given 3"]),
+        ("train.lr", ["section.key=value"]),
+    ],
+)
+def test_errors_name_flag_key_value_and_what_is_accepted(tmp_path: Path, flag: str, says: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(write(tmp_path / "a.yaml", "{}"), [flag])
+    for part in [flag, *says]:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("train: {lr: 1, lr: 2}", "lr"),  # plain YAML would keep the last of two equal keys
+        ("- a\n- b", "expected"),
+        ("train: [", "not readable as YAML"),
+        ("base: nowhere.yaml", "no such configuration file"),
+        ("base: a.yaml", "circle"),
+        ("modle: {norm: batch}", "unknown key modle"),
+    ],
+)
+def test_broken_files_are_named(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as error:
+        load(write(tmp_path / "a.yaml", text))
+    assert ".yaml" in str(error.value)
+
+
+def test_config_is_frozen() -> None:
+    with pytest.raises(ValueError, match=r"frozen"):
+        Config().train.lr = 1.0  # type: ignore[misc]
+
+
+def test_config_error_exits_2_before_torch_is_imported(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "train: {lrr: 1}")
+    tool = REPOSITORY / "tools/train.py"
+    run = subprocess.run([sys.executable, "-X", "importtime", tool, path], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert f"{path}: unknown key train.lrr; did you mean train.lr?" in run.stderr
+    assert "| torch\n" not in run.stderr and "|   torch" not in run.stderr
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/**/*.yaml")), ids=lambda path: path.name)
+def test_shipped_configs_load_and_say_their_command(path: Path) -> None:
+    load(path)
+    header = path.read_text().split("\n\n")[0]
+    assert (
+        header.startswith("#") and f"python tools/train.py configs/{path.name}" in header
+    ) or "tools/eval.py" in header

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.ops import generalized_box_iou_loss
+
+from retina.assign import Assignment, assign
+from retina.boxes import encode
+from retina.config import Anchors, Assign, Loss
+from retina.criterion import advance_average, count_positives, detection_loss, normalizer
+from retina.data.loader import Target
+from retina.losses import giou_loss, l1_loss, smooth_l1_loss
+from retina.model.anchors import make_anchors
+from retina.model.retinanet import Outputs
+
+K = 4
+ANCHORS = make_anchors(Anchors(), 64, 64, torch.device("cpu"))
+
+
+def example() -> tuple[Outputs, Assignment]:
+    generator = torch.Generator().manual_seed(3)
+    logits = [torch.randn(2, len(level), K, generator=generator) for level in ANCHORS]
+    deltas = [torch.randn(2, len(level), 4, generator=generator) for level in ANCHORS]
+    boxes = torch.tensor([[4.0, 4.0, 40.0, 44.0], [20.0, 10.0, 60.0, 60.0]])
+    targets = [
+        Target(boxes, torch.tensor([1, 3]), torch.zeros(0, 4)),
+        Target(boxes[:1], torch.tensor([0]), torch.zeros(0, 4)),
+    ]
+    return Outputs(logits, deltas), assign(ANCHORS, targets, [(64, 64)] * 2, K, Assign())
+
+
+def loss(config: Loss, divisor: torch.Tensor | None = None, ratio: float = 62.5) -> dict[str, float]:
+    outputs, assignment = example()
+    divisor = torch.tensor([5.0, 5.0]) if divisor is None else divisor
+    return {k: v.item() for k, v in detection_loss(outputs, ANCHORS, assignment, divisor, config, ratio).items()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"alpha": 0.5}, {"alpha": None}, {"gamma": 1.0}, {"box": "l1"}, {"box": "giou"}, {"smooth_l1_beta": 0.5},
+     {"cls_weight": 2.0}, {"box_weight": 0.5}],
+    ids=str,
+)  # fmt: skip
+def test_every_scalar_of_the_loss_is_reachable(change: dict[str, object]) -> None:
+    base = Loss(box="smooth_l1")
+    assert loss(base.model_copy(update=change))["loss"] != pytest.approx(loss(base)["loss"], rel=1e-4)
+
+
+def test_clamp_of_sides_reaches_giou() -> None:
+    assert loss(Loss(box="giou"), ratio=1.5)["loss_box"] != loss(Loss(box="giou"))["loss_box"]
+
+
+def test_normaliser_divides_each_image() -> None:
+    whole, double = loss(Loss()), loss(Loss(), torch.tensor([10.0, 10.0]))
+    assert double["loss"] == pytest.approx(whole["loss"] / 2, rel=1e-5)
+    first, second = loss(Loss(), torch.tensor([5.0, 1e9])), loss(Loss(), torch.tensor([1e9, 5.0]))
+    assert first["loss"] + second["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+
+
+def test_normaliser_modes_by_hand() -> None:
+    positives, total, average = torch.tensor([0.0, 6.0]), torch.tensor(6.0), torch.tensor(100.0)
+    assert normalizer(positives, total, 2, average, "batch").tolist() == [6, 6]
+    assert normalizer(positives, total, 2, average, "image").tolist() == [2, 12]  # torchvision: mean over images
+    assert normalizer(positives, total, 2, average, "ema").tolist() == [100, 100]
+    assert normalizer(positives[:1], torch.tensor(0.0), 2, average, "batch").tolist() == [1]  # never 0/0
+    assert advance_average(average, total, 0.9).item() == pytest.approx(90.6)  # detectron2: .9 * 100 + .1 * 6
+    assert advance_average(average, torch.tensor(0.0), 0.9).item() == pytest.approx(90.1)
+
+
+def test_batch_without_positives_trains_on_its_negatives() -> None:
+    outputs, assignment = example()
+    logits = [level.requires_grad_() for level in outputs.logits]
+    empty = Assignment(torch.full_like(assignment.labels_NR, K), assignment.boxes_NR4)
+    assert count_positives(empty, K).tolist() == [0, 0]
+    losses = detection_loss(Outputs(logits, outputs.deltas), ANCHORS, empty, torch.ones(2), Loss(), 62.5)
+    losses["loss"].backward()
+    assert losses["loss_box"].item() == 0 and losses["loss_cls"].item() > 0
+    assert all(level.grad is not None and (level.grad > 0).all() for level in logits)  # pushed down everywhere
+
+
+def test_box_losses() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [3.0, 4.0, 9.0, 20.0], [0.0, 0.0, 5.0, 5.0]])
+    others = torch.tensor([[0.0, 0.0, 10.0, 5.0], [30.0, 4.0, 39.0, 20.0], [0.0, 0.0, 5.0, 5.0]])
+    torch.testing.assert_close(giou_loss(boxes, others), generalized_box_iou_loss(boxes, others))
+    a, b = encode(boxes, boxes), torch.tensor([[0.05, 0.0, -1.0, 0.0]]).expand(3, 4)
+    assert l1_loss(a, b).tolist() == pytest.approx([1.05] * 3)
+    # beta 0.11: quadratic 0.5 * .05^2 / .11 below it, |d| - .055 above it
+    assert smooth_l1_loss(a, b, 0.11).tolist() == pytest.approx([0.5 * 0.05**2 / 0.11 + 1 - 0.055] * 3)

@@ -1,0 +1,74 @@
+"""What only a card can show. Skipped, with the reason printed, where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from retina.assign import assign
+from retina.config import Anchors, Assign, Config, Detect, load
+from retina.data.loader import Target
+from retina.detect import detect
+from retina.losses import sigmoid_focal_loss
+from retina.model.anchors import make_anchors
+from retina.model.retinanet import RetinaNet
+from retina.train import train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_focal_loss_equals_the_cpu_in_float64(dtype: torch.dtype) -> None:
+    logits = (torch.randn(3000, 80) * 4).to(dtype)
+    labels = torch.randint(-1, 81, (3000,))
+    on_card = logits.to(CUDA).requires_grad_()
+    exact = logits.double().requires_grad_()
+    loss = sigmoid_focal_loss(on_card, labels.to(CUDA), reduction="sum")
+    expected = sigmoid_focal_loss(exact, labels, reduction="sum", impl="reference")
+    torch.testing.assert_close(loss.cpu().double(), expected, rtol=1e-5, atol=0)
+    loss.backward()
+    expected.backward()
+    assert on_card.grad is not None and exact.grad is not None
+    precise = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(on_card.grad.cpu().double(), exact.grad, rtol=precise, atol=precise / 10)
+
+
+def test_matching_and_detection_equal_the_cpus() -> None:
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(30, 2, generator=generator) * 200
+    boxes = torch.cat([corner, corner + 4 + torch.rand(30, 2, generator=generator) * 150], dim=1)
+    target = Target(boxes, torch.randint(0, 9, (30,), generator=generator), boxes[:3] + 50)
+    results = []
+    for device in (CPU, CUDA):
+        anchors = make_anchors(Anchors(), 320, 384, device)
+        moved = Target(*(part.to(device) for part in target))
+        results.append(assign(anchors, [moved], [(300, 370)], 9, Assign()))
+    assert torch.equal(results[0].labels_NR, results[1].labels_NR.cpu())
+    assert torch.equal(results[0].boxes_NR4, results[1].boxes_NR4.cpu())
+
+    torch.manual_seed(0)
+    config = Config.model_validate(
+        {"model": {"backbone": "resnet18", "weights": None, "norm": "group", "channels": 32}}
+    )
+    model = RetinaNet(config, 9).eval()
+    torch.nn.init.normal_(model.cls_logits.weight, std=0.3)
+    images = torch.randn(2, 3, 128, 160, generator=generator)
+    torch.backends.cudnn.allow_tf32 = False
+    with torch.inference_mode():
+        found = []
+        for device in (CPU, CUDA):
+            anchors = make_anchors(config.anchors, 128, 160, device)
+            found.append(detect(model.to(device)(images.to(device)), anchors, [(128, 160)] * 2, Detect()))
+    for a, b in zip(*found, strict=True):
+        assert abs(len(a.scores) - len(b.scores)) <= 1
+        torch.testing.assert_close(a.scores[:20], b.scores[:20].cpu(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_training_runs_and_resumes(tiny_yaml: Path, tmp_path: Path, precision: str) -> None:
+    flags = [f"output_dir={tmp_path}/run", f"train.precision={precision}"]
+    train(load(tiny_yaml, flags))
+    assert train(load(tiny_yaml, flags), resume=True)["AP"] is not None

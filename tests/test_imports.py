@@ -1,0 +1,74 @@
+"""The order of the layout: a file imports only what stands above it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ORDER = [
+    "config", "boxes",
+    "losses.box", "losses.focal_cpu", "losses.focal", "losses",
+    "data", "data.shapes", "data.coco", "data.voc", "data.augment", "data.loader",
+    "model", "model.backbone", "model.anchors", "model.retinanet", "model.pretrained",
+    "assign", "criterion", "detect", "device", "evaluate", "checkpoint", "plots", "logbook", "schedule", "train",
+    "predict",
+]  # fmt: skip
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT / "retina").with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in (ROOT / "retina").rglob("*.py") if path.parent.name != "__pycache__"}
+
+
+def test_every_module_has_its_place() -> None:
+    assert set(MODULES) - {"__init__"} == set(ORDER)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_only_what_stands_above(name: str) -> None:
+    above = set(ORDER[: ORDER.index(name)])
+    for target in imported(MODULES[name]):
+        if target.startswith("retina."):
+            parts = target.removeprefix("retina.")
+            assert any(parts == module or parts.startswith(f"{module}.") for module in above), (
+                f"{name} imports {target}"
+            )
+
+
+@pytest.mark.parametrize("name", [name for name in ORDER if name.startswith("losses")])
+def test_losses_stand_alone(name: str) -> None:
+    roots = {target.split(".")[0] for target in imported(MODULES[name])}
+    assert roots <= {"torch", "typing", "__future__", "retina", "math", "collections"}
+    assert all(
+        t == "retina" or t.startswith("retina.losses") for t in imported(MODULES[name]) if t.startswith("retina")
+    )
+
+
+def test_only_augment_knows_albumentations_and_plots_no_torch() -> None:
+    users = {name for name, path in MODULES.items() if any(t.startswith("albumentations") for t in imported(path))}
+    assert users == {"data.augment"}
+    assert not any(target.startswith("torch") for target in imported(MODULES["plots"]))
+
+
+def test_torch_load_is_always_safe() -> None:
+    for path in [*ROOT.glob("retina/**/*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("benchmarks/*.py")]:
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "torch.load":
+                safe = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}.get("weights_only")
+                assert safe == "True", f"{path}:{call.lineno}: torch.load without weights_only=True"

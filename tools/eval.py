@@ -1,0 +1,59 @@
+"""Evaluate a detector: python tools/eval.py CONFIG [section.key=value ...] [--checkpoint FILE] [--output DIR].
+
+Prints the twelve COCO numbers and the AP of each class, and writes metrics.json and detections.json (COCO results).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from retina.config import load_or_exit
+
+
+def main() -> int:
+    """0 with the table printed, 1 if data or weights do not fit, 2 for a usage error."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a YAML file of configs/")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that come last")
+    parser.add_argument("--checkpoint", type=Path, help="ours or torchvision's; default: best.pt of the run folder")
+    parser.add_argument("--output", type=Path, help="folder to write to; default: the run folder")
+    arguments = parser.parse_intermixed_args()
+    config = load_or_exit(arguments.config, arguments.overrides)
+
+    from tqdm import tqdm  # torch is imported only now: a usage error costs no time
+
+    from retina.checkpoint import CheckpointError, write_text
+    from retina.data.coco import CocoDataset, DataError
+    from retina.device import pick_device
+    from retina.evaluate import run_detector, score, table
+    from retina.model.pretrained import WeightsError
+    from retina.predict import load_detector
+
+    device = pick_device()
+    try:
+        dataset = CocoDataset(config.data.val_annotations, config.data.val_images)
+        categories = list(zip(dataset.category_ids, dataset.names, strict=True))
+        model, _, source = load_detector(config, arguments.checkpoint, categories, device)
+        print(f"{source}\n{len(dataset.records)} images of {dataset.folder} on {device}")
+        results, unreadable = run_detector(
+            model, dataset, config, device, lambda batches: tqdm(batches, unit="batch", disable=not sys.stdout.isatty())
+        )
+    except (DataError, CheckpointError, WeightsError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for sentence in unreadable:
+        print(f"not evaluated: {sentence}")
+    metrics = score(results, dataset).metrics
+    output = arguments.output or config.run_dir
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / "detections.json", json.dumps(results))
+    write_text(output / "metrics.json", json.dumps(metrics, indent=1))
+    print(f"{table(metrics)}\n\n{output / 'metrics.json'}\n{output / 'detections.json'}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

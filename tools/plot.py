@@ -1,0 +1,37 @@
+"""Pictures of a run: python tools/plot.py CONFIG [section.key=value ...] [--count 8] [--score 0.3].
+
+Writes results.png (losses, learning rate, AP) and detections.png (beside ground truth) into the run folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from retina.config import load_or_exit
+from retina.plots import plot_detections, plot_run
+
+
+def main() -> int:
+    """0 with both paths printed, 1 if the run has nothing to show yet, 2 for a usage error."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="the configuration of the run")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that come last")
+    parser.add_argument("--count", type=int, default=8, help="images in detections.png (%(default)s)")
+    parser.add_argument("--score", type=float, default=0.3, help="least score to show, 0 to 1 (%(default)s)")
+    arguments = parser.parse_intermixed_args()
+    config = load_or_exit(arguments.config, arguments.overrides)
+    run, annotations, images = config.run_dir, Path(config.data.val_annotations), Path(config.data.val_images)
+    try:
+        print(plot_run(run, run / "results.png"))
+        found, picture = run / "detections.json", run / "detections.png"
+        print(plot_detections(annotations, images, found, picture, count=arguments.count, score=arguments.score))
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

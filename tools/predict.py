@@ -1,0 +1,75 @@
+"""Detect on images: python tools/predict.py CONFIG --checkpoint FILE IMAGE_OR_FOLDER ... [--output DIR] [--score 0.3].
+
+Writes each picture with its boxes, and predictions.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from retina.config import fail, load_or_exit
+
+ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+def main() -> int:
+    """0 with at least one picture written, 1 if none could be or the weights do not fit, 2 for a usage error."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="the configuration that the checkpoint was trained with")
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
+    parser.add_argument("--checkpoint", type=Path, help="default: best.pt of the run folder")
+    parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder to write to (%(default)s)")
+    parser.add_argument("--score", type=float, default=0.3, help="least score to show, 0 to 1 (%(default)s)")
+    arguments = parser.parse_intermixed_args()
+    config = load_or_exit(arguments.config)
+    if not 0 <= arguments.score <= 1:
+        fail(f"--score: given {arguments.score}, expected a number from 0 to 1")
+    if missing := [str(path) for path in arguments.inputs if not path.exists()]:
+        fail(f"no such image or folder: {', '.join(missing)}")
+    files = [file for path in arguments.inputs for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    if not (files := [file for file in files if file.suffix.lower() in ENDINGS or file in arguments.inputs]):
+        fail(f"no images ({', '.join(sorted(ENDINGS))}) in {', '.join(map(str, arguments.inputs))}")
+
+    from PIL import Image  # torch is imported only now: a usage error costs no time
+
+    from retina.checkpoint import CheckpointError, write_text
+    from retina.data.coco import DataError, read_image
+    from retina.detect import Detections
+    from retina.device import pick_device
+    from retina.model.pretrained import WeightsError
+    from retina.plots import draw_boxes
+    from retina.predict import as_json, load_detector, predict
+
+    device = pick_device()
+    try:
+        model, categories, source = load_detector(config, arguments.checkpoint, None, device)
+    except (CheckpointError, WeightsError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(source)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for file in files:
+        try:
+            image = read_image(file)
+        except DataError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            continue
+        found = predict(model, image, config, device)
+        found = Detections(*(part[found.scores >= arguments.score] for part in found))
+        names = [categories[label][1] for label in found.labels.tolist()]
+        picture = draw_boxes(Image.fromarray(image), found.boxes.tolist(), names, found.scores.tolist())
+        path = arguments.output / f"{file.stem}.png"
+        picture.save(path)
+        entries.append(as_json(file, found, categories))
+        print(f"{path}: {len(names)} objects")
+    write_text(arguments.output / "predictions.json", json.dumps(entries, indent=1))
+    print(arguments.output / "predictions.json")
+    return 0 if entries else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
