@@ -1,6 +1,6 @@
 """The figures of a CUDA card, in one file: speed beside torchvision, a timed training and its AP, where a step goes.
 
-    python benchmarks/gpu.py [--seconds 300] [--output docs/results/gpu.md]        (make gpu runs it, after the CUDA tests)
+    python benchmarks/gpu.py [--seconds 300] [--output docs/results/gpu.md]     (make gpu: after the CUDA tests)
 
 1. training and inference of R50-FPN at 640x640, batch 16, beside torchvision's RetinaNet in the same run (speed.py);
 2. configs/gpu.yaml, with as many steps as fit into `--seconds` at the speed just measured, and its evaluation;

@@ -75,12 +75,12 @@ def main() -> dict[str, float]:
     return speeds
 
 
-def peer(backbone: str, height: int, width: int) -> TorchvisionRetinaNet:
+def peer(backbone: str, height: int, width: int, classes: int = CLASSES) -> TorchvisionRetinaNet:
     """torchvision's RetinaNet as its own constructor makes it, on any ResNet; P6 from C5 as in ours."""
     body = torchvision.models.get_model(backbone, weights=None)
     extra = LastLevelP6P7(body.fc.in_features, 256)
     features = _resnet_fpn_extractor(body, 5, returned_layers=[2, 3, 4], extra_blocks=extra)
-    return TorchvisionRetinaNet(features, CLASSES, min_size=min(height, width), max_size=max(height, width))
+    return TorchvisionRetinaNet(features, classes, min_size=min(height, width), max_size=max(height, width))
 
 
 def make_batch(count: int, height: int, width: int) -> Batch:

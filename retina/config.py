@@ -86,7 +86,7 @@ class Model(Section):
     frozen_stages: Annotated[int, Field(ge=-1, le=4)] = Field(
         1, description="-1 trains all, 0 freezes the stem, 1 the stem and layer1, ... (mmdetection's count)"
     )
-    channels: Annotated[int, Field(ge=8)] = Field(256, description="width of the FPN and of both heads")
+    channels: Annotated[int, Field(ge=8, multiple_of=8)] = Field(256, description="width of the FPN and of both heads")
     p6_from: Literal["c5", "p5"] = Field("c5", description="p5: torchvision V1")
     relu_before_p7: bool = Field(True, description="false: mmdetection")
     head_convs: Annotated[int, Field(ge=0)] = 4

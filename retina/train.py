@@ -74,6 +74,9 @@ def train_step(
                 losses["loss"] * world
             )  # DDP takes the mean over processes, this loss is a sum over them
         totals = {name: totals.get(name, 0) + loss.detach() for name, loss in losses.items()}
+    if world > 1:  # each process has its part of the sum; now all know the whole, and stop together if it is not finite
+        for loss in totals.values():
+            distributed.all_reduce(loss)
     if not torch.isfinite(totals["loss"]):
         named = ", ".join(f"{name} {loss.item()}" for name, loss in totals.items())
         raise RunError(f"step {step + 1}: the loss is not finite ({named}); nothing was updated")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from retina.config import Config, load
 
-torch.set_num_threads(2)
+torch.set_num_threads(min(2, torch.get_num_threads()))
 IDS = [3, 7, 20]  # category ids with gaps
 SIZES = [(96, 64), (64, 96), (80, 80), (96, 72), (64, 64), (72, 96)]  # width, height
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from retina.config import load
+from retina.evaluate import METRICS
 
 TOOLS = Path(__file__).parents[1] / "tools"
 
@@ -24,7 +25,7 @@ def trained(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     """A config file of its own and its finished run."""
     folder = tmp_path_factory.mktemp("cli")
     config = folder / "mine.yaml"
-    config.write_text(f"base: {tiny_yaml}\noutput_dir: {folder}/run\n")
+    config.write_text(f"base: {tiny_yaml}\noutput_dir: {folder}/run\ndetect: {{score_threshold: 0.001}}\n")
     done = run("train.py", config, "train.steps=4", "--resume")
     assert done.returncode == 0, done.stderr
     assert "step 4/4" in done.stdout and "evaluation at step 4" in done.stdout
@@ -52,7 +53,7 @@ def test_eval_writes_metrics_and_results(trained: tuple[Path, Path], tmp_path: P
     done = run("eval.py", config, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert list(metrics) == ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl", "per_class"]
+    assert list(metrics) == [*METRICS, "per_class"]
     assert set(metrics["per_class"]) == {"red", "green", "blue"}
     last = json.loads((folder / "eval.json").read_text())[-1]
     assert metrics == {key: value for key, value in last.items() if key != "step"}

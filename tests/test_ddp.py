@@ -39,9 +39,6 @@ def one_step(config: Config, data: CocoDataset, rank: int, world: int, only_firs
     if only_first:  # all objects of the batch are in its first half: the second process has no positives
         batches = without_objects(batches, rank, world)
     losses = train_step(model, optimizer, batches, data.num_classes, torch.tensor(100.0), config, 0)
-    if world > 1:
-        for name in ("loss", "loss_cls", "loss_box"):
-            distributed.all_reduce(losses[name])
     return {"losses": {k: v.item() for k, v in losses.items()}, "gradients": optimizer.kept}
 
 

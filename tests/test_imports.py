@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "config", "boxes",
     "losses.box", "losses.focal_cpu", "losses.focal", "losses",
-    "data", "data.shapes", "data.coco", "data.voc", "data.augment", "data.loader",
+    "data", "data.scenes", "data.shapes", "data.coco", "data.voc", "data.augment", "data.loader",
     "model", "model.backbone", "model.anchors", "model.retinanet", "model.pretrained",
     "assign", "criterion", "detect", "device", "evaluate", "checkpoint", "plots", "logbook", "schedule", "train",
     "predict",

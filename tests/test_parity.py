@@ -49,7 +49,7 @@ def torchvision_model(version: str) -> TorchvisionRetinaNet:
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.8, 1.2)
     # Spread-out scores above the threshold, so that thresholds, top-k, NMS and the cap all have work to do.
-    nn.init.normal_(model.head.classification_head.cls_logits.weight, std=0.15)
+    nn.init.normal_(model.head.classification_head.cls_logits.weight, std=0.05)
     nn.init.constant_(model.head.classification_head.cls_logits.bias, -2.5)
     nn.init.normal_(model.head.regression_head.bbox_reg.weight, std=0.05)
     return model.eval()
@@ -96,8 +96,11 @@ def test_logits_deltas_anchors_and_detections(
     for found, wanted in zip(detect(outputs, anchors, sizes, config.detect), their_detections, strict=True):
         assert len(found.scores) == len(wanted["scores"]) > 50
         torch.testing.assert_close(found.scores, wanted["scores"], rtol=0, atol=1e-4)
-        torch.testing.assert_close(found.boxes, wanted["boxes"], rtol=0, atol=1e-2)
-        assert torch.equal(found.labels, wanted["labels"])
+        # Scores that tie to the last digit may stand in another order: each of theirs must be one of ours.
+        same = (wanted["scores"][:, None] - found.scores).abs() < 1e-4
+        same &= (wanted["boxes"][:, None] - found.boxes).abs().amax(dim=2) < 1e-2
+        same &= wanted["labels"][:, None] == found.labels
+        assert same.any(dim=0).all() and same.any(dim=1).all()
 
 
 def test_training_loss_and_gradients(pair: tuple[TorchvisionRetinaNet, RetinaNet, Config]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from retina.data.shapes import CLASSES
+from retina.data.scenes import CLASSES
 from retina.plots import PALETTE, class_color, draw_boxes, plot_detections, plot_run
 
 GREY = Image.new("RGB", (400, 300), (128, 128, 128))

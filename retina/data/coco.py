@@ -176,7 +176,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.ui
             if picture.mode.startswith("I") or picture.mode == "F":
                 grey = np.asarray(picture).astype(np.float64)
                 picture = Image.fromarray((grey / 256 if picture.mode != "F" else grey).clip(0, 255).astype(np.uint8))
-            return np.asarray(picture.convert("RGB"))
+            return np.array(picture.convert("RGB"))  # a copy: torch wants to own what it may write to
     except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not readable as an image: {error}") from error
 

@@ -58,7 +58,7 @@ def _head(config: Config) -> nn.Sequential:
     channels = config.model.channels
 
     def norm(width: int) -> nn.Module:
-        return nn.GroupNorm(math.gcd(32, width), width)
+        return nn.GroupNorm(width // 8, width)  # groups of 8 channels: 32 groups at 256, as in torchvision V2
 
     layers = [
         Conv2dNormActivation(channels, channels, norm_layer=norm if config.model.head_norm == "group" else None)
