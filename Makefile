@@ -5,7 +5,8 @@ CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 
 .PHONY: demo test lint check gpu
-demo: .venv/ready data/shapes/annotations/val.json
+demo: .venv/ready
+	$(BIN)/python tools/make_shapes.py --output data/shapes
 	$(BIN)/python tools/train.py configs/shapes.yaml --resume
 	$(BIN)/python tools/eval.py configs/shapes.yaml
 	$(BIN)/python tools/plot.py configs/shapes.yaml
@@ -24,9 +25,6 @@ check: lint test
 
 gpu:
 	bash benchmarks/gpu.sh
-
-data/shapes/annotations/val.json: | .venv/ready
-	$(BIN)/python tools/make_shapes.py --output data/shapes
 
 # Both packages from one index in one call: a torch of another origin cannot load torchvision.
 .venv/ready: pyproject.toml $(CONSTRAINTS)

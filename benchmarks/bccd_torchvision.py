@@ -1,4 +1,4 @@
-"""torchvision's own RetinaNet on BCCD, from scratch, for as many seconds as configs/bccd.yaml takes: the peer of that run.
+"""torchvision's own RetinaNet on BCCD, from scratch, in the time that configs/bccd.yaml takes: the peer of that run.
 
     python benchmarks/bccd_torchvision.py --seconds 600
 

@@ -35,7 +35,7 @@ def assign(
     `low_quality` decides about the best anchor of a box that reaches no threshold: "keep" lets that anchor learn its
     own best box (Detectron, torchvision), "overwrite" gives it to the box that had no other (mmdetection), "none"
     drops it. Anchors with half their area inside an `ignore` box are ignored unless positive; so are, with
-    `padding: ignore`, those that begin outside of the image's own `sizes` (height, width).
+    `padding: ignore`, those centred outside of the image's own `sizes` (height, width).
     """
     anchors_R4 = torch.cat(anchors)
     per_image = [
@@ -54,7 +54,8 @@ def _assign_image(
         labels_R[intersection_over_area(target.ignore, anchors_R4).amax(dim=0) >= 0.5] = -1
     if config.padding == "ignore":
         height, width = size
-        outside = (anchors_R4[:, 0] >= width) | (anchors_R4[:, 1] >= height)
+        center_x, center_y = ((anchors_R4[:, :2] + anchors_R4[:, 2:]) / 2).unbind(1)
+        outside = (center_x >= width) | (center_y >= height)
         labels_R[outside] = -1
     if len(target.boxes):
         iou_MR = box_iou(target.boxes, anchors_R4)

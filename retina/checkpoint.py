@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pickle
+import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 FORMAT = 1
+_UNREADABLE = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)  # what torch.load may raise
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 
@@ -72,7 +74,10 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def load_newest(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest valid of last.pt and previous.pt, or None, and a sentence for each file that was refused."""
+    """The newest valid of last.pt and previous.pt, or None, and a sentence for each file that was refused.
+
+    A refused file is renamed to *.damaged, so that the next save does not move it over a good one.
+    """
     refused: list[str] = []
     for name in (LAST, PREVIOUS):
         if (run / name).exists():
@@ -80,6 +85,7 @@ def load_newest(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
                 return load(run / name), refused
             except CheckpointError as error:
                 refused.append(str(error))
+                (run / name).replace(run / f"{name}.damaged")
     return None, refused
 
 
@@ -110,7 +116,7 @@ def write_text(path: Path, text: str) -> None:
 def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except (*_UNREADABLE, OSError, pickle.UnpicklingError, zipfile.BadZipFile, struct.error) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path}: not readable as a checkpoint: {reason}") from None
 

@@ -135,7 +135,9 @@ class Detect(Section):
     candidates: Count = Field(1000, description="per level, before NMS")
     nms_iou: Probability = 0.5
     max_detections: Count = 100
-    max_ratio: Annotated[float, Field(gt=1)] = Field(62.5, description="box side / anchor side, 1000/16")
+    max_ratio: Annotated[float, Field(gt=1)] = Field(
+        62.5, description="box side / anchor side, 1000/16; in the GIoU loss too"
+    )
 
 
 class Train(Section):
@@ -212,6 +214,14 @@ def load(file: str | Path, overrides: list[str] | None = None) -> Config:
         return Config.model_validate(merged)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(item, origin, path) for item in error.errors())) from None
+
+
+def from_yaml(text: str) -> Config:
+    """What `Config.to_yaml` wrote. Raises ConfigError where it is of another version of the program."""
+    try:
+        return Config.model_validate(OmegaConf.to_container(OmegaConf.create(text)))
+    except (ValidationError, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"settings of another version: {error}") from None
 
 
 def load_or_exit(file: str | Path, overrides: list[str] | None = None) -> Config:

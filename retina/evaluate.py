@@ -36,8 +36,8 @@ class Evaluation(NamedTuple):
 
 def run_detector(
     model: nn.Module, dataset: CocoDataset, config: Config, device: torch.device, progress: Any = iter
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Detections over the whole data set in COCO results format, and what could not be read.
+) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """Detections over the whole data set in COCO results format, and by image id what could not be read.
 
     Boxes are xywh in pixels of the original image, category ids the data set's own. Under torch.distributed each
     process takes a share and all return the whole. `progress` wraps the iterable of batches.
@@ -47,15 +47,17 @@ def run_detector(
     was_training = model.training
     model.eval()
     results: list[dict[str, Any]] = []
-    unreadable: list[str] = []
+    unreadable: dict[int, str] = {}
     batches: Iterable[Batch] = progress(eval_batches(dataset, config, rank, world))
     with torch.inference_mode(), autocast(device, config.train.precision):
         for batch in batches:
-            unreadable += batch.unreadable
+            unreadable |= batch.unreadable
             images = batch.to(device).normalized().contiguous(memory_format=torch.channels_last)
             anchors = make_anchors(config.anchors, images.shape[2], images.shape[3], device)
             found = detect(model(images), anchors, batch.sizes, config.detect)
             for image_id, (height, width), detections in zip(batch.image_ids, batch.sizes, found, strict=True):
+                if image_id in batch.unreadable:
+                    continue
                 full_height, full_width = originals[image_id]
                 scale = torch.tensor([full_width / width, full_height / height] * 2)
                 results += coco_results(image_id, detections, scale, dataset.category_ids)
@@ -64,7 +66,7 @@ def run_detector(
         gathered: list[Any] = [None] * world
         distributed.all_gather_object(gathered, (results, unreadable))
         results = [entry for part, _ in gathered for entry in part]
-        unreadable = [entry for _, part in gathered for entry in part]
+        unreadable = {image_id: said for _, part in gathered for image_id, said in part.items()}
     return sorted(results, key=lambda entry: (entry["image_id"], -entry["score"])), unreadable
 
 
@@ -80,19 +82,25 @@ def coco_results(
     ]
 
 
-def score(results: list[dict[str, Any]], dataset: CocoDataset) -> Evaluation:
-    """COCO's numbers for `results` on the images of `dataset`, by pycocotools; crowd regions count as COCO says."""
+def score(results: list[dict[str, Any]], dataset: CocoDataset, without: Iterable[int] = ()) -> Evaluation:
+    """COCO's numbers for `results` on the images of `dataset`, by pycocotools; crowd regions count as COCO says.
+
+    `without`: ids of images that could not be looked at, and so are not counted.
+    """
     truth = COCO()
-    truth.dataset = {"info": {}, **read_annotations(dataset.annotations)}
+    tree = read_annotations(dataset.annotations)
+    # pycocotools takes a match with annotation 0 for no match, and users' files do count from 0.
+    tree["annotations"] = [{**entry, "id": i} for i, entry in enumerate(tree["annotations"], 1)]
+    truth.dataset = {"info": {}, **tree}
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
         # loadRes cannot take an empty list; a COCO object without annotations is what it would have to return.
-        found = truth.loadRes(results) if results else COCO()
+        found = truth.loadRes([dict(entry) for entry in results]) if results else COCO()  # it writes into them
         if not results:
             found.dataset = {**truth.dataset, "annotations": []}
             found.createIndex()
         judge = COCOeval(truth, found, "bbox")
-        judge.params.imgIds = [record.image_id for record in dataset.records]
+        judge.params.imgIds = sorted({record.image_id for record in dataset.records} - set(without))
         judge.params.catIds = dataset.category_ids
         judge.evaluate()
         judge.accumulate()

@@ -25,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from retina import checkpoint, plots
-from retina.config import Config, load
+from retina.config import Config, ConfigError, load
 from retina.data.coco import CocoDataset, read_image
 from retina.data.loader import Batch
 from retina.evaluate import Evaluation, table
@@ -39,13 +39,17 @@ class RunError(RuntimeError):
     """A run that cannot start or go on; the message says why and what to do."""
 
 
+class RunFolderError(RunError):
+    """A run folder that must not be written to."""
+
+
 class Logbook:
     """Writes nothing before `begin`; closed as a context manager."""
 
     def __init__(self, config: Config, rank: int) -> None:
         self.config, self.active, self.folder = config, rank == 0, config.run_dir
-        self.started, self.seen, self.at_start = time.perf_counter(), 0, 0
-        self.unreadable: set[str] = set()
+        self.started, self.at_start = time.perf_counter(), 0
+        self.unreadable: set[int] = set()
         self.writer: SummaryWriter | None = None
         self.bar: tqdm[Any] | None = None
 
@@ -78,16 +82,15 @@ class Logbook:
         self._write_evaluations([entry for entry in self.evaluations() if entry["step"] <= step])
         self.writer = SummaryWriter(str(self.folder), purge_step=step + 1)
         self.writer.add_text("config", f"```yaml\n{self.config.to_yaml()}\n```", step)
-        if sys.stdout.isatty():
+        if sys.stderr.isatty():  # where tqdm draws
             self.bar = tqdm(total=self.config.train.steps, initial=step, unit="step", dynamic_ncols=True)
         self.started = time.perf_counter()
 
     def step(self, done: int, losses: dict[str, Tensor], rate: float, batches: list[Batch]) -> None:
         """Count a step; at every `log_every`-th and the last, write its numbers."""
-        self.seen += sum(len(batch.image_ids) for batch in batches)
-        for sentence in (sentence for batch in batches for sentence in batch.unreadable):
-            if sentence not in self.unreadable:
-                self.unreadable.add(sentence)
+        for image_id, sentence in (item for batch in batches for item in batch.unreadable.items()):
+            if image_id not in self.unreadable:
+                self.unreadable.add(image_id)
                 self.say(f"skipped ({len(self.unreadable)} so far): {sentence}")
         if self.bar is not None:
             self.bar.update()
@@ -110,7 +113,12 @@ class Logbook:
         self.say(f"step {done}/{self.config.train.steps}  {numbers}  {speed:.1f} images/s  {left} left")
 
     def evaluation(
-        self, done: int, evaluation: Evaluation, results: list[dict[str, Any]], dataset: CocoDataset
+        self,
+        done: int,
+        evaluation: Evaluation,
+        results: list[dict[str, Any]],
+        dataset: CocoDataset,
+        unreadable: dict[int, str],
     ) -> None:
         """Write one evaluation everywhere it is looked for."""
         if not self.active or self.writer is None:
@@ -126,7 +134,8 @@ class Logbook:
             if value is not None:
                 self.writer.add_scalar(f"val_class/{name}", value, done)
         self.writer.add_figure("val/precision_recall_at_iou_50", plots.precision_recall(evaluation.precision), done)
-        for record in dataset.records[:: max(1, len(dataset.records) // PICTURES)][:PICTURES]:
+        shown = [record for record in dataset.records if record.image_id not in unreadable]
+        for record in shown[:: max(1, len(shown) // PICTURES)][:PICTURES]:
             picture = Image.fromarray(read_image(record.path, (record.width, record.height)))
             found = [r for r in results if r["image_id"] == record.image_id and r["score"] >= PICTURE_SCORE]
             boxes = [[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in found)]
@@ -135,10 +144,11 @@ class Logbook:
             self.writer.add_image(f"detections/{record.path.name}", np.asarray(drawn), done, dataformats="HWC")
         self.writer.flush()
 
-    def save_batch(self, done: int, batches: list[Batch]) -> Path:
+    def save_batch(self, done: int, image_ids: list[int]) -> Path:
         """The image ids of a step that went wrong, for the person who looks for the cause."""
         path = self.folder / f"nonfinite_step_{done}.json"
-        checkpoint.write_text(path, json.dumps({"step": done, "image_ids": [i for b in batches for i in b.image_ids]}))
+        if self.active:
+            checkpoint.write_text(path, json.dumps({"step": done, "image_ids": image_ids}))
         return path
 
     def evaluations(self) -> list[dict[str, Any]]:
@@ -157,19 +167,26 @@ class Logbook:
 
 
 def check_folder(config: Config, resume: bool) -> None:
-    """Refuse, with RunError, a folder that holds another run, or at a resume one that was started differently."""
+    """RunFolderError for a folder that holds another run, or at a resume one that was started differently."""
     folder = config.run_dir
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not resume:
-        raise RunError(f"{folder} is not empty; --resume continues what is there, output_dir=FOLDER starts elsewhere")
+        raise RunFolderError(
+            f"{folder} is not empty; --resume continues what is there, output_dir=FOLDER starts elsewhere"
+        )
     if not (folder / "config.yaml").exists():
         return
-    before, now = _flat(load(folder / "config.yaml")), _flat(config)
+    try:
+        before, now = _flat(load(folder / "config.yaml")), _flat(config)
+    except ConfigError as error:
+        raise RunFolderError(f"{folder} was started by another version of this program: {error}") from None
     changed = [key for key in now if before.get(key) != now[key] and key not in MAY_CHANGE]
     if changed:
         said = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in changed)
-        raise RunError(f"{folder} was started with other settings ({said}); give the same ones, or another output_dir")
+        raise RunFolderError(
+            f"{folder} was started with other settings ({said}); give the same ones, or another output_dir"
+        )
 
 
 def _flat(config: Config) -> dict[str, Any]:

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from retina import checkpoint
-from retina.config import Config
+from retina.config import Config, from_yaml
 from retina.data.augment import eval_view
 from retina.data.loader import frame_batch
 from retina.detect import Detections, detect
 from retina.device import autocast
 from retina.model.anchors import make_anchors
-from retina.model.pretrained import DETECTORS, WeightsError, load_exactly, load_pretrained
+from retina.model.pretrained import COCO_NAMES, DETECTORS, WeightsError, load_exactly, load_pretrained
 from retina.model.retinanet import RetinaNet
 
 Categories = list[tuple[int, str]]
@@ -32,7 +32,8 @@ def load_detector(
     checkpoint (torchvision's weights need them, by COCO's names). The moving average of the weights is taken where
     there is one.
 
-    Raises FileNotFoundError, CheckpointError, WeightsError.
+    Raises FileNotFoundError, CheckpointError, WeightsError; the last also where the checkpoint was trained with another
+    network or other anchors than `config` has, which no shape of a tensor would show.
     """
     if file is None:
         found = [
@@ -44,22 +45,35 @@ def load_detector(
     elif not file.is_file():
         raise FileNotFoundError(f"{file}: no such checkpoint")
     if file is None or not checkpoint.is_checkpoint(file):
-        if categories is None:
-            raise WeightsError(f"{file}: carries no class names; only evaluation on a data set can use it")
+        categories = categories or list(enumerate(COCO_NAMES))
         source = str(file or config.model.weights)
         model = RetinaNet(config, len(categories))
-        said = load_pretrained(model, config.model.backbone, source, [name for _, name in categories])
-        if "afresh" in said:
+        whole, said = load_pretrained(model, config.model.backbone, source, [name for _, name in categories])
+        if not whole:
             raise WeightsError(f"{source} is not a detector for these classes ({said})")
     else:
         state = checkpoint.load(file)
         own = [(int(i), str(name)) for i, name in state["categories"]]
         if categories is not None and own != categories:
             raise WeightsError(f"{file} was trained on other categories, {own}; the data set has {categories}")
+        _check_settings(config, from_yaml(state["config"]), file)
         model = RetinaNet(config, len(own))
         load_exactly(model, state["ema"] or state["model"], str(file))
         categories, said = own, f"{file}, step {state['step']}"
     return model.to(device, memory_format=torch.channels_last).eval(), categories, said  # type: ignore[call-overload]
+
+
+def _check_settings(config: Config, trained: Config, file: Path) -> None:
+    differing = [
+        f"{section}.{key} was {value}, is {now}"
+        for section in ("model", "anchors")
+        for key, value in getattr(trained, section).model_dump().items()
+        if (now := getattr(getattr(config, section), key)) != value and key not in ("weights", "frozen_stages")
+    ]
+    if trained.detect.max_ratio != config.detect.max_ratio:
+        differing.append(f"detect.max_ratio was {trained.detect.max_ratio}, is {config.detect.max_ratio}")
+    if differing:
+        raise WeightsError(f"{file} was trained with other settings than the config's: {'; '.join(differing)}")
 
 
 @torch.inference_mode()

@@ -77,14 +77,14 @@ def train_step(
     if world > 1:  # each process has its part of the sum; now all know the whole, and stop together if it is not finite
         for loss in totals.values():
             distributed.all_reduce(loss)
-    if not torch.isfinite(totals["loss"]):
-        named = ", ".join(f"{name} {loss.item()}" for name, loss in totals.items())
-        raise RunError(f"step {step + 1}: the loss is not finite ({named}); nothing was updated")
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    totals["grad_norm"] = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if not torch.isfinite(totals["loss"] + totals["grad_norm"]):
+        named = ", ".join(f"{name} {value.item()}" for name, value in totals.items())
+        raise RunError(f"step {step + 1}: the loss or its gradient is not finite ({named}); nothing was updated")
 
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config.train)
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    totals["grad_norm"] = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if config.train.clip_norm:
         nn.utils.clip_grads_with_norm_(parameters, config.train.clip_norm, totals["grad_norm"])
     optimizer.step()
@@ -101,8 +101,10 @@ class Progress:
     averaged: RetinaNet | None  # the weights' moving average, where train.ema asks for one
     optimizer: torch.optim.Optimizer
     positives: Tensor  # the moving average of positives
+    precision: str  # in which the network runs: bf16 or fp32
     step: int = 0
     best: float = -1.0
+    evaluated: int = 0  # the step of the last evaluation
 
     def state(self) -> dict[str, Any]:
         return {
@@ -110,8 +112,10 @@ class Progress:
             "ema": self.averaged.state_dict() if self.averaged else {},
             "optimizer": self.optimizer.state_dict(),
             "positives": self.positives,
+            "precision": self.precision,
             "step": self.step,
             "best": self.best,
+            "evaluated": self.evaluated,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -120,7 +124,7 @@ class Progress:
             self.averaged.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.positives.copy_(state["positives"])
-        self.step, self.best = state["step"], state["best"]
+        self.step, self.best, self.evaluated = state["step"], state["best"], state["evaluated"]
 
 
 def train(config: Config, resume: bool = False) -> dict[str, Any]:
@@ -140,6 +144,10 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
         progress = _start(config, train_set, device, resume, log)
         model: nn.Module = DistributedDataParallel(progress.model) if world > 1 else progress.model
         log.begin(progress.step)
+        if progress.evaluated < progress.step and _due(progress.step, config.train.eval_every, config):
+            _evaluate(progress, val_set, config, device, log)  # a signal came just before it
+            if rank == 0:
+                checkpoint.save_last(config.run_dir, progress.state() | _about(config, train_set))
         for batches in train_batches(train_set, config, progress.step, rank, world):
             batches = [batch.to(device) for batch in batches]
             try:
@@ -154,7 +162,9 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
                     bool(stop),
                 )
             except RunError as error:
-                raise RunError(f"{error}; the image ids are in {log.save_batch(progress.step + 1, batches)}") from None
+                image_ids = _gather([i for batch in batches for i in batch.image_ids])
+                path = log.save_batch(progress.step + 1, image_ids)
+                raise RunError(f"{error}; the image ids are in {path}") from None
             if progress.averaged:
                 update_average(progress.averaged, progress.model, config.train.ema, progress.step)
             progress.step += 1
@@ -194,33 +204,55 @@ def open_datasets(config: Config, log: Logbook) -> tuple[CocoDataset, CocoDatase
 def _start(config: Config, dataset: CocoDataset, device: torch.device, resume: bool, log: Logbook) -> Progress:
     """A fresh model, or the newest valid checkpoint of the run folder."""
     torch.manual_seed(config.seed)
-    model = RetinaNet(config, dataset.num_classes)
-    state, refused = checkpoint.load_newest(config.run_dir) if resume else (None, [])
+    model: RetinaNet = RetinaNet(config, dataset.num_classes)
+    state, refused = checkpoint.load_newest(config.run_dir) if resume and log.active else (None, [])
+    if distributed.is_initialized():
+        shared = [state]
+        distributed.broadcast_object_list(shared)  # the other machines need not see process 0's disk
+        state = shared[0]
+        if config.model.norm == "batch":
+            if device.type == "cpu":
+                raise RunError(
+                    "model.norm=batch over several processes needs CUDA, whose BatchNorm can be synchronised; "
+                    "on the CPU use model.norm=group"
+                )
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     for sentence in refused:
         log.say(f"refused {sentence}")
     if state is None:
         if config.model.weights is not None:
-            log.say(load_pretrained(model, config.model.backbone, config.model.weights, dataset.names))
+            log.say(load_pretrained(model, config.model.backbone, config.model.weights, dataset.names)[1])
         elif config.model.norm.startswith("frozen"):
             raise RunError(
                 f"model.norm={config.model.norm} keeps the statistics of pretrained weights, and model.weights is "
                 "null; from scratch use model.norm=batch or group and model.frozen_stages=-1"
             )
+        elif config.model.frozen_stages >= 0:
+            raise RunError(
+                f"model.frozen_stages={config.model.frozen_stages} keeps the weights of the first stages, and "
+                "model.weights is null, so they would stay random; from scratch use model.frozen_stages=-1"
+            )
+    precision = "bf16" if autocast(device, config.train.precision)._enabled else "fp32"
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     progress = Progress(
         model,
         copy.deepcopy(model).requires_grad_(False) if config.train.ema else None,
         build_optimizer(model, config.train),
         torch.tensor(config.loss.ema_start, device=device),
+        precision,
     )
     if state is not None:
+        if state["precision"] != precision:
+            raise RunError(
+                f"{config.run_dir} was trained in {state['precision']}; on this machine, train.precision="
+                f"{config.train.precision} would go on in {precision}"
+            )
         if [list(pair) for pair in state["categories"]] != _about(config, dataset)["categories"]:
             raise RunError(f"{config.run_dir}: the checkpoint was trained on other categories: {state['categories']}")
         progress.restore(state)
         log.say(f"resumed after step {progress.step}")
     if config.train.compile:
         model.compile()
-    precision = "bf16" if autocast(device, config.train.precision)._enabled else "fp32"
     peak = config.train.lr * config.train.batch_size / config.train.reference_batch
     log.say(
         f"{device}, {precision}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; learning rate "
@@ -231,12 +263,13 @@ def _start(config: Config, dataset: CocoDataset, device: torch.device, resume: b
 
 def _evaluate(progress: Progress, dataset: CocoDataset, config: Config, device: torch.device, log: Logbook) -> None:
     results, unreadable = run_detector(progress.averaged or progress.model, dataset, config, device)
+    progress.evaluated = progress.step
     if not log.active:
         return
-    for sentence in unreadable:
+    for sentence in unreadable.values():
         log.say(f"not evaluated: {sentence}")
-    evaluation = score(results, dataset)
-    log.evaluation(progress.step, evaluation, results, dataset)
+    evaluation = score(results, dataset, without=unreadable)
+    log.evaluation(progress.step, evaluation, results, dataset, unreadable)
     ap = evaluation.metrics["AP"] or 0.0
     if ap > progress.best:
         progress.best = ap
@@ -248,6 +281,15 @@ def _about(config: Config, dataset: CocoDataset) -> dict[str, Any]:
     """What a checkpoint says about itself, in plain values."""
     categories = [[i, name] for i, name in zip(dataset.category_ids, dataset.names, strict=True)]
     return {"config": config.to_yaml(), "categories": categories}
+
+
+def _gather(mine: list[int]) -> list[int]:
+    """Of all processes, in their order."""
+    if not distributed.is_initialized():
+        return mine
+    parts: list[list[int]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(parts, mine)
+    return [entry for part in parts for entry in part]
 
 
 def _due(done: int, every: int, config: Config) -> bool:

@@ -32,7 +32,8 @@ def test_a_few_steps_on_blood_cells(tmp_path: Path) -> None:
              for k, v in (("annotations", tmp_path / f"{s}.json"), ("images", BCCD / "JPEGImages"))]  # fmt: skip
     # From scratch, a dozen steps teach that cells are everywhere; white cells and AP come later.
     small = ["train.steps=12", "train.log_every=1", "train.warmup_steps=2", "data.short_side=[120]",
-             "data.max_side=160", "train.ema=0", "model.channels=32", "model.head_convs=1", f"output_dir={tmp_path}/run"]  # fmt: skip
+             "data.max_side=160", "train.ema=0", "model.channels=32", "model.head_convs=1",
+             f"output_dir={tmp_path}/run"]  # fmt: skip
     metrics = train(load(ROOT / "configs/bccd.yaml", [*flags, *small]))
     rows = (tmp_path / "run/metrics.csv").read_text().splitlines()[1:]
     losses = [float(row.split(",")[1]) for row in rows]

@@ -96,6 +96,8 @@ def test_previous_steps_in_for_a_damaged_last(tmp_path: Path) -> None:
     (tmp_path / checkpoint.LAST).write_bytes(b"half")
     newest, refused = load_newest(tmp_path)
     assert newest is not None and newest["step"] == 1 and "last.pt" in refused[0]
+    save_last(tmp_path, state(3))  # the damaged file, moved aside, does not take the place of the good one
+    assert load(tmp_path / checkpoint.PREVIOUS)["step"] == 1 and (tmp_path / "last.pt.damaged").exists()
     (tmp_path / checkpoint.LAST).unlink()  # killed between the two renames
     newest, refused = load_newest(tmp_path)
     assert newest is not None and newest["step"] == 1 and refused == []

@@ -50,7 +50,7 @@ def test_a_used_run_folder_is_refused(trained: tuple[Path, Path]) -> None:
 
 def test_eval_writes_metrics_and_results(trained: tuple[Path, Path], tmp_path: Path) -> None:
     config, folder = trained
-    done = run("eval.py", config, "--output", tmp_path / "out")
+    done = run("eval.py", config, "--checkpoint", folder / "last.pt", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert list(metrics) == [*METRICS, "per_class"]
@@ -113,6 +113,25 @@ def test_mistakes_are_answered_in_a_sentence(
     filled = [part.replace("CONFIG", str(tiny_yaml)).replace("OUT", str(tmp_path / "run")) for part in arguments]
     done = run(tool, *filled)
     assert done.returncode == status and says in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_checkpoint_of_other_anchors_is_refused(trained: tuple[Path, Path]) -> None:
+    config, folder = trained
+    done = run("eval.py", config, "anchors.octave_base=2", "--checkpoint", folder / "last.pt")
+    assert done.returncode == 1 and "anchors.octave_base was 4.0, is 2.0" in done.stderr
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    config, folder = trained
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (40, 40), (name == "a" and "red") or "blue").save(tmp_path / name / "same.png")
+    arguments = [config, tmp_path / "a", tmp_path / "b", "--checkpoint", folder / "last.pt", "--output", tmp_path / "a"]
+    assert run("predict.py", *arguments).returncode == 0
+    assert Image.open(tmp_path / "a/same.png").getpixel((20, 20)) == (255, 0, 0)  # the input itself
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "predictions.json", "same.png", "same_2.png", "same_3.png"
+    ]  # fmt: skip
 
 
 def test_checkpoint_of_other_classes_is_refused(trained: tuple[Path, Path], coco_root: Path, tmp_path: Path) -> None:

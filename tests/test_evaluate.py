@@ -40,6 +40,22 @@ def test_perfect_detections_score_one_with_ids_mapped_back(val: CocoDataset) -> 
     )
 
 
+def test_annotation_ids_from_zero_cost_nothing(val: CocoDataset, tmp_path: Path) -> None:
+    tree = json.loads(val.annotations.read_text())
+    for i, annotation in enumerate(tree["annotations"]):
+        annotation["id"] = i
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps(tree))
+    assert score(perfect(val), CocoDataset(path, val.folder)).metrics["AP"] == 1.0
+
+
+def test_images_that_could_not_be_read_are_not_counted(val: CocoDataset) -> None:
+    record = next(record for record in val.records if len(record.boxes))
+    results = [entry for entry in perfect(val) if entry["image_id"] != record.image_id]
+    assert score(results, val).metrics["AR100"] < 1.0
+    assert score(results, val, without=[record.image_id]).metrics["AR100"] == 1.0
+
+
 def test_no_detections_score_zero(val: CocoDataset) -> None:
     metrics = score([], val).metrics
     assert metrics["AP"] == metrics["AR100"] == 0.0

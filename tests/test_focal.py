@@ -98,6 +98,17 @@ def test_chunked_equals_one_piece_with_weights_and_ignored_rows(impl: str, dtype
     assert not gradient[labels == -1].any()
 
 
+@pytest.mark.parametrize("impl", ["reference", "chunked"])
+def test_logits_in_any_memory_order(impl: str) -> None:
+    rows = torch.randn(6, 50)
+    labels = torch.randint(0, 7, (50,))
+    plain, turned = rows.T.contiguous().requires_grad_(), rows.clone().requires_grad_()
+    sigmoid_focal_loss(plain, labels, reduction="sum", impl=impl).backward()
+    sigmoid_focal_loss(turned.T, labels, reduction="sum", impl=impl).backward()
+    assert plain.grad is not None and turned.grad is not None
+    torch.testing.assert_close(turned.grad.T, plain.grad)
+
+
 def test_alpha_belongs_to_the_positives() -> None:
     logits = torch.zeros(2, 1)
     loss = sigmoid_focal_loss(logits, torch.tensor([0, 1]), alpha=0.25, gamma=0, reduction="none", impl="reference")

@@ -105,7 +105,7 @@ def test_boxes_are_tight_around_the_pixels_that_show_the_shape(monkeypatch: pyte
             errors.append(np.subtract([x, y, x + w, y + h], pixels))
             assert annotation["area"] == pytest.approx(mask.sum(), rel=0.15, abs=6)
     assert len(errors) > 100
-    assert np.abs(errors).max() < 1.5
+    assert np.abs(errors).max() < 2.5
     assert np.abs(errors).mean() < 0.5
     # The pixel's edge lies outside of a free side, by a third of a pixel on average: no side is pushed in or out.
     assert np.mean(errors, axis=0) == pytest.approx([0.33, 0.33, -0.33, -0.33], abs=0.12)
@@ -136,15 +136,15 @@ def test_classes_have_a_long_tail(scenes: list[list[dict[str, Any]]]) -> None:
     counts = Counter(a["category_id"] for scene in scenes for a in scene if not a["iscrowd"])
     by_class = [counts[category["id"]] for category in CATEGORIES]
     assert by_class[0] == max(by_class)
-    assert 7 < by_class[0] / by_class[-1] < 20
+    assert 3.5 < by_class[0] / by_class[-1] < 7.5
     assert all(more > less for more, less in zip(by_class, by_class[2:], strict=False))
 
 
 def test_scenes_without_objects_and_crowds_exist(scenes: list[list[dict[str, Any]]]) -> None:
     objects = np.array([sum(not a["iscrowd"] for a in scene) for scene in scenes])
     assert 0.03 < np.mean(objects == 0) < 0.08
-    assert 4.5 < objects.mean() < 6.5
-    assert objects.max() >= 11
+    assert 9 < objects.mean() < 13
+    assert objects.max() >= 18
     assert max(sum(a["iscrowd"] for a in scene) for scene in scenes) == 1
     assert not any(scene for scene, count in zip(scenes, objects, strict=True) if count == 0)
     crowds = [a for index in range(300) for a in draw_scene(1, index, 320)[1] if a["iscrowd"]]

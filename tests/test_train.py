@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import retina.train
 from retina import checkpoint
 from retina.config import Config, Train, load
 from retina.data.coco import CocoDataset
@@ -98,7 +101,7 @@ def test_non_finite_loss_stops_before_the_update_and_names_the_images(
     before = checkpoint.digest(model.state_dict())
     optimizer = build_optimizer(model, tiny.train)
     batches = next(train_batches(data, tiny, 0))
-    with pytest.raises(RunError, match=r"step 1: the loss is not finite"):
+    with pytest.raises(RunError, match=r"step 1: the loss or its gradient is not finite"):
         train_step(model, optimizer, batches, data.num_classes, torch.tensor(100.0), tiny, 0)
     assert checkpoint.digest(model.state_dict()) == before
 
@@ -130,6 +133,46 @@ def test_a_signal_writes_a_checkpoint_and_ends_cleanly(
     assert 2 <= stopped_at < 6
     train(config, resume=True)
     assert weights(config.run_dir) == weights(tiny.run_dir)
+
+
+def test_a_stop_before_an_evaluation_loses_nothing(tiny: Config, tiny_yaml: Path, tmp_path: Path) -> None:
+    train(tiny)
+    config = settings(tiny_yaml, tmp_path / "stopped")
+    step = retina.train.train_step
+
+    def stop_at_three(*args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        losses = step(*args, **kwargs)
+        return losses | {"stop": torch.tensor(float(args[6] == 2))}  # step 3 is an evaluation's
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retina.train, "train_step", stop_at_three)
+        train(config)
+    assert json.loads((config.run_dir / "eval.json").read_text()) == []
+    train(config, resume=True)
+    assert (config.run_dir / "eval.json").read_text() == (tiny.run_dir / "eval.json").read_text()
+    assert weights(config.run_dir) == weights(tiny.run_dir)
+
+
+def test_a_signal_to_the_whole_group_reaches_only_the_trainer(tiny_yaml: Path, tmp_path: Path) -> None:
+    """As torchrun, Slurm and `timeout` send it: the loader's workers get it too, and must not die of it."""
+    tool = Path(__file__).parents[1] / "tools/train.py"
+    flags = ["train.steps=2000", "data.workers=2", "train.eval_every=0", f"output_dir={tmp_path}/run"]
+    process = subprocess.Popen(
+        [sys.executable, tool, tiny_yaml, *flags], start_new_session=True, stdout=subprocess.PIPE
+    )
+    metrics = tmp_path / "run/metrics.csv"
+    while not metrics.exists() or metrics.read_text().count("\n") < 4:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    output = process.communicate()[0].decode()
+    assert process.returncode == 0 and "stopped by a signal" in output
+    assert checkpoint.load(tmp_path / "run" / checkpoint.LAST)["step"] >= 3
+
+
+def test_random_frozen_stages_are_refused(tiny_yaml: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"frozen_stages=1 .* would stay random"):
+        train(settings(tiny_yaml, tmp_path / "run", "model.frozen_stages=1"))
 
 
 def test_frozen_statistics_without_weights_are_refused(tiny_yaml: Path, tmp_path: Path) -> None:

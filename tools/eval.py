@@ -39,14 +39,14 @@ def main() -> int:
         model, _, source = load_detector(config, arguments.checkpoint, categories, device)
         print(f"{source}\n{len(dataset.records)} images of {dataset.folder} on {device}")
         results, unreadable = run_detector(
-            model, dataset, config, device, lambda batches: tqdm(batches, unit="batch", disable=not sys.stdout.isatty())
+            model, dataset, config, device, lambda batches: tqdm(batches, unit="batch", disable=not sys.stderr.isatty())
         )
     except (DataError, CheckpointError, WeightsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for sentence in unreadable:
+    for sentence in unreadable.values():
         print(f"not evaluated: {sentence}")
-    metrics = score(results, dataset).metrics
+    metrics = score(results, dataset, without=unreadable).metrics
     output = arguments.output or config.run_dir
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "detections.json", json.dumps(results))

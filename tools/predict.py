@@ -51,6 +51,7 @@ def main() -> int:
         return 1
     print(source)
     arguments.output.mkdir(parents=True, exist_ok=True)
+    inputs, written = {file.resolve() for file in files}, set()
     entries = []
     for file in files:
         try:
@@ -62,13 +63,23 @@ def main() -> int:
         found = Detections(*(part[found.scores >= arguments.score] for part in found))
         names = [categories[label][1] for label in found.labels.tolist()]
         picture = draw_boxes(Image.fromarray(image), found.boxes.tolist(), names, found.scores.tolist())
-        path = arguments.output / f"{file.stem}.png"
+        path = free_path(arguments.output / f"{file.stem}.png", written | inputs)
+        written.add(path.resolve())
         picture.save(path)
         entries.append(as_json(file, found, categories))
         print(f"{path}: {len(names)} objects")
     write_text(arguments.output / "predictions.json", json.dumps(entries, indent=1))
     print(arguments.output / "predictions.json")
     return 0 if entries else 1
+
+
+def free_path(path: Path, taken: set[Path]) -> Path:
+    """`path`, or path_2, path_3, ...: never over an input, nor over the picture of another image of the same name."""
+    number, free = 1, path
+    while free.resolve() in taken:
+        number += 1
+        free = path.with_stem(f"{path.stem}_{number}")
+    return free
 
 
 if __name__ == "__main__":

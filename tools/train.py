@@ -22,16 +22,14 @@ def main() -> int:
         return 0
 
     from retina.data.coco import DataError  # torch is imported only now: a usage error costs no time
-    from retina.logbook import RunError, check_folder
+    from retina.logbook import RunError, RunFolderError
     from retina.model.pretrained import WeightsError
     from retina.train import train
 
     try:
-        check_folder(config, arguments.resume)
-    except RunError as error:
-        fail(str(error))
-    try:
         train(config, arguments.resume)
+    except RunFolderError as error:
+        fail(str(error))
     except (RunError, DataError, WeightsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

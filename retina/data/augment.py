@@ -56,9 +56,7 @@ def train_view(
     if config.resize == "opencv":
         steps.append(A.Resize(*size, area_for_downscale="image"))
     steps.append(A.ColorJitter((0.7, 1.3), (0.7, 1.3), (0.7, 1.3), (-0.03, 0.03), p=config.photometric))
-    boxed = A.BboxParams(
-        "pascal_voc", label_fields=["index"], clip=True, filter_invalid_bboxes=True, min_visibility=MIN_VISIBLE
-    )
+    boxed = A.BboxParams("pascal_voc", label_fields=["index"], clip=True, filter_invalid_bboxes=True)
     transform = A.Compose(steps, bbox_params=boxed, seed=int(rng.integers(2**31)))
     boxes = np.concatenate([record.boxes, record.ignore]).astype(np.float64)
     result = transform(image=image, bboxes=boxes, index=np.arange(len(boxes)))
@@ -67,9 +65,12 @@ def train_view(
     if config.resize == "torchvision":
         moved = moved * torch.tensor([size[1] / picture.shape[1], size[0] / picture.shape[0]] * 2)
         picture = resize_as_torchvision(picture, size)
-    is_object = index < len(record.boxes)
-    labels = torch.from_numpy(record.labels[index[is_object]])
-    return picture, moved[is_object], labels, moved[~is_object]
+    scale = size[0] / height * size[1] / width * max(zoom, 1.0) ** 2  # of areas, for what a crop leaves whole
+    whole = torch.from_numpy((boxes[index, 2:] - boxes[index, :2]).prod(axis=1) * scale)
+    seen = (moved[:, 2:] - moved[:, :2]).prod(dim=1) >= MIN_VISIBLE * whole
+    is_object = torch.from_numpy(index < len(record.boxes))
+    labels = torch.from_numpy(record.labels[index[(is_object & seen).numpy()]])
+    return picture, moved[is_object & seen], labels, moved[~is_object]
 
 
 def eval_view(image: NDArray[np.uint8], config: Data) -> NDArray[np.uint8] | Tensor:

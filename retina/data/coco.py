@@ -7,13 +7,14 @@ leave here as xyxy in pixels of the image; the JSON's xywh goes no further.
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 Boxes = NDArray[np.float32]
 
@@ -94,7 +95,7 @@ class CocoDataset:
             if category not in label_of:
                 raise DataError(f"{where}: category_id {category} is not among the categories {self.category_ids}")
             box = annotation["bbox"]
-            if len(box) != 4 or not np.isfinite(np.asarray(box, dtype=np.float64)).all():
+            if not np.isfinite(np.asarray(box, dtype=np.float64)).all():
                 raise DataError(f"{where}: bbox {box}: expected four finite numbers [x, y, width, height]")
             width, height = sizes[image_id]
             x1, y1, x2, y2 = box[0], box[1], box[0] + box[2], box[1] + box[3]
@@ -146,11 +147,16 @@ def read_annotations(path: Path) -> dict[str, Any]:
         if not isinstance(tree.get(part), list):
             raise DataError(f"{path}: no list {part!r}; expected images, annotations and categories")
         for i, entry in enumerate(tree[part]):
+            if not isinstance(entry, dict):
+                raise DataError(f"{path}: {part}[{i}]: expected a dict, found {entry!r}")
             missing = [key for key in keys if key not in entry]
             if missing:
                 raise DataError(f"{path}: {part}[{i}] (id {entry.get('id')}): {', '.join(missing)} missing")
     for i, annotation in enumerate(tree["annotations"]):
         annotation.setdefault("id", i + 1)
+        box = annotation["bbox"]
+        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
+            raise DataError(f"{path}: annotation {annotation['id']}: bbox {box}: expected [x, y, width, height]")
         annotation.setdefault("iscrowd", 0)
         annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
     return tree
@@ -177,7 +183,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.ui
                 grey = np.asarray(picture).astype(np.float64)
                 picture = Image.fromarray((grey / 256 if picture.mode != "F" else grey).clip(0, 255).astype(np.uint8))
             return np.array(picture.convert("RGB"))  # a copy: torch wants to own what it may write to
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, TypeError, LookupError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not readable as an image: {error}") from error
 
 

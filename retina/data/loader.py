@@ -8,7 +8,7 @@ numbers as a batch in one piece.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
     sizes: list[tuple[int, int]]  # each image's own (height, width), at the top left of the frame
     targets: list[Target]
     image_ids: list[int]
-    unreadable: list[str]  # what was skipped (data.unreadable=skip), one sentence each
+    unreadable: dict[int, str]  # image id -> what is wrong with it (data.unreadable=skip)
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`."""
@@ -50,14 +50,15 @@ class Batch(NamedTuple):
         """float32 (N, 3, H, W) with ImageNet's mean and standard deviation, exactly zero outside of each image."""
         if self.images.is_floating_point():
             return self.images
-        device = self.images.device
-        mean = torch.tensor(MEAN, device=device).view(3, 1, 1)
-        std = torch.tensor(STD, device=device).view(3, 1, 1)
+        mean, std = _statistics(self.images.device)
         images = (self.images.float() / 255 - mean) / std
         for image, (height, width) in zip(images, self.sizes, strict=True):
             image[:, height:] = 0
             image[:, :, width:] = 0
         return images
+
+
+EVERYWHERE = torch.tensor([[-1e6, -1e6, 1e6, 1e6]])  # an ignore region around every anchor, however large
 
 
 class Key(NamedTuple):
@@ -104,15 +105,18 @@ def step_keys(dataset: CocoDataset, config: Config, step: int) -> list[Key]:
     size = config.train.batch_size
     per_epoch = max(1, len(dataset.records) // size)
     epoch, position = divmod(step, per_epoch)
-    wide = tuple(record.width >= record.height for record in dataset.records)
-    indices = epoch_order(wide, size, config.seed, epoch)[position]
+    indices = _order(dataset, size, config.seed, epoch)[position]
     records = [dataset.records[i] for i in indices]
     frame = _frame([_train_size(record, config, epoch) for record in records], config.data)
     return [Key(i, epoch, *frame) for i in indices]
 
 
 @lru_cache(maxsize=2)
-def epoch_order(wide: tuple[bool, ...], size: int, seed: int, epoch: int) -> list[list[int]]:
+def _order(dataset: CocoDataset, size: int, seed: int, epoch: int) -> list[list[int]]:
+    return epoch_order([record.width >= record.height for record in dataset.records], size, seed, epoch)
+
+
+def epoch_order(wide: Sequence[bool], size: int, seed: int, epoch: int) -> list[list[int]]:
     """Batches of image indices for one epoch: landscape and portrait images apart, to waste little padding.
 
     What is left of the two is mixed, so no orientation is rare enough never to be seen; fewer than `size` images of
@@ -165,9 +169,8 @@ class _Samples(Dataset[_Sample]):
             if self.config.data.unreadable == "error":
                 raise
             # In place of the picture: an empty frame that is ignored as a whole, so that nothing is learnt from it.
-            everything = torch.tensor([[0, 0, key.width, key.height]], dtype=torch.float32)
             blank = np.zeros((key.height, key.width, 3), dtype=np.uint8)
-            return _Sample(blank, nothing._replace(ignore=everything), key, record.image_id, str(error))
+            return _Sample(blank, nothing._replace(ignore=EVERYWHERE), key, record.image_id, str(error))
         if not self.train:
             return _Sample(eval_view(image, self.config.data), nothing, key, record.image_id, "")
         picture, *target = train_view(image, record, self.config.data, self.config.seed, key.epoch)
@@ -206,11 +209,17 @@ def _collate(samples: list[_Sample]) -> Batch:
         sizes,
         [sample.target for sample in samples],
         [sample.image_id for sample in samples],
-        [sample.unreadable for sample in samples if sample.unreadable],
+        {sample.image_id: sample.unreadable for sample in samples if sample.unreadable},
     )
+
+
+@lru_cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.tensor(MEAN, device=device).view(3, 1, 1), torch.tensor(STD, device=device).view(3, 1, 1)
 
 
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the trainer's handler, which a fork inherits
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the trainer ends its workers
+    # Ctrl-C, torchrun and schedulers signal the whole group: the trainer finishes its step, then ends its workers.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

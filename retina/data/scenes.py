@@ -25,12 +25,12 @@ CATEGORIES: tuple[dict[str, Any], ...] = tuple(
     {"id": category_id, "name": name, "supercategory": "shape"}  # ids with gaps, as COCO's own
     for category_id, name in zip((1, 2, 4, 7, 8, 13, 16, 21), CLASSES, strict=True)
 )
-LONGEST_TAIL = 12.0  # the most frequent class is that many times as frequent as the rarest
+LONGEST_TAIL = 5.0  # the most frequent class is that many times as frequent as the rarest
 SMALLEST = 8  # pixels, the longer side of the smallest object
 
 _FREQUENCY = LONGEST_TAIL ** -np.linspace(0, 1, len(CLASSES))
 _FREQUENCY /= _FREQUENCY.sum()
-OWN_COLOUR = 0.9  # share of objects near their class's hue: a cue, as with real objects, never a proof
+OWN_COLOUR = 0.95  # share of objects near their class's hue: a cue, as with real objects, never a proof
 _CONTRAST = 70.0  # levels of the channel that differs most, between an object and what lies under it
 _PATTERNS = ("plain", "gradient", "clouds", "stripes", "checks", "dots")
 
@@ -166,7 +166,7 @@ def _layout(rng: Rng, size: int) -> tuple[list[_Item], NDArray[np.int16]]:
     items: list[_Item] = []
     owner = np.zeros((size, size), np.int16)
     seen, needed = np.array([size * size]), np.array([0.0])  # visible pixels of each owner
-    objects = int(rng.triangular(1, 4, 13)) if rng.random() > 0.05 else 0
+    objects = int(rng.triangular(1, 10, 25)) if rng.random() > 0.05 else 0
     crowds = 1 if objects and rng.random() < 0.06 else 0
     large = 0
     for crowd in [True] * crowds + [False] * objects:
@@ -252,11 +252,11 @@ def _blend(below: Picture, above: Picture, opacity: Picture) -> Picture:
 
 
 def _background(rng: Rng, size: int) -> Picture:
-    """(size, size, 3): two textures of related muted colours, each seen where a coarse pattern lets it."""
-    base = rng.uniform(30, 225) + rng.uniform(-60, 60, 3)
+    """(size, size, 3): two textures of greys with a tint, each seen where a coarse pattern lets it."""
+    base = rng.uniform(40, 215) + rng.uniform(-15, 15, 3)
     layers = []
     for _ in range(2):
-        colours = (base + rng.uniform(-40, 40, (2, 3))).astype(np.float32)
+        colours = (base + rng.uniform(-50, 50, (2, 1)) + rng.uniform(-10, 10, (2, 3))).astype(np.float32)
         layers.append(_texture(rng, size, size, colours, size * math.exp(rng.uniform(-3.5, -1.8))))
     kind = str(rng.choice(["clouds", "gradient"]))
     between = _pattern(rng, kind, size, size, size * rng.uniform(0.2, 0.6))[..., None]
@@ -329,7 +329,7 @@ def draw_scene(seed: int, index: int, size: int) -> tuple[NDArray[np.uint8], lis
     rng = np.random.default_rng(np.random.SeedSequence([seed, index]))
     items, owner = _layout(rng, size)
     canvas = _background(rng, size)
-    for _ in range(rng.integers(2, 10)):
+    for _ in range(rng.integers(1, 6)):
         contours, stroke = _clutter(rng, size)
         coverage, _ = _rasterise(rng, contours, stroke)
         # All of it in the image: a blob cut off by the border could be taken for a circle.

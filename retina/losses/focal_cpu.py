@@ -55,7 +55,7 @@ class _ChunkedFocal(torch.autograd.Function):
         step = max(1, CHUNK // max(classes, 1))
         for start in range(0, rows, step):
             part = slice(start, min(start + step, rows))
-            x, target_R = logits_RK[part].to(accumulate), targets_R[part]
+            x, target_R = logits_RK[part].to(accumulate).contiguous(), targets_R[part]
             scale_R = (target_R != ignore_index).to(accumulate)
             if weight_R is not None:
                 scale_R *= weight_R[part]

@@ -13,7 +13,8 @@ from typing import Any
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+from torchvision import ops
+from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from retina.config import Model
@@ -26,6 +27,13 @@ class FrozenStatsBatchNorm2d(nn.BatchNorm2d):
 
     def train(self, mode: bool = True) -> FrozenStatsBatchNorm2d:
         return super().train(False)
+
+
+class FrozenBatchNorm2d(ops.FrozenBatchNorm2d):  # type: ignore[misc]
+    """torchvision's in one kernel that keeps the dtype: its own multiply and add would promote bf16 to fp32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 class P6P7(ExtraFPNBlock):  # type: ignore[misc]

@@ -45,8 +45,8 @@ class WeightsError(ValueError):
     """Weights that do not fit the model; the message names the first keys or shapes that differ."""
 
 
-def load_pretrained(model: RetinaNet, backbone: str, source: str, names: list[str]) -> str:
-    """Put `source` into `model`, in place; returns a sentence for the log.
+def load_pretrained(model: RetinaNet, backbone: str, source: str, names: list[str]) -> tuple[bool, str]:
+    """Put `source` into `model`, in place; returns whether that made a whole detector, and a sentence for the log.
 
     `source`: a weights name of torchvision's classifier `backbone` (IMAGENET1K_V1, ...), COCO_V1 or COCO_V2 for
     torchvision's RetinaNets, or a file with the state of either. `names` are the data set's classes: those that COCO
@@ -68,12 +68,13 @@ def load_pretrained(model: RetinaNet, backbone: str, source: str, names: list[st
         state = download(known[source])
     if any(key.startswith("head.") for key in state):
         state, said = from_torchvision(state, names)
-        if "cls_logits.weight" not in state:
+        whole = "cls_logits.weight" in state
+        if not whole:
             state |= {f"cls_logits.{key}": value for key, value in model.cls_logits.state_dict().items()}
         load_exactly(model, state, source)
-        return f"weights: torchvision's RetinaNet from {source}, {said}"
+        return whole, f"weights: torchvision's RetinaNet from {source}, {said}"
     load_exactly(model.backbone.body, {key: value for key, value in state.items() if not key.startswith("fc.")}, source)
-    return f"weights: {backbone} classifier from {source}; pyramid and heads start afresh"
+    return False, f"weights: {backbone} classifier from {source}; pyramid and heads start afresh"
 
 
 def from_torchvision(state: dict[str, Tensor], names: list[str] | None = None) -> tuple[dict[str, Tensor], str]:
@@ -135,7 +136,8 @@ def download(weights: Any) -> dict[str, Tensor]:
         file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
         raise FileNotFoundError(
             f"cannot download {weights}: {error}\nFetch {weights.url} elsewhere and put it at {file}, "
-            "or give its path as model.weights=FILE, or start from scratch: model.weights=null model.norm=group"
+            "or give its path as model.weights=FILE, or start from scratch: "
+            "model.weights=null model.norm=group model.frozen_stages=-1"
         ) from error
     return state
 
