@@ -20,11 +20,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from retina import checkpoint
 from retina.config import Config, load
 from retina.data.shapes import write_shapes
 from retina.train import train
 
+THREADS = torch.get_num_threads()
 SETTINGS = """
 data: {{train_annotations: {root}/annotations/train.json, train_images: {root}/train,
   val_annotations: {root}/annotations/val.json, val_images: {root}/val, short_side: [64, 96], zoom: [0.8, 1.25],
@@ -46,6 +49,8 @@ def main() -> int:
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
     print(f"seed {arguments.seed}", flush=True)
+    # OpenMP's threads do not survive a fork: this process stays with one, its trainings take THREADS.
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_shapes(root / "shapes", train=22, val=6, size=96, processes=1)
@@ -79,6 +84,7 @@ def start(config: Config) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = 1
         try:
+            torch.set_num_threads(THREADS)
             train(config, resume=True)
             status = 0
         finally:
@@ -97,7 +103,7 @@ def kill_once(config: Config, when: str, duration: float, chance: random.Random)
             os.waitpid(child, 0)
             metrics = config.run_dir / "metrics.csv"
             lines = metrics.read_text().splitlines() if metrics.exists() else []
-            return lines[-1].split(",")[0] if lines else "0"
+            return lines[-1].split(",")[0] if len(lines) > 1 else "0"
         if when == "any":
             time.sleep(0.001)
     return "the end"

@@ -64,7 +64,7 @@ def main() -> dict[str, float]:
     load_exactly(ours, from_torchvision(theirs.state_dict())[0], "torchvision")
     if arguments.compile:
         ours.compile()
-    batch = make_batch(arguments.batch, height, width).to(device)
+    batch = make_batch(arguments.batch, height, width, config.data.pad_multiple).to(device)
     speeds = {}
     print(f"{'':10} {'torchvision':>14} {'retina':>14} {'ratio':>8}")
     for name, a, b in (
@@ -83,10 +83,10 @@ def peer(backbone: str, height: int, width: int, classes: int = CLASSES) -> Torc
     return TorchvisionRetinaNet(features, classes, min_size=min(height, width), max_size=max(height, width))
 
 
-def make_batch(count: int, height: int, width: int) -> Batch:
+def make_batch(count: int, height: int, width: int, multiple: int) -> Batch:
     """Noise and random boxes; the time does not depend on what is in the pictures."""
     generator = torch.Generator().manual_seed(0)
-    frame = (-(-height // 32) * 32, -(-width // 32) * 32)
+    frame = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
     images = torch.zeros(count, *frame, 3, dtype=torch.uint8)
     images[:, :height, :width] = torch.randint(
         0, 256, (count, height, width, 3), generator=generator, dtype=torch.uint8

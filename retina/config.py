@@ -54,7 +54,9 @@ class Data(Section):
     eval_short_side: Count | None = Field(None, description="px; None is the last of short_side")
     max_side: Count = 1333
     resize: Literal["opencv", "torchvision"] = Field("opencv", description="torchvision: bilinear on floats")
-    pad_multiple: Count = Field(32, description="px; 128 gives fewer batch shapes")
+    pad_multiple: Count = Field(
+        16, description="px; torchvision, mmdetection, detectron2: 32; 128 gives fewer batch shapes"
+    )
     flip: Probability = 0.5
     vertical_flip: Probability = 0.0
     zoom: tuple[Positive, Positive] = Field((1.0, 1.0), description="random scale; above 1 crops a window")

@@ -17,7 +17,9 @@ TOOLS = Path(__file__).parents[1] / "tools"
 
 
 def run(tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, TOOLS / tool, *map(str, arguments)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, TOOLS / tool, *map(str, arguments)], capture_output=True, text=True, timeout=200
+    )
 
 
 @pytest.fixture(scope="module")

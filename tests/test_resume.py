@@ -12,7 +12,7 @@ HARNESS = Path(__file__).parents[1] / "benchmarks/kill_resume.py"
 def test_killed_and_resumed_ends_with_the_same_bits() -> None:
     """Five single kills, two of them while a checkpoint is written, and a chain of three; workers change on the way."""
     command = [sys.executable, HARNESS, "--kills", "5", "--chain", "3"]
-    run = subprocess.run(command, capture_output=True, text=True)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=400)
     print(run.stdout)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.splitlines()[-1] == "6 of 6 equal"

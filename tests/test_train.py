@@ -238,6 +238,7 @@ def test_torchrun_trains_as_one_process_does(tiny_yaml: Path, tmp_path: Path) ->
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=200,
     )
     assert run.returncode == 0, run.stderr
     rows = [list(csv.DictReader((tmp_path / name / "metrics.csv").open())) for name in ("one", "two")]
