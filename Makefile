@@ -9,7 +9,7 @@ demo: .venv/ready
 	$(BIN)/python tools/make_shapes.py --output data/shapes
 	$(BIN)/python tools/train.py configs/shapes.yaml --resume
 	$(BIN)/python tools/eval.py configs/shapes.yaml
-	$(BIN)/python tools/plot.py configs/shapes.yaml
+	$(BIN)/python tools/plot.py configs/shapes.yaml --score 0.45
 
 test: .venv/ready
 	$(BIN)/python -m pytest

@@ -70,9 +70,8 @@ def train_step(
             losses = detection_loss(
                 outputs, anchors[i], assignments[i], divisor_N, config.loss, config.detect.max_ratio
             )
-            torch.autograd.backward(
-                losses["loss"] * world
-            )  # DDP takes the mean over processes, this loss is a sum over them
+            # DDP takes the mean over processes, this loss is a sum over them.
+            torch.autograd.backward(losses["loss"] * world)
         totals = {name: totals.get(name, 0) + loss.detach() for name, loss in losses.items()}
     if world > 1:  # each process has its part of the sum; now all know the whole, and stop together if it is not finite
         for loss in totals.values():
