@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import retina.train
 from retina import checkpoint
@@ -45,6 +46,11 @@ def test_a_run_leaves_what_it_promises(tiny: Config) -> None:
     assert all(math.isfinite(float(value)) for row in rows for value in row.values())
     evaluations = json.loads((tiny.run_dir / "eval.json").read_text())
     assert [entry["step"] for entry in evaluations] == [3, 6] and evaluations[-1] == last
+    board = EventAccumulator(str(tiny.run_dir))
+    board.Reload()
+    tags = board.Tags()
+    assert {"train/loss", "train/lr", "train/positives", "val/AP", "val_class/red"} <= set(tags["scalars"])
+    assert {"val/precision_recall_at_iou_50", "detections/0000.png"} <= set(tags["images"])
     state = checkpoint.load(tiny.run_dir / checkpoint.LAST)
     assert state["categories"] == [[3, "red"], [7, "green"], [20, "blue"]]
 
