@@ -131,14 +131,8 @@ def test_training_loss_and_gradients(pair: tuple[TorchvisionRetinaNet, RetinaNet
     trained = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
     assert trained.keys() == gradients.keys()  # the same stages are frozen
     for name, gradient in trained.items():
-        scale = gradients[name].abs().max().item()
-        torch.testing.assert_close(
-            gradient,
-            gradients[name],
-            rtol=1e-3,
-            atol=1e-3 * scale + 1e-9,
-            msg=lambda text, name=name: f"{name}: {text}",
-        )
+        difference = (gradient - gradients[name]).norm() / gradients[name].norm()
+        assert difference < 1e-3, f"{name}: {difference}"  # float32 noise of the two orders of summation
     theirs.eval()
     ours.eval()
 

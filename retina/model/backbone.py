@@ -33,7 +33,9 @@ class FrozenBatchNorm2d(ops.FrozenBatchNorm2d):  # type: ignore[misc]
     """torchvision's in one kernel that keeps the dtype: its own multiply and add would promote bf16 to fp32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        # batch_norm takes no eps of 0, which the published V1 weights need; 1e-12 does not reach a float32 variance.
+        variance = self.running_var + self.eps
+        return F.batch_norm(x, self.running_mean, variance, self.weight, self.bias, eps=1e-12)
 
 
 class P6P7(ExtraFPNBlock):  # type: ignore[misc]
