@@ -10,7 +10,7 @@ from retina.config import fail, load_or_exit
 
 def main() -> int:
     """0 after the last step or a stop by signal, 1 if the run could not go on, 2 for a usage error."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file of configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that come last")
     parser.add_argument("--resume", action="store_true", help="continue from the newest valid checkpoint")
