@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from retina.files import atomic_file
 
 FORMAT = 1
 _UNREADABLE = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)  # what torch.load may raise
@@ -89,44 +88,12 @@ def load_newest(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
     return None, refused
 
 
-@contextmanager
-def atomic_file(path: Path, keep: Path | None = None) -> Iterator[Path]:
-    """A temporary file beside `path` that replaces it on a clean exit and vanishes on an error.
-
-    `keep` names a file that first takes over what was at `path`.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        _fsync(temporary)
-        if keep is not None and path.exists():
-            path.replace(keep)
-        temporary.replace(path)
-        _fsync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """A small file, whole or not at all."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (*_UNREADABLE, OSError, pickle.UnpicklingError, zipfile.BadZipFile, struct.error) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path}: not readable as a checkpoint: {reason}") from None
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _update(sha: Any, value: Any, where: str) -> None:

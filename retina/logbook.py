@@ -24,11 +24,12 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from retina import checkpoint, plots
+from retina import plots
 from retina.config import Config, ConfigError, load
 from retina.data.coco import CocoDataset, read_image
 from retina.data.loader import Batch
 from retina.evaluate import Evaluation, table
+from retina.files import write_text
 
 COLUMNS = ("step", "loss", "loss_cls", "loss_box", "lr", "positives", "grad_norm")
 MAY_CHANGE = ("output_dir", "data.workers", "train.checkpoint_every")  # at a resume, without changing any number
@@ -76,9 +77,9 @@ class Logbook:
         if not self.active:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_text(self.folder / "config.yaml", self.config.to_yaml())
+        write_text(self.folder / "config.yaml", self.config.to_yaml())
         rows = [",".join(COLUMNS), *(row for row in self._rows() if int(row.split(",", 1)[0]) <= step)]
-        checkpoint.write_text(self.folder / "metrics.csv", "\n".join(rows) + "\n")
+        write_text(self.folder / "metrics.csv", "\n".join(rows) + "\n")
         self._write_evaluations([entry for entry in self.evaluations() if entry["step"] <= step])
         self.writer = SummaryWriter(str(self.folder), purge_step=step + 1)
         self.writer.add_text("config", f"```yaml\n{self.config.to_yaml()}\n```", step)
@@ -125,7 +126,7 @@ class Logbook:
             return
         metrics = evaluation.metrics
         self._write_evaluations([*self.evaluations(), {"step": done, **metrics}])
-        checkpoint.write_text(self.folder / "detections.json", json.dumps(results))
+        write_text(self.folder / "detections.json", json.dumps(results))
         self.say(f"evaluation at step {done}\n{table(metrics)}")
         for name, value in metrics.items():
             if isinstance(value, float):
@@ -148,7 +149,7 @@ class Logbook:
         """The image ids of a step that went wrong, for the person who looks for the cause."""
         path = self.folder / f"nonfinite_step_{done}.json"
         if self.active:
-            checkpoint.write_text(path, json.dumps({"step": done, "image_ids": image_ids}))
+            write_text(path, json.dumps({"step": done, "image_ids": image_ids}))
         return path
 
     def evaluations(self) -> list[dict[str, Any]]:
@@ -157,7 +158,7 @@ class Logbook:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
     def _write_evaluations(self, entries: list[dict[str, Any]]) -> None:
-        checkpoint.write_text(self.folder / "eval.json", json.dumps(entries, indent=1))
+        write_text(self.folder / "eval.json", json.dumps(entries, indent=1))
 
     def _rows(self) -> list[str]:
         """Whole lines of metrics.csv; the last one is cut where a kill left half of it."""

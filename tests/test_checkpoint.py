@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from retina import checkpoint
-from retina.checkpoint import CheckpointError, atomic_file, digest, load, load_newest, save, save_last
+from retina.checkpoint import CheckpointError, digest, load, load_newest, save, save_last
+from retina.files import atomic_file
 
 
 def state(step: int = 1) -> dict[str, Any]:

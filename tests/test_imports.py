@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "config", "boxes",
+    "config", "files", "boxes",
     "losses.box", "losses.focal_cpu", "losses.focal", "losses",
     "data", "data.scenes", "data.shapes", "data.coco", "data.voc", "data.augment", "data.loader",
     "model", "model.backbone", "model.anchors", "model.retinanet", "model.pretrained",

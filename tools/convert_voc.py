@@ -7,12 +7,12 @@ The decisions (corners, difficult objects, categories) are explained in retina/d
 
 import argparse
 import json
-import os
 import sys
 from collections import Counter
 from pathlib import Path
 
 from retina.data.voc import convert_voc
+from retina.files import write_text
 
 
 def main() -> int:
@@ -23,15 +23,10 @@ def main() -> int:
     parser.add_argument("--categories", nargs="+", metavar="NAME", help="classes to keep, in the order of their ids")
     arguments = parser.parse_args()
     output: Path = arguments.output
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")  # the same folder: the rename is atomic
     try:
         coco, notes = convert_voc(arguments.root, arguments.split, arguments.categories)
         output.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(json.dumps(coco, allow_nan=False), encoding="utf-8")
-            temporary.replace(output)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(output, json.dumps(coco, allow_nan=False))
     except (OSError, ValueError) as error:
         print(f"convert_voc: {error}", file=sys.stderr)
         return 2

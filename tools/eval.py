@@ -25,10 +25,11 @@ def main() -> int:
 
     from tqdm import tqdm  # torch is imported only now: a usage error costs no time
 
-    from retina.checkpoint import CheckpointError, write_text
+    from retina.checkpoint import CheckpointError
     from retina.data.coco import CocoDataset, DataError
     from retina.device import pick_device
     from retina.evaluate import run_detector, score, table
+    from retina.files import write_text
     from retina.model.pretrained import WeightsError
     from retina.predict import load_detector
 

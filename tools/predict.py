@@ -35,10 +35,11 @@ def main() -> int:
 
     from PIL import Image  # torch is imported only now: a usage error costs no time
 
-    from retina.checkpoint import CheckpointError, write_text
+    from retina.checkpoint import CheckpointError
     from retina.data.coco import DataError, read_image
     from retina.detect import Detections
     from retina.device import pick_device
+    from retina.files import write_text
     from retina.model.pretrained import WeightsError
     from retina.plots import draw_boxes
     from retina.predict import as_json, load_detector, predict

@@ -15,6 +15,7 @@ import cv2
 from tqdm import tqdm
 
 from retina.data.scenes import CATEGORIES, GENERATOR_VERSION, draw_scene
+from retina.files import write_text
 
 VAL_START = 1_000_000  # index of the first val scene: no scene depends on how many are written
 _JPEG_QUALITY = 92
@@ -105,7 +106,8 @@ def write_shapes(
             splits[split] = list(_progress(draw(_write_scene, scenes), count, split))
 
     for split, path in paths.items():
-        _write_json(path, _coco(splits[split], size, info))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(_coco(splits[split], size, info)))
     return paths
 
 
@@ -116,11 +118,3 @@ def _coco(scenes: list[list[dict[str, Any]]], size: int, info: dict[str, Any]) -
     annotations = [{"image_id": i, **annotation} for i, scene in enumerate(scenes, 1) for annotation in scene]
     annotations = [{"id": i, **annotation} for i, annotation in enumerate(annotations, 1)]
     return {"info": info, "images": images, "annotations": annotations, "categories": list(CATEGORIES)}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all: under a temporary name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(content))
-    temporary.replace(path)
