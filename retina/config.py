@@ -121,8 +121,14 @@ class Assign(Section):
 
 
 class Loss(Section):
+    cls: Literal["focal", "focal_star", "ohem", "ohem_1_3"] = Field(
+        "focal", description="focal_star: appendix A; ohem: hard example mining, table 1d"
+    )
     alpha: Probability | None = Field(0.25, description="weight of the positive class; null: no weighting")
     gamma: NonNegative = 2.0
+    beta: float = Field(1.0, description="used by focal_star only")
+    ohem_batch: Count = Field(128, description="anchors an image; used by ohem and ohem_1_3 only")
+    ohem_nms: Probability = Field(0.5, description="used by ohem and ohem_1_3 only")
     box: Literal["smooth_l1", "l1", "giou"] = Field("smooth_l1", description="l1: mmdetection, torchvision V1")
     smooth_l1_beta: Positive = Field(0.11, description="used by smooth_l1 only")
     cls_weight: NonNegative = 1.0
@@ -130,6 +136,12 @@ class Loss(Section):
     normalizer: Literal["batch", "image", "ema"] = Field("batch", description="image: torchvision; ema: detectron2")
     ema_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     ema_start: Positive = 100.0
+
+    @model_validator(mode="after")
+    def _focal_star_divides_by_gamma(self) -> Self:
+        if self.cls == "focal_star" and self.gamma == 0:
+            raise ValueError("cls focal_star needs a gamma above 0")
+        return self
 
 
 class Detect(Section):

@@ -1,10 +1,12 @@
-"""The training loss: focal loss over all anchors, box loss over the positive ones, both divided by the normaliser.
+"""The training loss: classes over all anchors, boxes over the positive ones, both divided by the normaliser.
 
-N images, R anchors, K classes. The normaliser comes from the matching alone, so it is known before the network runs and
-can count the positives of a whole global batch, over micro-batches and processes.
+N images, R anchors, K classes, P positive anchors. The normaliser comes from the matching alone, so it is known before
+the network runs and can count the positives of a whole global batch, over micro-batches and processes.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from torch import Tensor
 from retina import config as cfg
 from retina.assign import Assignment
 from retina.boxes import decode, encode
-from retina.losses import giou_loss, l1_loss, sigmoid_focal_loss, smooth_l1_loss
+from retina.losses import focal_star_loss, giou_loss, l1_loss, ohem_loss, sigmoid_focal_loss, smooth_l1_loss
 from retina.model.retinanet import Outputs
 
 
@@ -52,34 +54,65 @@ def detection_loss(
 
     `max_ratio` clamps decoded sides for GIoU. Source: paper, sections 3 and 4 ("Inference and Training").
     """
-    weight_N1 = (1 / normalizer_N)[:, None]
-    sizes = [len(level) for level in anchors]
-    loss_cls = torch.zeros((), device=weight_N1.device)
-    loss_box = torch.zeros((), device=weight_N1.device)
-    for logits, deltas, anchors_R4, labels_NR, boxes_NR4 in zip(
-        outputs.logits,
-        outputs.deltas,
-        anchors,
-        torch.split(assignment.labels_NR, sizes, dim=1),
-        torch.split(assignment.boxes_NR4, sizes, dim=1),
-        strict=True,
-    ):
-        weight_NR = weight_N1.expand_as(labels_NR)
-        loss_cls = loss_cls + sigmoid_focal_loss(
-            logits, labels_NR, alpha=config.alpha, gamma=config.gamma, weight=weight_NR, reduction="sum"
-        )
-        positive_NR = (labels_NR >= 0) & (labels_NR < logits.shape[-1])
-        image, anchor = positive_NR.nonzero(as_tuple=True)
-        losses = _box_loss(
-            deltas[image, anchor].float(), boxes_NR4[image, anchor], anchors_R4[anchor], config, max_ratio
-        )
-        loss_box = loss_box + (losses * weight_NR[image, anchor]).sum()
+    weight_NR = (1 / normalizer_N)[:, None].expand_as(assignment.labels_NR)
+    loss_cls = _class_loss(outputs.logits, anchors, assignment.labels_NR, weight_NR, config)
+    loss_box = _box_loss(outputs.deltas, anchors, assignment, outputs.logits[0].shape[-1], weight_NR, config, max_ratio)
     loss = config.cls_weight * loss_cls + config.box_weight * loss_box
     return {"loss": loss, "loss_cls": loss_cls, "loss_box": loss_box}
 
 
-def _box_loss(deltas: Tensor, boxes: Tensor, anchors: Tensor, config: cfg.Loss, max_ratio: float) -> Tensor:
-    if config.box == "giou":
-        return giou_loss(decode(deltas, anchors, max_ratio), boxes)
-    targets = encode(boxes, anchors)
-    return l1_loss(deltas, targets) if config.box == "l1" else smooth_l1_loss(deltas, targets, config.smooth_l1_beta)
+def _class_loss(
+    logits: list[Tensor], anchors: tuple[Tensor, ...], labels_NR: Tensor, weight_NR: Tensor, config: cfg.Loss
+) -> Tensor:
+    if config.cls in ("ohem", "ohem_1_3"):
+        return ohem_loss(
+            torch.cat(logits, dim=1),
+            labels_NR,
+            torch.cat(anchors),
+            batch_size=config.ohem_batch,
+            nms_iou=config.ohem_nms,
+            negatives_per_positive=3 if config.cls == "ohem_1_3" else None,
+            weight=weight_NR,
+            reduction="sum",
+        )
+    if config.cls == "focal_star":
+        loss = partial(focal_star_loss, gamma=config.gamma, beta=config.beta, alpha=config.alpha)
+    else:
+        loss = partial(sigmoid_focal_loss, gamma=config.gamma, alpha=config.alpha)
+    sizes = [len(level) for level in anchors]
+    levels = zip(logits, torch.split(labels_NR, sizes, dim=1), torch.split(weight_NR, sizes, dim=1), strict=True)
+    # Level by level: gluing the logits together would copy the largest tensors there are.
+    return torch.stack([loss(x, labels, weight=weight, reduction="sum") for x, labels, weight in levels]).sum()
+
+
+def _box_loss(
+    deltas: list[Tensor],
+    anchors: tuple[Tensor, ...],
+    assignment: Assignment,
+    num_classes: int,
+    weight_NR: Tensor,
+    config: cfg.Loss,
+    max_ratio: float,
+) -> Tensor:
+    sizes = [len(level) for level in anchors]
+    total = torch.zeros((), device=weight_NR.device)
+    for level, anchors_R4, labels_NR, boxes_NR4, weights_NR in zip(
+        deltas,
+        anchors,
+        torch.split(assignment.labels_NR, sizes, dim=1),
+        torch.split(assignment.boxes_NR4, sizes, dim=1),
+        torch.split(weight_NR, sizes, dim=1),
+        strict=True,
+    ):
+        image_P, anchor_P = ((labels_NR >= 0) & (labels_NR < num_classes)).nonzero(as_tuple=True)
+        deltas_P4, boxes_P4 = level[image_P, anchor_P].float(), boxes_NR4[image_P, anchor_P]
+        if config.box == "giou":
+            loss_P = giou_loss(decode(deltas_P4, anchors_R4[anchor_P], max_ratio), boxes_P4)
+        else:
+            targets_P4 = encode(boxes_P4, anchors_R4[anchor_P])
+            beta = config.smooth_l1_beta
+            loss_P = (
+                l1_loss(deltas_P4, targets_P4) if config.box == "l1" else smooth_l1_loss(deltas_P4, targets_P4, beta)
+            )
+        total = total + (loss_P * weights_NR[image_P, anchor_P]).sum()
+    return total

@@ -9,7 +9,7 @@ from retina.boxes import encode
 from retina.config import Anchors, Assign, Loss
 from retina.criterion import advance_average, count_positives, detection_loss, normalizer
 from retina.data.loader import Target
-from retina.losses import giou_loss, l1_loss, smooth_l1_loss
+from retina.losses import focal_star_loss, giou_loss, l1_loss, ohem_loss, smooth_l1_loss
 from retina.model.anchors import make_anchors
 from retina.model.retinanet import Outputs
 
@@ -38,12 +38,37 @@ def loss(config: Loss, divisor: torch.Tensor | None = None, ratio: float = 62.5)
 @pytest.mark.parametrize(
     "change",
     [{"alpha": 0.5}, {"alpha": None}, {"gamma": 1.0}, {"box": "l1"}, {"box": "giou"}, {"smooth_l1_beta": 0.5},
-     {"cls_weight": 2.0}, {"box_weight": 0.5}],
+     {"cls_weight": 2.0}, {"box_weight": 0.5}, {"cls": "focal_star"}, {"cls": "ohem"}],
     ids=str,
 )  # fmt: skip
 def test_every_scalar_of_the_loss_is_reachable(change: dict[str, object]) -> None:
     base = Loss(box="smooth_l1")
     assert loss(base.model_copy(update=change))["loss"] != pytest.approx(loss(base)["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("cls", "change"),
+    [("focal_star", {"gamma": 4.0}), ("focal_star", {"beta": 0.0}), ("focal_star", {"alpha": 0.75}),
+     ("ohem", {"cls": "ohem_1_3"}), ("ohem", {"ohem_batch": 4}), ("ohem", {"ohem_nms": 0.1}),
+     ("ohem_1_3", {"ohem_batch": 8}), ("ohem_1_3", {"ohem_nms": 0.1})],
+    ids=str,
+)  # fmt: skip
+def test_every_scalar_of_the_rivals_is_reachable(cls: str, change: dict[str, object]) -> None:
+    base = Loss(cls=cls, ohem_batch=32, ohem_nms=0.5)
+    assert loss(base.model_copy(update=change))["loss"] != pytest.approx(loss(base)["loss"], rel=1e-4)
+
+
+def test_rivals_are_the_library_over_all_levels() -> None:
+    outputs, assignment = example()
+    logits, anchors = torch.cat(outputs.logits, dim=1), torch.cat(ANCHORS)
+    options = {"batch_size": 16, "nms_iou": 0.6, "avg_factor": 5.0}
+    for cls, ratio in (("ohem", None), ("ohem_1_3", 3)):
+        expected = ohem_loss(logits, assignment.labels_NR, anchors, negatives_per_positive=ratio, **options)
+        given = loss(Loss(cls=cls, ohem_batch=16, ohem_nms=0.6))["loss_cls"]
+        assert given == pytest.approx(expected.item(), rel=1e-5)
+    star = focal_star_loss(logits, assignment.labels_NR, gamma=4.0, beta=0.5, alpha=0.25, avg_factor=5.0)
+    given = loss(Loss(cls="focal_star", gamma=4.0, beta=0.5))["loss_cls"]
+    assert given == pytest.approx(star.item(), rel=1e-5)
 
 
 def test_clamp_of_sides_reaches_giou() -> None:

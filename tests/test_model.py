@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from retina.config import Anchors, Config, Model
+from retina.losses import prior_bias
 from retina.model.anchors import make_anchors
 from retina.model.backbone import FrozenStatsBatchNorm2d
-from retina.model.retinanet import RetinaNet, _per_anchor, prior_bias
+from retina.model.retinanet import RetinaNet, _per_anchor
 
 CPU = torch.device("cpu")
 

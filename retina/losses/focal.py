@@ -1,4 +1,4 @@
-"""The sigmoid focal loss (Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, arXiv 1708.02002).
+"""The focal loss (Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, arXiv 1708.02002) over sigmoids.
 
 Why
 ===
@@ -9,7 +9,7 @@ attends to background that it already knows.
 
 The mathematics
 ===============
-For a logit x with target y in {0, 1}: x_t = x if y = 1 else -x, and p_t = sigmoid(x_t) is the probability given to the
+For a logit x with label y in {0, 1}: x_t = x if y = 1 else -x, and p_t = sigmoid(x_t) is the probability given to the
 truth. With alpha_t = alpha if y = 1 else 1 - alpha,
 
     FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t)                                            (eq. 5)
@@ -21,124 +21,224 @@ easy negatives away, so that what is left of the positives would outweigh the ne
 
 Numbers that stay right
 =======================
-Differentiating (1 - p)^gamma at p = 1 gives infinity times zero for gamma < 1; log(sigmoid(x)) is -inf at x = -104 in
-float32. Here every factor is an exponential of a softplus: 1 - p_t = exp(-softplus(x_t)), log p_t = -softplus(-x_t),
-in float32 at least, whatever the dtype of the logits.
+(1 - p)^gamma has an infinite slope at p = 1 for gamma < 1, and meets a loss of 0 there: NaN. log(sigmoid(x)) is -inf at
+x = -104 in float32; 1 - sigmoid(x) is 0 from x = 17. So log p_t is logsigmoid(x_t) and 1 - p_t is sigmoid(-x_t), never
+a difference of nearly equal numbers. Whatever the dtype of the logits, it is computed in float32 at least: in float16
+an easy negative would have a loss of 0 from a logit of -6 on.
 
 Which path runs
 ===============
-`impl="auto"` takes "chunked" for integer targets that need a reduction and no second derivative (one fused forward that
-also leaves the gradient behind, in cache-sized pieces, no one-hot: focal_cpu.py), else "reference" (plain autograd).
+`impl="auto"` takes
+- "chunked" (focal_cpu.py) on the CPU, for class ids with a sum or a mean: one forward that leaves the gradient behind,
+  in pieces that fit the cache, without one-hot;
+- "reference" (below) for everything else: labels for each element, reduction "none", CUDA, torch.compile (which fuses
+  it), torch.func. Plain autograd, differentiable as often as one likes.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from retina.losses.arguments import (
+    Reduction,
+    check_avg_factor,
+    check_choice,
+    check_class_ids,
+    check_floats,
+    check_labels,
+    check_number,
+    per_class,
+    readable,
+)
 from retina.losses.focal_cpu import chunked_focal_loss
+
+Impl = Literal["auto", "reference", "chunked", "triton"]
 
 
 def sigmoid_focal_loss(
     logits: Tensor,
     targets: Tensor,
     *,
-    alpha: float | None = 0.25,
+    alpha: float | Sequence[float] | Tensor | None = 0.25,
     gamma: float = 2.0,
     weight: Tensor | None = None,
-    reduction: Literal["none", "mean", "sum"] = "mean",
+    reduction: Reduction = "mean",
     avg_factor: float | Tensor | None = None,
     ignore_index: int = -1,
-    impl: Literal["auto", "reference", "chunked"] = "auto",
+    impl: Impl = "auto",
 ) -> Tensor:
-    """Focal loss over independent sigmoids, with mmdetection's targets.
+    """Focal loss over independent sigmoids, with mmdetection's class ids. The shape of `targets` says what they are.
 
     Args:
-        logits: float (..., K), one logit a class.
-        targets: integers of shape `logits.shape[:-1]`: class ids 0..K-1, K is background, `ignore_index` is left out;
-            or floats of `logits.shape` (one-hot, multi-hot or soft labels).
-        alpha: weight of the positive class, 1 - alpha of the negative one; None is no weighting.
+        logits: float (..., K), one logit a class; for a binary problem (N,) or (N, 1).
+        targets: integers of shape `logits.shape[:-1]` are class ids: 0..K-1, K is background, `ignore_index` is left
+            out. Anything of shape `logits.shape` holds labels y, 1 for positive: one-hot, multi-hot, soft (floats from
+            0 to 1), or integers and bools where `ignore_index` leaves an element out. So a binary problem whose labels
+            are 0 and 1 passes both with the same shape; as class ids of K = 1, 0 is the object and 1 the background.
+        alpha: weight of the positive side, 1 - alpha of the negative one, 0 to 1; a number, one value a class (K,), or
+            None for no weighting.
         gamma: focusing parameter, at least 0; 0 is the (alpha-balanced) cross entropy.
         weight: a factor for each row, shape `logits.shape[:-1]`, or for each element, `logits.shape`.
-        reduction: "none" keeps `logits.shape`, "sum" adds everything, "mean" divides by the number of elements.
-        avg_factor: what "mean" divides by instead (the number of positive anchors, in a detector).
-        ignore_index: the integer target that is left out.
+        reduction: "none" keeps `logits.shape`, "sum" adds everything, "mean" divides by the number of elements, those
+            left out included (as mmdetection does).
+        avg_factor: what "mean" divides by instead; the number of positive anchors, in a detector.
+        ignore_index: the integer target that is left out: its loss and its gradient are exactly 0.
         impl: which path; see the top of this file.
 
     Returns: float32 (float64 for float64 logits): a scalar, or `logits.shape` for "none".
 
-    Raises: ValueError for shapes, dtypes or values that do not fit. Source: eq. 5 of the paper.
+    Raises: ValueError for shapes, dtypes or values that do not fit. Values inside tensors are checked on the CPU only,
+        because looking would make the host wait for the device. Source: eq. 5 of the paper.
     """
-    hard = not targets.is_floating_point()
-    _check(logits, targets, weight, alpha, gamma, reduction, avg_factor, hard)
-    if impl == "auto":
-        rowwise = weight is None or weight.shape == logits.shape[:-1]
-        impl = "chunked" if hard and rowwise and reduction != "none" and not logits.is_cuda else "reference"
-    if impl == "chunked":
-        if not hard or reduction == "none" or (weight is not None and weight.shape != logits.shape[:-1]):
-            raise ValueError("impl='chunked' takes integer targets, row weights and reduction 'sum' or 'mean'")
-        total = chunked_focal_loss(logits, targets, weight, alpha, gamma, ignore_index)
-    elif impl == "reference":
-        loss = _reference(logits, targets, alpha, gamma, ignore_index)
-        if weight is not None:
-            loss = loss * (weight if weight.shape == logits.shape else weight[..., None])
-        if reduction == "none":
-            return loss
-        total = loss.sum()
-    else:
-        raise ValueError(f"impl: given {impl!r}, expected 'auto', 'reference' or 'chunked'")
-    if reduction == "sum":
-        return total
-    return total / (max(logits.numel(), 1) if avg_factor is None else avg_factor)
+    check_number("gamma", gamma, 0)
+    alpha = _check(logits, targets, alpha, weight, reduction, avg_factor, ignore_index)
+    if _path(impl, logits, targets, weight, reduction, avg_factor) == "chunked":
+        divisor = 1 if reduction == "sum" else max(logits.numel(), 1) if avg_factor is None else float(avg_factor)
+        return chunked_focal_loss(logits, targets, weight, alpha, gamma, ignore_index, 1 / divisor)
+
+    def focal(x_t: Tensor) -> Tensor:
+        log_p_t = F.logsigmoid(x_t)
+        return -modulating_factor(log_p_t, torch.sigmoid(-x_t), gamma) * log_p_t
+
+    return _reduce(_elements(focal, logits, targets, alpha, weight, ignore_index), reduction, avg_factor)
 
 
-def _reference(logits: Tensor, targets: Tensor, alpha: float | None, gamma: float, ignore_index: int) -> Tensor:
-    """Plain autograd, element by element; soft targets are the mixture y FL(1) + (1 - y) FL(0)."""
+def focal_star_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    gamma: float = 2.0,
+    beta: float = 1.0,
+    alpha: float | Sequence[float] | Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    avg_factor: float | Tensor | None = None,
+    ignore_index: int = -1,
+) -> Tensor:
+    """The paper's other form, FL* = -log(p_t*) / gamma with p_t* = sigmoid(gamma x_t + beta).
+
+    `gamma`, above 0, steepens it and `beta`, any number, shifts it along x_t. Everything else is as in
+    `sigmoid_focal_loss`, except that `alpha` is None unless given: the definition has none.
+
+    Source: appendix A of the paper and its table 3 (gamma 2, beta 1 and gamma 4, beta 0).
+    """
+    check_number("gamma", gamma, 0, open_low=True)
+    check_number("beta", beta, -math.inf)
+    alpha = _check(logits, targets, alpha, weight, reduction, avg_factor, ignore_index)
+
+    def star(x_t: Tensor) -> Tensor:
+        return -F.logsigmoid(gamma * x_t + beta) / gamma
+
+    return _reduce(_elements(star, logits, targets, alpha, weight, ignore_index), reduction, avg_factor)
+
+
+def modulating_factor(log_p: Tensor, miss: Tensor, gamma: float) -> Tensor:
+    """(1 - p)^gamma for probabilities of any shape, from log p and `miss` = 1 - p."""
+    # The slope of `miss` is a difference of nearly equal numbers where p is near 0; that of exp is not.
+    miss = torch.where(log_p < -1, 1 - torch.exp(log_p), miss)
+    # The floor keeps the slope of the power finite where p rounds to 1; the loss is below the smallest number there.
+    return miss.clamp(min=torch.finfo(miss.dtype).tiny) ** gamma
+
+
+def _elements(
+    loss_of: Callable[[Tensor], Tensor],
+    logits: Tensor,
+    targets: Tensor,
+    alpha: float | Tensor | None,
+    weight: Tensor | None,
+    ignore_index: int,
+) -> Tensor:
+    """alpha_t * loss_of(x_t) for every element, by plain autograd; soft labels mix y L(x) + (1 - y) L(-x)."""
     x = logits if logits.dtype == torch.float64 else logits.float()
+    positive_share, negative_share = (1, 1) if alpha is None else (alpha, 1 - alpha)
     if targets.is_floating_point():
-        y, kept = targets.to(x.dtype), None
+        y = targets.to(x.dtype)
+        loss = y * positive_share * loss_of(x) + (1 - y) * negative_share * loss_of(-x)
     else:
-        classes = torch.arange(x.shape[-1], device=x.device)
-        y = (targets[..., None] == classes).to(x.dtype)
-        kept = (targets != ignore_index)[..., None]
-    log_p, log_not_p = -F.softplus(-x), -F.softplus(x)
-    positive = torch.exp(gamma * log_not_p) * -log_p
-    negative = torch.exp(gamma * log_p) * -log_not_p
-    if alpha is not None:
-        positive, negative = alpha * positive, (1 - alpha) * negative
-    loss = y * positive + (1 - y) * negative
-    return loss if kept is None else torch.where(kept, loss, torch.zeros_like(loss))
+        ids = targets.long()  # as uint8, 255 would equal -1
+        if ids.shape == x.shape:
+            is_positive, kept = ids == 1, ids != ignore_index
+        else:
+            is_positive = ids[..., None] == torch.arange(x.shape[-1], device=x.device)
+            kept = (ids != ignore_index)[..., None]
+        x = torch.where(kept, x, 0)  # first of all: infinite logits may be left out, and 0 * inf is NaN
+        loss = loss_of(torch.where(is_positive, x, -x))
+        loss = torch.where(is_positive, positive_share * loss, negative_share * loss)
+        loss = torch.where(kept, loss, 0)
+    if weight is None:
+        return loss
+    return loss * (weight if weight.shape == loss.shape else weight[..., None])
+
+
+def _reduce(loss: Tensor, reduction: Reduction, avg_factor: float | Tensor | None) -> Tensor:
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    return loss.sum() / (max(loss.numel(), 1) if avg_factor is None else avg_factor)
+
+
+def _path(
+    impl: Impl,
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    reduction: Reduction,
+    avg_factor: float | Tensor | None,
+) -> Literal["chunked", "reference"]:
+    check_choice("impl", impl, get_args(Impl))
+    if impl == "triton":
+        raise ValueError("impl='triton': the fused CUDA kernel is not in this version; 'auto' takes the reference path")
+    if impl == "reference":
+        return "reference"
+    constants = all(not isinstance(value, Tensor) or not value.requires_grad for value in (weight, avg_factor))
+    rows = targets.shape != logits.shape and (weight is None or weight.shape != logits.shape)
+    fits = rows and constants and reduction != "none" and readable(logits)
+    if impl == "chunked" and not fits:
+        raise ValueError(
+            "impl='chunked' takes class ids, row weights and reduction 'sum' or 'mean', on the CPU, outside of "
+            "torch.compile and torch.func, and gives no gradient to weight or avg_factor; use impl='reference'"
+        )
+    return "chunked" if fits else "reference"
 
 
 def _check(
     logits: Tensor,
     targets: Tensor,
+    alpha: float | Sequence[float] | Tensor | None,
     weight: Tensor | None,
-    alpha: float | None,
-    gamma: float,
-    reduction: str,
+    reduction: Reduction,
     avg_factor: float | Tensor | None,
-    hard: bool,
-) -> None:
-    if not logits.is_floating_point() or logits.dim() == 0:
-        raise ValueError(f"logits: given {logits.dtype} of shape {tuple(logits.shape)}, expected floats (..., K)")
-    expected = logits.shape[:-1] if hard else logits.shape
-    if targets.shape != expected:
-        kind = "integer" if hard else "float"
+    ignore_index: int,
+) -> float | Tensor | None:
+    """Raises ValueError for what does not fit; returns alpha as a number, a tensor (K,) or None."""
+    check_floats("logits", logits)
+    ids = not targets.is_floating_point() and targets.dtype != torch.bool
+    if targets.shape == logits.shape:
+        check_labels(targets, ignore_index)
+    elif targets.shape == logits.shape[:-1] and ids and logits.shape[-1] > 0:
+        check_class_ids(targets, logits.shape[-1], ignore_index, background=True)
+    else:
         raise ValueError(
-            f"targets: {kind} of shape {tuple(targets.shape)} do not fit logits {tuple(logits.shape)}; "
-            f"integers take {tuple(logits.shape[:-1])}, floats {tuple(logits.shape)}"
+            f"targets: given {targets.dtype} of shape {tuple(targets.shape)} for logits {tuple(logits.shape)}; "
+            f"expected class ids (integers) {tuple(logits.shape[:-1])} or labels from 0 to 1 {tuple(logits.shape)}"
         )
     if weight is not None and weight.shape not in (logits.shape, logits.shape[:-1]):
-        raise ValueError(f"weight: given shape {tuple(weight.shape)}, expected a row's or an element's")
-    if not gamma >= 0:
-        raise ValueError(f"gamma: given {gamma}, expected a number of at least 0")
-    if alpha is not None and not 0 <= alpha <= 1:
-        raise ValueError(f"alpha: given {alpha}, expected None or a number from 0 to 1")
-    if reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"reduction: given {reduction!r}, expected 'none', 'mean' or 'sum'")
-    if avg_factor is not None and reduction != "mean":
-        raise ValueError(f"avg_factor divides the mean; given with reduction {reduction!r}")
+        raise ValueError(
+            f"weight: given shape {tuple(weight.shape)}, expected {tuple(logits.shape[:-1])} (one a row) "
+            f"or {tuple(logits.shape)} (one an element)"
+        )
+    check_choice("reduction", reduction, get_args(Reduction))
+    check_avg_factor(avg_factor, reduction)
+    if alpha is None:
+        return None
+    if isinstance(alpha, (int, float)):
+        check_number("alpha", alpha, 0, 1)
+        return alpha
+    return per_class("alpha", alpha, logits, high=1)

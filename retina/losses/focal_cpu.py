@@ -1,38 +1,42 @@
 """The chunked path of the focal loss: the gradient is made in the forward, in pieces that stay in the cache.
 
 Autograd over the formula keeps about eight tensors of the logits' size alive and walks memory for each. Here a piece of
-rows is treated as if every element were a negative, the few positives are then set right by index, and the gradient is
-written once. Rows R, classes K.
+rows is treated as if every element were a negative; the few positives and the rows left out are taken away by index,
+and the positives are computed apart at the end. The gradient is written once. R rows, K classes, P positives.
+
+With p = sigmoid(x) and c = -log(1 - p), a negative has FL = p^gamma c and dFL/dx = p^gamma (gamma (1 - p) c + p).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 1 << 17  # elements; large enough for every core to get a share, small enough for the cache
+CHUNK = 5 << 15  # elements; three buffers of 0.6 MB: less pays for starting operations, more for memory
 
 
 def chunked_focal_loss(
     logits: Tensor,
     targets: Tensor,
     weight: Tensor | None,
-    alpha: float | None,
+    alpha: float | Tensor | None,
     gamma: float,
     ignore_index: int,
+    scale: float,
 ) -> Tensor:
-    """Sum of the focal loss over integer targets; arguments as in `retina.losses.sigmoid_focal_loss`.
+    """`scale` times the sum of the focal loss over class ids; arguments as in `retina.losses.sigmoid_focal_loss`.
 
-    Returns a float32 (float64 for float64 logits) scalar whose backward only scales a stored gradient; it cannot be
-    differentiated twice.
+    A float32 (float64 for float64 logits) scalar that allows one backward. RuntimeError at a second one, or at a second
+    derivative: the gradient was made in the forward and is handed out once, so that it exists once.
     """
-    classes = logits.shape[-1]
     rows = None if weight is None else weight.reshape(-1)
+    flat = logits.reshape(-1, logits.shape[-1])
     total: Tensor = _ChunkedFocal.apply(
-        logits.reshape(-1, classes), targets.reshape(-1), rows, alpha, float(gamma), ignore_index
+        flat, targets.reshape(-1).long(), rows, alpha, float(gamma), ignore_index, scale
     )
     return total
 
@@ -44,51 +48,123 @@ class _ChunkedFocal(torch.autograd.Function):
         logits_RK: Tensor,
         targets_R: Tensor,
         weight_R: Tensor | None,
-        alpha: float | None,
+        alpha: float | Tensor | None,
         gamma: float,
         ignore_index: int,
+        scale: float,
     ) -> Tensor:
-        rows, classes = logits_RK.shape
-        accumulate = torch.float64 if logits_RK.dtype == torch.float64 else torch.float32
-        gradient_RK = torch.empty_like(logits_RK) if ctx.needs_input_grad[0] else None
-        sums = []
-        step = max(1, CHUNK // max(classes, 1))
-        for start in range(0, rows, step):
-            part = slice(start, min(start + step, rows))
-            x, target_R = logits_RK[part].to(accumulate).contiguous(), targets_R[part]
-            scale_R = (target_R != ignore_index).to(accumulate)
-            if weight_R is not None:
-                scale_R *= weight_R[part]
-            loss, gradient = _focal_terms(-x, gamma, 1.0 if alpha is None else 1 - alpha)
-            row_R = ((target_R >= 0) & (target_R < classes) & (target_R != ignore_index)).nonzero()[:, 0]
-            index = row_R * classes + target_R[row_R].long()
-            positive, slope = _focal_terms(x.reshape(-1)[index], gamma, 1.0 if alpha is None else alpha)
-            loss.view(-1)[index] = positive
-            gradient.neg_().view(-1)[index] = slope
-            sums.append(torch.dot(loss.sum(dim=1), scale_R))
-            if gradient_RK is not None:
-                gradient_RK[part] = gradient.mul_(scale_R[:, None])
-        ctx.save_for_backward(gradient_RK)
-        return torch.stack(sums).sum() if sums else logits_RK.new_zeros((), dtype=accumulate)
+        exact = torch.float64 if logits_RK.dtype == torch.float64 else torch.float32
+        # float16 ends at 6e-8, and the upstream gradient, which holds the loss scale, comes later.
+        stored = torch.float32 if logits_RK.dtype == torch.float16 else logits_RK.dtype
+        gradient_RK = torch.empty_like(logits_RK, dtype=stored) if ctx.needs_input_grad[0] else None
+        classes = logits_RK.shape[1]
+        left_out_R = targets_R == ignore_index
+        row_P = (~left_out_R & (targets_R < classes)).nonzero()[:, 0]
+        class_P = targets_R[row_P]
+        share, share_P = (1.0, 1.0) if alpha is None else (1 - alpha, alpha)
+        if isinstance(share_P, Tensor):
+            share_P = share_P[class_P]
+
+        skipped = (row_P, class_P, left_out_R.nonzero()[:, 0])
+        total = _negatives(logits_RK, gradient_RK, exact, skipped, weight_R, share * scale, gamma)
+
+        x_P = logits_RK[row_P, class_P].to(exact)
+        log_p_P, miss_P = F.logsigmoid(x_P), torch.sigmoid(-x_P)
+        factor_P = miss_P.pow(gamma) * (share_P * scale)
+        if weight_R is not None:
+            factor_P *= weight_R[row_P]
+        total -= (factor_P * log_p_P).sum(dtype=torch.float64)
+        if gradient_RK is not None:
+            slope_P = factor_P * (gamma * torch.sigmoid(x_P) * log_p_P - miss_P)
+            gradient_RK[row_P, class_P] = slope_P.to(stored)
+        ctx.gradient_RK = gradient_RK
+        ctx.dtype = logits_RK.dtype
+        return total.to(exact)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient_RK,) = ctx.saved_tensors
-        return gradient_RK * upstream.to(gradient_RK.dtype), None, None, None, None, None
+        gradient_RK = ctx.gradient_RK
+        if gradient_RK is None or torch.is_grad_enabled():
+            wish = "a second backward" if gradient_RK is None else "a second derivative (create_graph=True)"
+            raise RuntimeError(f"the chunked focal loss hands its gradient out once; for {wish} use impl='reference'")
+        ctx.gradient_RK = None
+        if upstream != 1:
+            gradient_RK *= upstream
+        return gradient_RK.to(ctx.dtype), None, None, None, None, None, None
 
 
-def _focal_terms(x_t: Tensor, gamma: float, alpha_t: float) -> tuple[Tensor, Tensor]:
-    """FL and dFL/dx_t for signed logits (eq. 5 and appendix B)."""
-    miss = torch.sigmoid(-x_t)  # 1 - p_t
-    cross_entropy = F.softplus(-x_t)  # -log p_t
-    if gamma == 2:
-        factor = miss * miss
-    elif gamma == 0:
-        factor = torch.ones_like(miss)
-    else:
-        factor = torch.exp(F.softplus(x_t).mul_(-gamma))
-    factor *= alpha_t
-    loss = factor * cross_entropy
-    slope = cross_entropy.mul_(gamma).mul_(torch.sigmoid(x_t)).add_(miss).mul_(factor).neg_()
-    return loss, slope
+def _negatives(
+    logits_RK: Tensor,
+    gradient_RK: Tensor | None,
+    exact: torch.dtype,
+    skipped: tuple[Tensor, Tensor, Tensor],
+    weight_R: Tensor | None,
+    share: float | Tensor,
+    gamma: float,
+) -> Tensor:
+    """Loss of all elements but the `skipped` (positives by row and class, rows left out), in float64; fills the
+    gradient, with 0 at the skipped."""
+    row_P, class_P, left_out = skipped
+    rows, classes = logits_RK.shape
+    step = max(1, CHUNK // classes)
+    edges = torch.arange(0, rows + step, step)
+    from_P, from_left_out = torch.searchsorted(row_P, edges).tolist(), torch.searchsorted(left_out, edges).tolist()
+    buffers = [torch.empty(min(step, rows), classes, dtype=exact) for _ in range(3)]
+    lowest = 1.2 * math.log(torch.finfo(exact).tiny)  # p is 0 from here on
+    total = torch.zeros((), dtype=torch.float64)
+    for i, start in enumerate(range(0, rows, step)):
+        part = slice(start, min(start + step, rows))
+        x = logits_RK[part]
+        p, q, log_q = (buffer[: len(x)] for buffer in buffers)
+        positives = (row_P[from_P[i] : from_P[i + 1]] - start, class_P[from_P[i] : from_P[i + 1]])
+        rows_out = left_out[from_left_out[i] : from_left_out[i + 1]] - start
+        torch.sigmoid(x if x.dtype == exact else log_q.copy_(x), out=p)
+        p[positives] = 0  # p = 0 has loss and gradient 0
+        p[rows_out] = 0
+        if p.amax() < 0.9:
+            torch.sub(1, p, out=q)
+            torch.neg(p, out=log_q).log1p_()
+        else:  # near p = 1 both lose their digits, so from x
+            minus_x = -x.to(exact)
+            minus_x[positives] = torch.inf
+            minus_x[rows_out] = torch.inf
+            torch.sigmoid(minus_x, out=q)
+            log_q = F.logsigmoid(minus_x)
+        slope = torch.addcmul(p, q, log_q, value=-gamma, out=q)
+        log_p = None if (2 * gamma).is_integer() else (x + log_q).index_fill_(0, rows_out, 0).clamp_(lowest, 0)
+        factor = _power(p, log_p, gamma).mul_(share)
+        if weight_R is not None:
+            factor *= weight_R[part, None]
+        if gradient_RK is not None:
+            torch.mul(slope, factor, out=slope if gradient_RK.dtype != exact else gradient_RK[part])
+            if gradient_RK.dtype != exact:
+                gradient_RK[part] = slope
+        total -= factor.mul_(log_q).sum()
+    return total
+
+
+def _power(p: Tensor, log_p: Tensor | None, gamma: float) -> Tensor:
+    """p^gamma without torch.pow, which would take as long as everything else here; may overwrite `p`.
+
+    Squares, a square root and, for what is left of gamma (at most 1/4 either way), exp of its product with `log_p`: so
+    small an exponent that its rounding stays below a relative 1e-6 wherever the loss is a normal number. `log_p` is not
+    needed where 2 gamma is an integer.
+    """
+    halves = round(2 * gamma)
+    factors = [] if log_p is None else [log_p.mul_(gamma - halves / 2).exp_()]
+    if halves % 2:
+        factors.append(p.sqrt())
+    whole = halves // 2
+    while whole:
+        taken = whole % 2 == 1
+        if taken:
+            factors.append(p)
+        whole //= 2
+        if whole:
+            p = p * p if taken else p.mul_(p)
+    if not factors:
+        return torch.ones_like(p)
+    product = factors.pop()
+    for factor in factors:
+        product *= factor
+    return product

@@ -7,13 +7,13 @@ are.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from retina.config import Config
+from retina.losses import prior_bias
 from retina.model.anchors import anchors_per_cell
 from retina.model.backbone import ResNetFPN
 
@@ -47,11 +47,6 @@ class RetinaNet(nn.Module):
             [_per_anchor(self.cls_logits(self.cls_head(level)), self.num_classes) for level in features],
             [_per_anchor(self.bbox_reg(self.box_head(level)), 4) for level in features],
         )
-
-
-def prior_bias(pi: float) -> float:
-    """The bias b with sigmoid(b) = pi: every anchor starts as foreground with probability pi (paper, section 4.1)."""
-    return -math.log((1 - pi) / pi)
 
 
 def _head(config: Config) -> nn.Sequential:

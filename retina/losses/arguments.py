@@ -1,0 +1,117 @@
+"""What the losses accept, and how they say no.
+
+Values of tensors are looked at only where that costs nothing: on the CPU, eagerly. On CUDA it would make the host wait
+for the device; under torch.compile and torch.func there is nothing to look at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Reduction = Literal["none", "mean", "sum"]
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether the values of `tensor` can be looked at without waiting for a device or breaking a trace."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func (vmap, grad, ...) is being applied."""
+    active: bool = torch._C._are_functorch_transforms_active()
+    return active
+
+
+def check_number(name: str, value: float, low: float, high: float = math.inf, open_low: bool = False) -> None:
+    """Raises ValueError unless low <= value <= high (low < value for `open_low`) and finite."""
+    good = isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high
+    if not good or (open_low and value == low):
+        bound = f"above {low:g}" if open_low else f"of at least {low:g}"
+        bound = bound if high == math.inf else f"from {low:g} to {high:g}"
+        raise ValueError(f"{name}: given {value!r}, expected a number {bound}")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: given {value!r}, expected one of {', '.join(map(repr, choices))}")
+
+
+def check_floats(name: str, tensor: Tensor, least_dims: int = 1) -> None:
+    """Raises ValueError unless `tensor` has a floating dtype and at least `least_dims` dimensions."""
+    if not tensor.is_floating_point() or tensor.dim() < least_dims:
+        raise ValueError(
+            f"{name}: given {tensor.dtype} of shape {tuple(tensor.shape)}, expected floats of at least "
+            f"{least_dims} dimension{'s' if least_dims > 1 else ''}"
+        )
+
+
+def check_avg_factor(avg_factor: float | Tensor | None, reduction: str) -> None:
+    """Raises ValueError unless None, or positive, finite, of one value and under reduction "mean"."""
+    if avg_factor is None:
+        return
+    if reduction != "mean":
+        raise ValueError(f"avg_factor is what the mean divides by; given with reduction {reduction!r}")
+    if isinstance(avg_factor, Tensor):
+        if avg_factor.numel() != 1:
+            raise ValueError(f"avg_factor: given shape {tuple(avg_factor.shape)}, expected one value")
+        if not readable(avg_factor):
+            return
+        avg_factor = float(avg_factor.detach())
+    check_number("avg_factor", avg_factor, 0, open_low=True)
+
+
+def check_class_ids(targets: Tensor, num_classes: int, ignore_index: int, background: bool) -> None:
+    """Raises ValueError for a class id outside 0..K-1, K (`background`) and `ignore_index`; on the CPU only."""
+    if not readable(targets):
+        return
+    targets = targets.long()  # as uint8, 255 would equal -1
+    highest = num_classes if background else num_classes - 1
+    wrong = ((targets < 0) | (targets > highest)) & (targets != ignore_index)
+    if wrong.any():
+        place = tuple(wrong.nonzero()[0].tolist())
+        accepted = f"0..{num_classes - 1}" + (f", {num_classes} for background" if background else "")
+        raise ValueError(
+            f"targets: class id {int(targets[place])} at {place}, expected {accepted} or {ignore_index} to leave out"
+        )
+
+
+def check_labels(targets: Tensor, ignore_index: int | None = None) -> None:
+    """Raises ValueError for floats outside 0..1 (NaN included) or integers other than 0, 1 and `ignore_index`; on the
+    CPU only."""
+    if not readable(targets) or not targets.numel() or targets.dtype == torch.bool:
+        return
+    if targets.is_floating_point():
+        low, high = (float(value) for value in torch.aminmax(targets))
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"targets: labels from {low:g} to {high:g}, expected 0 to 1")
+        return
+    targets = targets.long()
+    wrong = (targets != 0) & (targets != 1) & (targets != ignore_index)
+    if wrong.any():
+        place = tuple(wrong.nonzero()[0].tolist())
+        raise ValueError(
+            f"targets: label {int(targets[place])} at {place}, expected 0, 1 or {ignore_index} to leave out"
+        )
+
+
+def per_class(
+    name: str, values: Sequence[float] | Tensor, logits: Tensor, high: float = math.inf, dim: int = -1
+) -> Tensor:
+    """`values` as a tensor (K,), K = `logits.shape[dim]`, on the device of `logits` in float32 (float64 for float64).
+
+    Raises ValueError for another length, or for values outside 0..high (looked at on the CPU only).
+    """
+    tensor = torch.as_tensor(values)
+    classes = logits.shape[dim]
+    if tensor.shape != (classes,):
+        raise ValueError(f"{name}: given shape {tuple(tensor.shape)}, expected one value for each of {classes} classes")
+    if readable(tensor) and not ((tensor >= 0) & (tensor <= high) & tensor.isfinite()).all():
+        bound = "finite and at least 0" if high == math.inf else f"from 0 to {high:g}"
+        raise ValueError(f"{name}: given {tensor.tolist()}, expected values {bound}")
+    return tensor.to(logits.device, torch.float64 if logits.dtype == torch.float64 else torch.float32)

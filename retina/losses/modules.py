@@ -1,0 +1,152 @@
+"""The losses as modules: settings are arguments of the constructor, one value a class is a buffer.
+
+So `.to(device)` and `state_dict` take the weights along, and `print(module)` shows every setting. The functions of the
+same names say what each argument means and what is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retina.losses.arguments import Reduction, check_number
+from retina.losses.focal import Impl, focal_star_loss, sigmoid_focal_loss
+from retina.losses.mining import ohem_loss
+from retina.losses.softmax import focal_nll_loss, softmax_focal_loss
+
+
+class _Loss(nn.Module):
+    def __init__(self, gamma: float = 0.0, **settings: Any) -> None:
+        super().__init__()
+        check_number("gamma", gamma, 0)
+        self.settings = settings | {"gamma": gamma}
+
+    def keep(self, name: str, values: float | Sequence[float] | Tensor | None) -> None:
+        """Registers one value a class as a buffer; a number or None stays what it is."""
+        plain = values is None or isinstance(values, (int, float))
+        self.register_buffer(name, None if plain else torch.as_tensor(values).clone())
+        if plain:
+            self.settings[name] = values
+
+    def arguments(self) -> dict[str, Any]:
+        return self.settings | dict(self.named_buffers())
+
+    def extra_repr(self) -> str:
+        return _shown(self.arguments())
+
+
+class SigmoidFocalLoss(_Loss):
+    """`sigmoid_focal_loss(logits, targets)`."""
+
+    def __init__(
+        self,
+        alpha: float | Sequence[float] | Tensor | None = 0.25,
+        gamma: float = 2.0,
+        reduction: Reduction = "mean",
+        ignore_index: int = -1,
+        impl: Impl = "auto",
+    ) -> None:
+        super().__init__(gamma, reduction=reduction, ignore_index=ignore_index, impl=impl)
+        self.keep("alpha", alpha)
+
+    def forward(
+        self, logits: Tensor, targets: Tensor, weight: Tensor | None = None, avg_factor: float | Tensor | None = None
+    ) -> Tensor:
+        return sigmoid_focal_loss(logits, targets, weight=weight, avg_factor=avg_factor, **self.arguments())
+
+
+class FocalStarLoss(_Loss):
+    """`focal_star_loss(logits, targets)`."""
+
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        beta: float = 1.0,
+        alpha: float | Sequence[float] | Tensor | None = None,
+        reduction: Reduction = "mean",
+        ignore_index: int = -1,
+    ) -> None:
+        super().__init__(gamma, beta=beta, reduction=reduction, ignore_index=ignore_index)
+        self.keep("alpha", alpha)
+
+    def forward(
+        self, logits: Tensor, targets: Tensor, weight: Tensor | None = None, avg_factor: float | Tensor | None = None
+    ) -> Tensor:
+        return focal_star_loss(logits, targets, weight=weight, avg_factor=avg_factor, **self.arguments())
+
+
+class SoftmaxFocalLoss(_Loss):
+    """`softmax_focal_loss(logits, targets)`, in the place of `nn.CrossEntropyLoss(weight)`."""
+
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        class_weight: Sequence[float] | Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(gamma, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction)
+        self.keep("class_weight", class_weight)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return softmax_focal_loss(logits, targets, **self.arguments())
+
+
+class FocalNLLLoss(_Loss):
+    """`focal_nll_loss(log_probs, targets)`, in the place of `nn.NLLLoss(weight)` after a LogSoftmax."""
+
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        class_weight: Sequence[float] | Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(gamma, ignore_index=ignore_index, reduction=reduction)
+        self.keep("class_weight", class_weight)
+
+    def forward(self, log_probs: Tensor, targets: Tensor) -> Tensor:
+        return focal_nll_loss(log_probs, targets, **self.arguments())
+
+
+class OHEMLoss(nn.Module):
+    """`ohem_loss(logits, targets, anchors)`."""
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        nms_iou: float = 0.5,
+        negatives_per_positive: int | None = None,
+        reduction: Reduction = "mean",
+        ignore_index: int = -1,
+    ) -> None:
+        super().__init__()
+        self.settings: dict[str, Any] = {"batch_size": batch_size, "nms_iou": nms_iou, "reduction": reduction}
+        self.settings |= {"negatives_per_positive": negatives_per_positive, "ignore_index": ignore_index}
+
+    def forward(
+        self,
+        logits_NRK: Tensor,
+        targets_NR: Tensor,
+        anchors_R4: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+    ) -> Tensor:
+        return ohem_loss(logits_NRK, targets_NR, anchors_R4, weight=weight, avg_factor=avg_factor, **self.settings)
+
+    def extra_repr(self) -> str:
+        return _shown(self.settings)
+
+
+def _shown(settings: dict[str, Any]) -> str:
+    texts = {
+        name: f"[{', '.join(f'{number:.4g}' for number in value.tolist())}]"
+        if isinstance(value, Tensor)
+        else repr(value)
+        for name, value in settings.items()
+    }
+    return ", ".join(f"{name}={text}" for name, text in sorted(texts.items()))

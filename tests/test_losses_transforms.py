@@ -1,0 +1,176 @@
+"""The losses under autocast, torch.compile, torch.func, several processes, other devices; and their modules."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from retina.losses import (
+    FocalNLLLoss,
+    FocalStarLoss,
+    SigmoidFocalLoss,
+    SoftmaxFocalLoss,
+    focal_nll_loss,
+    focal_star_loss,
+    sigmoid_focal_loss,
+    softmax_focal_loss,
+)
+
+LOGITS = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+IDS = torch.randint(0, 5, (40,), generator=torch.Generator().manual_seed(1))
+WITH_BACKGROUND = torch.where(IDS == 4, 5, IDS)
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": lambda x: sigmoid_focal_loss(x, WITH_BACKGROUND, alpha=torch.linspace(0.1, 0.9, 5), gamma=1.5),
+    "sigmoid_soft": lambda x: sigmoid_focal_loss(x, LOGITS.softmax(1), gamma=0.5),
+    "star": lambda x: focal_star_loss(x, WITH_BACKGROUND),
+    "softmax": lambda x: softmax_focal_loss(x, IDS, class_weight=torch.linspace(0.1, 2, 5), label_smoothing=0.1),
+    "nll": lambda x: focal_nll_loss(x.log_softmax(1), IDS, gamma=0.5),
+}
+each = pytest.mark.parametrize("name", LOSSES)
+
+
+def value_and_gradient(loss: Callable[[Tensor], Tensor], logits: Tensor = LOGITS) -> tuple[Tensor, Tensor]:
+    x = logits.clone().requires_grad_()
+    value = loss(x)
+    return value.detach(), torch.autograd.grad(value, x)[0]
+
+
+@each
+def test_compiles_without_a_graph_break(name: str) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(LOSSES[name], fullgraph=True, backend="inductor")
+    torch.testing.assert_close(value_and_gradient(compiled), value_and_gradient(LOSSES[name]))
+
+
+@each
+def test_autocast_computes_in_float32(name: str) -> None:
+    layer = nn.Linear(5, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = layer(LOGITS)
+        assert logits.dtype == torch.bfloat16
+        given = LOSSES[name](logits)
+    assert given.dtype == torch.float32
+    if name != "nll":  # under autocast the log_softmax of the model itself is float32 already
+        torch.testing.assert_close(given, LOSSES[name](logits), rtol=1e-6, atol=0)
+    given.backward()
+    assert layer.weight.grad is not None and layer.weight.grad.isfinite().all()
+
+
+def test_vmap_and_grad_of_the_reference() -> None:
+    def one(x: Tensor, label: Tensor) -> Tensor:
+        return sigmoid_focal_loss(x, label, reduction="sum", impl="reference")
+
+    rows = torch.func.vmap(one)(LOGITS, WITH_BACKGROUND)
+    torch.testing.assert_close(rows, sigmoid_focal_loss(LOGITS, WITH_BACKGROUND, reduction="none").sum(1))
+    gradients = torch.func.vmap(torch.func.grad(one))(LOGITS, WITH_BACKGROUND)
+    expected = value_and_gradient(lambda x: sigmoid_focal_loss(x, WITH_BACKGROUND, reduction="sum"))[1]
+    torch.testing.assert_close(gradients, expected)
+    hessian = torch.func.hessian(one)(LOGITS[0], WITH_BACKGROUND[0])
+    assert (hessian.diagonal() != 0).all() and not (hessian - hessian.diagonal().diag()).any()
+    # "auto" takes the reference there by itself
+    auto = torch.func.vmap(lambda x, label: sigmoid_focal_loss(x, label, reduction="sum"))(LOGITS, WITH_BACKGROUND)
+    torch.testing.assert_close(auto, rows)
+
+
+def test_vmap_of_the_softmax() -> None:
+    rows = torch.func.vmap(softmax_focal_loss)(LOGITS, IDS)
+    torch.testing.assert_close(rows, softmax_focal_loss(LOGITS, IDS, reduction="none"))
+
+
+@each
+def test_same_bits_every_run(name: str) -> None:
+    big = LOGITS.repeat(1, 1)
+    first, gradient = value_and_gradient(LOSSES[name], big)
+    for _ in range(5):
+        again, gradient_again = value_and_gradient(LOSSES[name], big)
+        assert torch.equal(first, again) and torch.equal(gradient, gradient_again)
+
+
+def test_same_bits_over_many_pieces() -> None:
+    logits, labels = torch.randn(30_000, 40), torch.randint(-1, 41, (30_000,))
+    runs = [value_and_gradient(lambda x: sigmoid_focal_loss(x, labels), logits) for _ in range(3)]
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
+
+
+MODULES: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
+    "sigmoid": (
+        SigmoidFocalLoss(alpha=[0.1, 0.3, 0.5, 0.7, 0.9], gamma=1.0, reduction="sum"),
+        lambda: sigmoid_focal_loss(LOGITS, IDS, alpha=[0.1, 0.3, 0.5, 0.7, 0.9], gamma=1.0, reduction="sum"),
+    ),
+    "sigmoid_plain": (SigmoidFocalLoss(alpha=None), lambda: sigmoid_focal_loss(LOGITS, IDS, alpha=None)),
+    "star": (
+        FocalStarLoss(gamma=4.0, beta=0.5, alpha=[0.3] * 5),
+        lambda: focal_star_loss(LOGITS, IDS, gamma=4.0, beta=0.5, alpha=0.3),
+    ),
+    "softmax": (
+        SoftmaxFocalLoss(gamma=1.0, class_weight=torch.arange(1.0, 6), label_smoothing=0.2),
+        lambda: softmax_focal_loss(LOGITS, IDS, gamma=1.0, class_weight=[1, 2, 3, 4, 5], label_smoothing=0.2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_are_the_functions(name: str) -> None:
+    module, function = MODULES[name]
+    torch.testing.assert_close(module(LOGITS, IDS), function())
+
+
+def test_nll_module() -> None:
+    log_probs = LOGITS.log_softmax(1)
+    module = FocalNLLLoss(gamma=0.5, class_weight=[1.0, 2, 3, 4, 5], ignore_index=2)
+    expected = focal_nll_loss(log_probs, IDS, gamma=0.5, class_weight=[1, 2, 3, 4, 5], ignore_index=2)
+    torch.testing.assert_close(module(log_probs, IDS), expected)
+
+
+def test_weights_are_buffers_and_settings_are_shown() -> None:
+    module = SoftmaxFocalLoss(gamma=1.5, class_weight=[1.0, 2.0])
+    assert list(module.state_dict()) == ["class_weight"] and not list(module.parameters())
+    assert module.to("meta").class_weight.device.type == "meta"  # moves with .to(device)
+    assert "class_weight=[1, 2]" in repr(SoftmaxFocalLoss(class_weight=[1.0, 2.0]))
+    assert "alpha=0.25, gamma=2.0" in repr(SigmoidFocalLoss())
+    file = io.BytesIO()
+    torch.save(SoftmaxFocalLoss(class_weight=[3.0, 4.0]).state_dict(), file)
+    file.seek(0)
+    fresh = SoftmaxFocalLoss(class_weight=[1.0, 2.0])
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert fresh.class_weight.tolist() == [3, 4]
+    given = torch.ones(2)
+    own = SoftmaxFocalLoss(class_weight=given)
+    given.zero_()
+    assert own.class_weight.tolist() == [1, 1]
+
+
+def test_wrong_settings_are_refused_when_built() -> None:
+    for build in (SigmoidFocalLoss, SoftmaxFocalLoss, FocalNLLLoss, FocalStarLoss):
+        with pytest.raises(ValueError, match="gamma: given -1"):
+            build(gamma=-1)
+
+
+def _worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = DistributedDataParallel(nn.Linear(5, 5))
+    part = slice(rank * 20, rank * 20 + 20)
+    loss = SigmoidFocalLoss(alpha=[0.3] * 5)(model(LOGITS[part]), IDS[part]) + SoftmaxFocalLoss()(
+        model(LOGITS[part]), IDS[part]
+    )
+    loss.backward()
+    if rank == 0:
+        torch.save(model.module.weight.grad, f"{folder}/gradient.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_worker, (str(tmp_path),), nprocs=2)
+    torch.manual_seed(0)
+    model = nn.Linear(5, 5)
+    (SigmoidFocalLoss(alpha=[0.3] * 5)(model(LOGITS), IDS) + SoftmaxFocalLoss()(model(LOGITS), IDS)).backward()
+    both = torch.load(tmp_path / "gradient.pt", weights_only=True)
+    torch.testing.assert_close(both, model.weight.grad, rtol=1e-5, atol=1e-7)

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import nms
+
+from retina.losses import OHEMLoss, ohem_loss
+
+
+def scene(images: int = 2, anchors: int = 300, classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(images, anchors, classes, generator=generator)
+    targets = torch.randint(-1, classes + 1, (images, anchors), generator=generator)
+    targets[torch.rand(images, anchors, generator=generator) < 0.8] = classes
+    corner = 60 * torch.rand(anchors, 2, generator=generator)
+    return logits, targets, torch.cat([corner, corner + 5 + 30 * torch.rand(anchors, 2, generator=generator)], dim=1)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    y = F.one_hot(targets.clamp(min=0), logits.shape[-1] + 1)[..., :-1].to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, y, reduction="none").sum(-1)
+
+
+def taken_by_torchvision(loss_R: Tensor, anchors: Tensor, candidates_R: Tensor, iou: float, count: int) -> set[int]:
+    index = candidates_R.nonzero()[:, 0]
+    return set(index[nms(anchors[index], loss_R[index], iou)][:count].tolist())
+
+
+@pytest.mark.parametrize("iou", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("batch", [1, 16, 1000])
+def test_takes_what_torchvisions_nms_leaves_first(iou: float, batch: int) -> None:
+    logits, targets, anchors = scene()
+    none = ohem_loss(logits, targets, anchors, batch_size=batch, nms_iou=iou, reduction="none")
+    losses = cross_entropy(logits, targets)
+    for image in range(2):
+        expected = taken_by_torchvision(losses[image], anchors, targets[image] >= 0, iou, batch)
+        taken = set(none[image].nonzero()[:, 0].tolist())
+        assert taken == expected and len(taken) == min(batch, len(expected))
+        torch.testing.assert_close(none[image][list(taken)], losses[image][list(taken)])
+
+
+def test_one_to_three() -> None:
+    logits, targets, anchors = scene()
+    none = ohem_loss(logits, targets, anchors, batch_size=32, negatives_per_positive=3, reduction="none")
+    losses = cross_entropy(logits, targets)
+    for image in range(2):
+        positives = taken_by_torchvision(losses[image], anchors, (targets[image] >= 0) & (targets[image] < 3), 0.5, 8)
+        negatives = taken_by_torchvision(losses[image], anchors, targets[image] == 3, 0.5, 3 * len(positives))
+        assert set(none[image].nonzero()[:, 0].tolist()) == positives | negatives and len(positives) == 8
+
+
+def test_image_without_positives_brings_three_negatives() -> None:
+    logits, targets, anchors = scene()
+    targets[0] = 3
+    none = ohem_loss(logits, targets, anchors, batch_size=32, negatives_per_positive=3, reduction="none")
+    assert none[0].count_nonzero() == 3 and none[1].count_nonzero() > 3
+
+
+def test_gradient_touches_only_what_is_taken() -> None:
+    logits, targets, anchors = scene()
+    logits.requires_grad_()
+    none = ohem_loss(logits, targets, anchors, batch_size=10, reduction="none")
+    (gradient,) = torch.autograd.grad(ohem_loss(logits, targets, anchors, batch_size=10), logits)
+    assert torch.equal(gradient.any(dim=-1), none.detach() > 0)
+    torch.testing.assert_close(ohem_loss(logits, targets, anchors, batch_size=10), none.sum() / 20)
+
+
+def test_weight_scales_but_does_not_choose() -> None:
+    logits, targets, anchors = scene()
+    weight = torch.rand(targets.shape)
+    none = ohem_loss(logits, targets, anchors, batch_size=10, reduction="none")
+    weighted = ohem_loss(logits, targets, anchors, batch_size=10, weight=weight, reduction="sum")
+    torch.testing.assert_close(weighted, (none * weight).sum())
+    halved = ohem_loss(logits, targets, anchors, batch_size=10, weight=weight, avg_factor=2.0)
+    torch.testing.assert_close(halved, weighted / 2)
+
+
+def test_boxes_of_each_image_and_the_module() -> None:
+    logits, targets, anchors = scene()
+    moved = torch.stack([anchors, anchors.flip(0)])
+    module = OHEMLoss(batch_size=12, nms_iou=0.4, negatives_per_positive=3, reduction="none")
+    both = module(logits, targets, moved)
+    second = module(logits[1:], targets[1:], anchors.flip(0))
+    torch.testing.assert_close(both[1:], second)
+    assert "batch_size=12" in repr(module)
+
+
+def test_everything_ignored_is_zero_with_a_graph() -> None:
+    logits, targets, anchors = scene()
+    logits.requires_grad_()
+    for ratio in (None, 3):
+        loss = ohem_loss(logits, torch.full_like(targets, -1), anchors, negatives_per_positive=ratio)
+        assert loss.item() == 0 and not torch.autograd.grad(loss, logits)[0].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"targets_NR": torch.zeros(2, 4, dtype=torch.int64)}, r"given \(2, 5, 3\) with torch.int64 \(2, 4\)"),
+        ({"anchors_R4": torch.zeros(4, 4)}, r"anchors: given shape \(4, 4\), expected \(5, 4\)"),
+        ({"batch_size": 0}, "batch_size: given 0"),
+        ({"nms_iou": 1.5}, "nms_iou: given 1.5"),
+        ({"negatives_per_positive": 0}, "negatives_per_positive: given 0"),
+        ({"weight": torch.ones(2, 5, 3)}, "weight: given shape"),
+        ({"targets_NR": torch.full((2, 5), 9)}, "class id 9"),
+    ],
+)
+def test_errors_say_what_was_given(change: dict[str, object], says: str) -> None:
+    arguments: dict[str, object] = {
+        "logits_NRK": torch.zeros(2, 5, 3),
+        "targets_NR": torch.zeros(2, 5, dtype=torch.int64),
+        "anchors_R4": torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(5, 4),
+    }
+    with pytest.raises(ValueError, match=says):
+        ohem_loss(**(arguments | change))  # type: ignore[arg-type]

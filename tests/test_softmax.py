@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import math
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from sklearn.utils.class_weight import compute_class_weight
+from torch.nn import functional as F
+
+from retina.losses import class_weights, focal_nll_loss, prior_bias, softmax_focal_loss
+
+GAMMAS = [0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
+
+
+def oracle(row: list[float], target: int, gamma: float) -> tuple[float, list[float]]:
+    """FL over a softmax and its gradient with 50 digits: the chain rule on (1 - p)^gamma log p."""
+    with mpmath.workdps(50):
+        exp = [mpmath.exp(mpmath.mpf(x) - max(row)) for x in row]
+        p = [e / sum(exp) for e in exp]
+        miss = sum(p[:target] + p[target + 1 :])  # 1 - p_t without cancellation
+        log_p = mpmath.log1p(-miss) if miss < 0.5 else mpmath.log(p[target])
+        power = miss ** mpmath.mpf(gamma)
+        towards = power - (gamma * miss ** mpmath.mpf(gamma - 1) * p[target] * log_p if gamma and miss else 0)
+        slopes = [towards * (p[j] if j != target else -miss) for j in range(len(row))]
+        return float(-power * log_p), [float(slope) for slope in slopes]
+
+
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_values_and_gradients_match_fifty_digits(gamma: float, dtype: torch.dtype) -> None:
+    rows = [[0.3, -0.2, 1.0], [9.0, -8.5, 3.0], [40.0, 0.0, 1.0], [-33.0, 17.0, 16.5], [1e4, -1e4, 0.0], [5.0] * 3]
+    tiny = torch.finfo(torch.float32).tiny
+    for row in rows:
+        for target in range(3):
+            logits = torch.tensor([row], dtype=dtype, requires_grad=True)
+            loss = softmax_focal_loss(logits, torch.tensor([target]), gamma=gamma)
+            (gradient,) = torch.autograd.grad(loss, logits)
+            value, slopes = oracle(logits[0].tolist(), target, gamma)
+            relative = 2e-14 if dtype == torch.float64 else 2e-6
+            assert abs(loss.item() - value) <= max(relative * value, tiny), (row, target)
+            # Against the largest slope of the row: exp of a rounded difference has a relative error of its own.
+            size = max(abs(slope) for slope in slopes)
+            own = torch.finfo(dtype)
+            step = max(relative * size, 0.51 * own.eps * max(size, own.tiny), tiny)
+            assert all(abs(g - s) <= step for g, s in zip(gradient[0].tolist(), slopes, strict=True)), (row, target)
+
+
+@pytest.mark.parametrize("shape", [(20, 5), (4, 5, 6), (2, 5, 3, 4), (5,)], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_gamma_zero_is_cross_entropy(shape: tuple[int, ...], reduction: str, weighted: bool, smoothing: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True)
+    ids = torch.randint(0, 5, (*shape[:1], *shape[2:]) if len(shape) > 1 else (), generator=generator)
+    if ids.numel() > 3:
+        ids.view(-1)[::4] = -100
+    dim = 1 if len(shape) > 1 else 0
+    distribution = torch.rand(shape, dtype=torch.float64, generator=generator).softmax(dim)
+    weight = torch.rand(5, dtype=torch.float64, generator=generator) if weighted else None
+    for targets in (ids, distribution):
+        options = {"label_smoothing": smoothing, "reduction": reduction}
+        expected = F.cross_entropy(logits, targets, weight=weight, **options)
+        loss = softmax_focal_loss(logits, targets, gamma=0, class_weight=weight, **options)
+        torch.testing.assert_close(loss, expected)
+        gradients = [torch.autograd.grad(each.sum(), logits)[0] for each in (loss, expected)]
+        torch.testing.assert_close(*gradients)
+    if smoothing == 0:
+        log_probs = F.log_softmax(logits, dim)
+        expected = F.nll_loss(log_probs, ids, weight=weight, reduction=reduction)
+        torch.testing.assert_close(
+            focal_nll_loss(log_probs, ids, gamma=0, class_weight=weight, reduction=reduction), expected
+        )
+
+
+@pytest.mark.parametrize("gamma", GAMMAS)
+def test_distribution_and_smoothing_are_the_sum_over_classes(gamma: float) -> None:
+    """By the definition: each class counts by its share, with its own modulating factor."""
+    logits = torch.randn(6, 4, dtype=torch.float64)
+    p = logits.softmax(1)
+    terms = (1 - p) ** gamma * -p.log()
+    q = torch.rand(6, 4, dtype=torch.float64).softmax(1)
+    weight = torch.rand(4, dtype=torch.float64)
+    none = softmax_focal_loss(logits, q, gamma=gamma, class_weight=weight, reduction="none")
+    torch.testing.assert_close(none, (q * weight * terms).sum(1))
+    ids = torch.tensor([0, 1, 2, 3, 0, -100])
+    smooth = 0.8 * F.one_hot(ids.clamp(min=0), 4) + 0.2 / 4
+    none = softmax_focal_loss(logits, ids, gamma=gamma, label_smoothing=0.2, reduction="none")
+    torch.testing.assert_close(none, (smooth * terms).sum(1) * (ids >= 0))
+
+
+def test_focal_nll_equals_softmax_focal_after_log_softmax() -> None:
+    logits, ids = torch.randn(30, 4, dtype=torch.float64), torch.randint(0, 4, (30,))
+    weight = class_weights(ids, 4)
+    expected = softmax_focal_loss(logits, ids, class_weight=weight)
+    torch.testing.assert_close(focal_nll_loss(logits.log_softmax(1), ids, class_weight=weight), expected)
+
+
+def test_certain_log_probability_has_no_nan() -> None:
+    log_probs = torch.tensor([[0.0, -torch.inf], [0.0, -200.0]], requires_grad=True)
+    for gamma in (0.1, 0.5, 1.0, 2.0):
+        loss = focal_nll_loss(log_probs, torch.tensor([0, 0]), gamma=gamma)
+        (gradient,) = torch.autograd.grad(loss, log_probs)
+        assert loss.item() == 0 and gradient.isfinite().all()
+
+
+def test_impossible_class_with_a_zero_share() -> None:
+    """A masked class (logit -inf) with target 0 gives 0 * inf in the plain formula."""
+    logits, q = torch.tensor([[0.5, -torch.inf, 1.0]], requires_grad=True), torch.tensor([[0.3, 0.0, 0.7]])
+    assert F.cross_entropy(logits, q).isnan()
+    loss = softmax_focal_loss(logits, q)
+    assert loss.isfinite() and torch.autograd.grad(loss, logits)[0].isfinite().all()
+
+
+def test_ignored_rows_have_zero_gradient_whatever_their_logits() -> None:
+    logits = torch.tensor([[1.0, 2.0], [torch.nan, 0.0], [torch.inf, 3.0]], requires_grad=True)
+    loss = softmax_focal_loss(logits, torch.tensor([0, -100, -100]))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss.isfinite() and gradient[0].all() and not gradient[1:].any()
+
+
+X, IDS = torch.zeros(2, 3), torch.tensor([0, 2])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"targets": torch.tensor([0, 3])}, r"class id 3 at \(1,\), expected 0\.\.2 or -100"),
+        ({"targets": torch.zeros(2, 3, dtype=torch.int64)}, r"targets: given torch.int64 of shape \(2, 3\)"),
+        ({"targets": torch.zeros(2)}, r"targets: given torch.float32 of shape \(2,\) .* class ids \(integers\) \(2,\)"),
+        ({"targets": torch.full((2, 3), -0.1)}, "labels from -0.1"),
+        ({"gamma": -1}, "gamma: given -1"),
+        ({"class_weight": torch.ones(4)}, r"class_weight: given shape \(4,\), .* 3 classes"),
+        ({"class_weight": [1.0, -1.0, 1.0]}, "class_weight: given .* at least 0"),
+        ({"class_weight": [1.0, math.inf, 1.0]}, "class_weight: given .* finite"),
+        ({"label_smoothing": 1.5}, "label_smoothing: given 1.5"),
+        ({"reduction": "batchmean"}, "reduction: given 'batchmean'"),
+    ],
+)  # fmt: skip
+def test_errors_say_what_was_given(change: dict[str, object], says: str) -> None:
+    arguments: dict[str, object] = {"logits": X, "targets": IDS} | change
+    with pytest.raises(ValueError, match=says):
+        softmax_focal_loss(**arguments)  # type: ignore[arg-type]
+
+
+def test_probabilities_are_not_log_probabilities() -> None:
+    with pytest.raises(ValueError, match=r"log_probs: given up to 0\.5, expected at most 0"):
+        focal_nll_loss(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
+
+
+LABELS = torch.tensor([0] * 90 + [1] * 9 + [2])
+
+
+def test_balanced_equals_scikit_learn() -> None:
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=LABELS.numpy())
+    assert class_weights(LABELS, 3).tolist() == pytest.approx(expected.tolist())
+    assert class_weights(LABELS.view(10, 10).to(torch.uint8), 3).tolist() == pytest.approx(expected.tolist())
+    assert class_weights([90, 9, 1], 3).tolist() == pytest.approx(expected.tolist())
+    present = compute_class_weight("balanced", classes=np.array([0, 2]), y=[0, 0, 0, 2])
+    assert class_weights([0, 0, 0, 2], 3, zero="ignore").tolist() == pytest.approx([present[0], 0, present[1]])
+
+
+def test_schemes_by_hand() -> None:
+    counts = torch.tensor([100.0, 25.0, 1.0])
+    assert class_weights(counts, 3, scheme="inverse").tolist() == pytest.approx([0.01, 0.04, 1])
+    assert class_weights(counts, 3, scheme="inverse_sqrt").tolist() == pytest.approx([0.1, 0.2, 1])
+    effective = class_weights(counts, 3, scheme="effective_number", beta=0.9).tolist()
+    assert effective == pytest.approx([0.1 / (1 - 0.9**100), 0.1 / (1 - 0.9**25), 1])
+    assert class_weights(counts, 3, scheme="effective_number", beta=0).tolist() == [1, 1, 1]
+    with mpmath.workdps(50):  # 1 - beta^n loses its digits near 1 when it is not written with expm1
+        beta = 1 - 1e-12
+        exact = (1 - mpmath.mpf(beta)) / (1 - mpmath.mpf(beta) ** 100)
+    given = class_weights(counts, 3, scheme="effective_number", beta=beta)[0].item()
+    assert given == pytest.approx(float(exact), rel=1e-4)
+    smooth = class_weights([3.0, 0.0], 2, scheme="inverse", zero="smooth").tolist()
+    assert smooth == pytest.approx([1 / 4, 1])
+
+
+def test_normalised_weights_average_one() -> None:
+    counts = torch.tensor([90.0, 10.0, 0.0])
+    classes = class_weights(counts, 3, scheme="inverse", zero="ignore", normalize="classes")
+    assert classes.sum().item() == pytest.approx(2) and classes[2] == 0  # two classes have examples
+    examples = class_weights(counts, 3, scheme="inverse_sqrt", zero="ignore", normalize="examples")
+    assert (examples * counts).sum().item() == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("given", "classes", "says"),
+    [
+        ([0, 1, 5], 4, r"labels: given 0\.\.5, expected 0\.\.3"),
+        ([0, -1, 1, 1], 2, r"labels: given -1\.\.1"),
+        ([0, 1, 1], 3, "3 labels or 3 counts: pass counts as floats"),
+        ([1.0, 2.0], 3, "counts: given .* expected 3 finite numbers"),
+        ([1.0, math.nan], 2, "counts: given"),
+        ([0.0, 0.0], 2, "all are 0"),
+        ([], 2, "empty"),
+        ([3, 1], 0, "num_classes: given 0"),
+        ([0, 0, 0, 2], 3, "no examples of class 1"),
+    ],
+)
+def test_counts_that_cannot_be_used(given: list[float], classes: int, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        class_weights(given, classes, zero="ignore" if "all" in says else "error")
+
+
+def test_choices_of_class_weights() -> None:
+    for wrong, says in (({"scheme": "log"}, "scheme"), ({"zero": "skip"}, "zero"), ({"normalize": "sum"}, "normalize")):
+        with pytest.raises(ValueError, match=f"{says}: given"):
+            class_weights([3.0, 1.0], 2, **wrong)
+    with pytest.raises(ValueError, match=r"beta: given 1\.0"):
+        class_weights([3.0, 1.0], 2, beta=1.0)
+
+
+def test_prior_bias_starts_at_pi() -> None:
+    assert prior_bias(0.01) == pytest.approx(-4.59512, rel=1e-5)  # -log(99), the paper's
+    shares = torch.tensor([0.9, 0.09, 0.01])
+    torch.testing.assert_close(prior_bias(shares).sigmoid(), shares)
+    for wrong in (0.0, 1.0, torch.tensor([0.5, 1.0]), math.nan):
+        with pytest.raises(ValueError, match="pi: given"):
+            prior_bias(wrong)
