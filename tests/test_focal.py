@@ -6,6 +6,7 @@ import math
 from functools import cache
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ def test_soft_labels_match_fifty_digits(gamma: float) -> None:
 
 
 def test_gradient_is_the_papers_equation() -> None:
-    """Appendix B: dFL/dx = y (1 - p_t)^gamma (gamma p_t log(p_t) + p_t - 1), y in {-1, 1}, without alpha."""
+    """Eq. 10: dFL/dx = y (1 - p_t)^gamma (gamma p_t log(p_t) + p_t - 1), y in {-1, 1}, without alpha."""
     x = torch.linspace(-6, 6, 49, dtype=torch.float64, requires_grad=True)
     for y in (1, -1):
         p_t = torch.sigmoid(y * x.detach())
@@ -151,9 +152,11 @@ def test_uint8_has_no_minus_one() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0, 1.3, 2.0, 4.5])
 def test_many_pieces_with_weights_per_class_alpha_and_ignored_rows(impl: str, dtype: torch.dtype, gamma: float) -> None:
-    rows, classes = 40_001, 11  # two pieces, the second not whole
+    rows, classes = 40_001, 11  # three pieces, the last not whole, the first and last without a hard negative
     generator = torch.Generator().manual_seed(0)
-    logits = (3 * torch.randn(rows, classes, generator=generator)).to(dtype).requires_grad_()
+    logits = torch.randn(rows, classes, generator=generator) - 4
+    logits[15_000:25_000] = 3 * torch.randn(10_000, classes, generator=generator)
+    logits = logits.to(dtype).requires_grad_()
     labels = torch.randint(-1, classes + 1, (rows,), generator=generator)
     weight = torch.rand(rows, generator=generator)
     alpha = torch.rand(classes, generator=generator)
@@ -258,6 +261,60 @@ def test_gradient_reaches_weight_and_normaliser_by_the_reference() -> None:
         sigmoid_focal_loss(logits, ids, weight=weight, impl="chunked")
 
 
+def test_learnt_alpha_gets_its_gradient() -> None:
+    logits, ids = torch.randn(4, 3), torch.tensor([0, 1, 2, 3])
+    alpha = torch.full((3,), 0.25, requires_grad=True)
+    sigmoid_focal_loss(logits, ids, alpha=alpha, reduction="sum").backward()
+    terms = sigmoid_focal_loss(logits, ids, alpha=None, reduction="none")
+    y = F.one_hot(ids, 4)[:, :3]
+    torch.testing.assert_close(alpha.grad, ((2 * y - 1) * terms).sum(0))
+
+
+@both
+def test_rows_left_out_may_weigh_nan(impl: str) -> None:
+    """A weight of 1 / count for the class of ignored rows, say."""
+    logits, weight = torch.randn(3, 2, requires_grad=True), torch.tensor([1.0, torch.nan, torch.inf])
+    loss = sigmoid_focal_loss(logits, torch.tensor([0, -1, -1]), weight=weight, impl=impl)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss.isfinite() and gradient[0].all() and not gradient[1:].any()
+
+
+@both
+def test_result_is_a_float32_scalar_whatever_the_weights_are(impl: str) -> None:
+    logits, ids, weight = torch.randn(2, 3), torch.tensor([0, 3]), torch.ones(2, dtype=torch.float64)
+    for factor in (torch.tensor([2.0], dtype=torch.float64), torch.tensor([[2]]), np.float32(2), np.int64(2)):
+        loss = sigmoid_focal_loss(logits, ids, weight=weight, avg_factor=factor, impl=impl)
+        assert loss.shape == () and loss.dtype == torch.float32
+    mask = torch.tensor([True, False])
+    masked = sigmoid_focal_loss(logits, ids, weight=mask, reduction="sum", impl=impl)
+    assert masked.item() == pytest.approx(sigmoid_focal_loss(logits[:1], ids[:1], reduction="sum").item())
+
+
+@both
+def test_alpha_for_each_class_keeps_the_digits_of_one_minus_alpha(impl: str) -> None:
+    logits, ids = torch.randn(5, 3), torch.tensor([0, 1, 2, 3, 3])
+    expected = sigmoid_focal_loss(logits, ids, alpha=0.999999, impl=impl)
+    for alpha in ([0.999999] * 3, torch.tensor(0.999999, dtype=torch.float64), np.float64(0.999999)):
+        torch.testing.assert_close(sigmoid_focal_loss(logits, ids, alpha=alpha, impl=impl), expected, rtol=1e-7, atol=0)
+
+
+def test_masked_class_with_float_labels() -> None:
+    logits = torch.tensor([[1.0, -torch.inf]], requires_grad=True)
+    expected = sigmoid_focal_loss(logits.detach(), torch.tensor([0]))
+    for labels in (torch.tensor([[1.0, 0.0]]), torch.tensor([[0.9, 0.0]])):  # hard and soft
+        loss = sigmoid_focal_loss(logits, labels)
+        assert loss.isfinite() and torch.autograd.grad(loss, logits)[0].isfinite().all()
+    torch.testing.assert_close(sigmoid_focal_loss(logits.detach(), torch.tensor([[1.0, 0.0]])), expected)
+
+
+def test_no_gradient_is_made_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluation of a loss must not cost a second tensor of the logits' size."""
+    logits = torch.randn(4, 3, requires_grad=True)
+    monkeypatch.setattr("retina.losses.focal_cpu.torch.empty_like", lambda *_, **__: pytest.fail("gradient made"))
+    with torch.no_grad():
+        assert sigmoid_focal_loss(logits, torch.tensor([0, 1, 2, 3])) > 0
+
+
 def test_chunked_gradient_is_handed_out_once() -> None:
     logits = torch.randn(4, 3, requires_grad=True)
     loss = sigmoid_focal_loss(logits, torch.tensor([0, 1, 2, 3]))
@@ -294,16 +351,19 @@ X, IDS = torch.zeros(2, 4), torch.tensor([0, 4])
         ({"targets": torch.full((2, 4), 1.5)}, "labels from 1.5 to 1.5, expected 0 to 1"),
         ({"targets": torch.full((2, 4), torch.nan)}, "labels from nan"),
         ({"targets": torch.full((2, 4), 2)}, r"label 2 at \(0, 0\), expected 0, 1 or -1"),
-        ({"gamma": -1.0}, "gamma: given -1.0, expected a number of at least 0"),
+        ({"gamma": -1.0}, "gamma: given -1.0, expected a finite number of at least 0"),
         ({"gamma": math.nan}, "gamma: given nan"),
         ({"gamma": "2"}, "gamma: given '2'"),
-        ({"alpha": 2.0}, "alpha: given 2.0, expected a number from 0 to 1"),
+        ({"gamma": math.inf}, "gamma: given inf, expected a finite number"),
+        ({"targets": [0, 4]}, "targets: given list, expected a tensor"),
+        ({"weight": [1.0, 1.0]}, "weight: given list, expected a tensor"),
+        ({"alpha": 2.0}, "alpha: given 2.0, expected a finite number from 0 to 1"),
         ({"alpha": [0.5, 0.5]}, r"alpha: given shape \(2,\), expected one value for each of 4 classes"),
-        ({"alpha": [0.5, 0.5, 0.5, 1.5]}, "alpha: given .* from 0 to 1"),
+        ({"alpha": [0.5, 0.5, 0.5, 1.5]}, r"alpha: given values from 0\.5 to 1\.5, expected from 0 to 1"),
         ({"weight": torch.ones(7)}, r"weight: given shape \(7,\), expected \(2,\) .* or \(2, 4\)"),
         ({"reduction": "average"}, "reduction: given 'average', expected one of 'none', 'mean', 'sum'"),
         ({"reduction": "sum", "avg_factor": 3.0}, "avg_factor is what the mean divides by; given with reduction 'sum'"),
-        ({"avg_factor": 0.0}, "avg_factor: given 0.0, expected a number above 0"),
+        ({"avg_factor": 0.0}, "avg_factor: given 0.0, expected a finite number above 0"),
         ({"avg_factor": torch.tensor(0)}, "avg_factor: given 0.0"),
         ({"avg_factor": torch.ones(2)}, r"avg_factor: given shape \(2,\)"),
         ({"impl": "fast"}, "impl: given 'fast'"),
@@ -318,7 +378,7 @@ def test_errors_say_what_was_given(change: dict[str, object], says: str) -> None
 
 
 def test_errors_of_focal_star() -> None:
-    with pytest.raises(ValueError, match="gamma: given 0, expected a number above 0"):
+    with pytest.raises(ValueError, match="gamma: given 0, expected a finite number above 0"):
         focal_star_loss(X, IDS, gamma=0)
     with pytest.raises(ValueError, match="beta: given inf"):
         focal_star_loss(X, IDS, beta=math.inf)

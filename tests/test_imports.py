@@ -55,7 +55,7 @@ def test_imports_only_what_stands_above(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in ORDER if name.startswith("losses")])
 def test_losses_stand_alone(name: str) -> None:
     roots = {target.split(".")[0] for target in imported(MODULES[name])}
-    assert roots <= {"torch", "typing", "__future__", "retina", "math", "collections", "functools"}
+    assert roots <= {"torch", "typing", "__future__", "retina", "math", "collections", "functools", "numbers"}
     assert all(
         t == "retina" or t.startswith("retina.losses") for t in imported(MODULES[name]) if t.startswith("retina")
     )

@@ -87,6 +87,21 @@ def test_boxes_of_each_image_and_the_module() -> None:
     assert "batch_size=12" in repr(module)
 
 
+def test_float16_and_integer_anchors() -> None:
+    """400 x 400 pixels overflow float16; the IoU would be NaN and nothing suppressed."""
+    anchors = torch.tensor([[0.0, 0.0, 400.0, 400.0], [1.0, 1.0, 401.0, 401.0]])
+    for dtype in (torch.float16, torch.int32):
+        none = ohem_loss(torch.zeros(1, 2, 3), torch.zeros(1, 2, dtype=torch.long), anchors.to(dtype), reduction="none")
+        assert none.count_nonzero() == 1
+
+
+def test_no_anchors_at_all() -> None:
+    logits = torch.zeros(2, 0, 3, requires_grad=True)
+    loss = ohem_loss(logits, torch.zeros(2, 0, dtype=torch.long), torch.zeros(0, 4))
+    loss.backward()
+    assert loss.item() == 0 and logits.grad is not None
+
+
 def test_everything_ignored_is_zero_with_a_graph() -> None:
     logits, targets, anchors = scene()
     logits.requires_grad_()
@@ -101,6 +116,9 @@ def test_everything_ignored_is_zero_with_a_graph() -> None:
         ({"targets_NR": torch.zeros(2, 4, dtype=torch.int64)}, r"given \(2, 5, 3\) with torch.int64 \(2, 4\)"),
         ({"anchors_R4": torch.zeros(4, 4)}, r"anchors: given shape \(4, 4\), expected \(5, 4\)"),
         ({"batch_size": 0}, "batch_size: given 0"),
+        ({"batch_size": 1.5}, "batch_size: given 1.5, expected an integer"),
+        ({"batch_size": 3, "negatives_per_positive": 3}, "batch_size: given 3, expected an integer of at least 4"),
+        ({"targets_NR": torch.zeros(2, 5, dtype=torch.bool)}, "with torch.bool"),
         ({"nms_iou": 1.5}, "nms_iou: given 1.5"),
         ({"negatives_per_positive": 0}, "negatives_per_positive: given 0"),
         ({"weight": torch.ones(2, 5, 3)}, "weight: given shape"),

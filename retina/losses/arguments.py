@@ -7,6 +7,7 @@ for the device; under torch.compile and torch.func there is nothing to look at.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Literal
 
@@ -28,12 +29,18 @@ def transformed() -> bool:
 
 
 def check_number(name: str, value: float, low: float, high: float = math.inf, open_low: bool = False) -> None:
-    """Raises ValueError unless low <= value <= high (low < value for `open_low`) and finite."""
-    good = isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high
+    """Raises ValueError unless low <= value <= high (low < value for `open_low`) and finite; numpy's numbers too."""
+    good = isinstance(value, numbers.Real) and math.isfinite(value) and low <= value <= high
     if not good or (open_low and value == low):
-        bound = f"above {low:g}" if open_low else f"of at least {low:g}"
-        bound = bound if high == math.inf else f"from {low:g} to {high:g}"
-        raise ValueError(f"{name}: given {value!r}, expected a number {bound}")
+        bound = f" above {low:g}" if open_low else f" of at least {low:g}" if low > -math.inf else ""
+        bound = bound if high == math.inf else f" from {low:g} to {high:g}"
+        raise ValueError(f"{name}: given {value!r}, expected a finite number{bound}")
+
+
+def check_count(name: str, value: int, low: int = 1) -> None:
+    """Raises ValueError unless an integer of at least `low`."""
+    if not isinstance(value, numbers.Integral) or value < low:
+        raise ValueError(f"{name}: given {value!r}, expected an integer of at least {low}")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -42,8 +49,15 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name}: given {value!r}, expected one of {', '.join(map(repr, choices))}")
 
 
+def check_tensor(name: str, value: object) -> None:
+    """Raises ValueError for anything but a tensor."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: given {type(value).__name__}, expected a tensor")
+
+
 def check_floats(name: str, tensor: Tensor, least_dims: int = 1) -> None:
     """Raises ValueError unless `tensor` has a floating dtype and at least `least_dims` dimensions."""
+    check_tensor(name, tensor)
     if not tensor.is_floating_point() or tensor.dim() < least_dims:
         raise ValueError(
             f"{name}: given {tensor.dtype} of shape {tuple(tensor.shape)}, expected floats of at least "
@@ -103,15 +117,17 @@ def check_labels(targets: Tensor, ignore_index: int | None = None) -> None:
 def per_class(
     name: str, values: Sequence[float] | Tensor, logits: Tensor, high: float = math.inf, dim: int = -1
 ) -> Tensor:
-    """`values` as a tensor (K,), K = `logits.shape[dim]`, on the device of `logits` in float32 (float64 for float64).
+    """`values` as a tensor (K,), K = `logits.shape[dim]`, on the device of `logits`; a sequence as float64.
 
     Raises ValueError for another length, or for values outside 0..high (looked at on the CPU only).
     """
-    tensor = torch.as_tensor(values)
+    tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64)
     classes = logits.shape[dim]
+    tensor = tensor.expand(classes) if tensor.dim() == 0 else tensor
     if tensor.shape != (classes,):
         raise ValueError(f"{name}: given shape {tuple(tensor.shape)}, expected one value for each of {classes} classes")
     if readable(tensor) and not ((tensor >= 0) & (tensor <= high) & tensor.isfinite()).all():
         bound = "finite and at least 0" if high == math.inf else f"from 0 to {high:g}"
-        raise ValueError(f"{name}: given {tensor.tolist()}, expected values {bound}")
-    return tensor.to(logits.device, torch.float64 if logits.dtype == torch.float64 else torch.float32)
+        low, high_given = float(tensor.detach().min()), float(tensor.detach().max())
+        raise ValueError(f"{name}: given values from {low:g} to {high_given:g}, expected {bound}")
+    return tensor.to(logits.device)

@@ -9,7 +9,7 @@ from typing import Literal, get_args, overload
 import torch
 from torch import Tensor
 
-from retina.losses.arguments import check_choice
+from retina.losses.arguments import check_choice, check_count
 
 Scheme = Literal["balanced", "inverse", "inverse_sqrt", "effective_number"]
 Zero = Literal["error", "ignore", "smooth"]
@@ -48,7 +48,7 @@ def class_weights(
         check_choice("normalize", normalize, get_args(Normalize))
     if not 0 <= beta < 1:
         raise ValueError(f"beta: given {beta!r}, expected a number from 0 to below 1")
-    counts = _counts(torch.as_tensor(labels_or_counts), num_classes)
+    given = counts = _counts(torch.as_tensor(labels_or_counts), num_classes)
     empty = (counts == 0).nonzero()[:, 0].tolist()
     if zero == "smooth":
         counts = counts + 1
@@ -68,22 +68,25 @@ def class_weights(
         weights = (1 - beta) / -torch.expm1(counts * (math.log(beta) if beta else -math.inf))
     weights = torch.where(present, weights, 0)
     if normalize == "classes":
-        weights = weights * present.sum() / weights.sum()
+        weights = weights * (given > 0).sum() / weights[given > 0].sum()
     elif normalize == "examples":
-        weights = weights * counts.sum() / (weights * counts).sum()
+        weights = weights * given.sum() / (weights * given).sum()
     return weights.float()
 
 
 def _counts(given: Tensor, num_classes: int) -> Tensor:
-    if not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f"num_classes: given {num_classes!r}, expected an integer of at least 1")
+    check_count("num_classes", num_classes)
     if not given.numel():
         raise ValueError("labels_or_counts: empty; weights need at least one example")
     if given.is_floating_point():
         if given.shape != (num_classes,) or not (given.isfinite() & (given >= 0)).all():
-            raise ValueError(f"counts: given {given.tolist()}, expected {num_classes} finite numbers of at least 0")
+            raise ValueError(
+                f"counts (floats): given shape {tuple(given.shape)}, expected {num_classes} finite "
+                "numbers of at least 0; labels are integers"
+            )
         counts = given.double()
     else:
+        given = given.long()
         low, high = int(given.min()), int(given.max())
         one_each = given.shape == (num_classes,)
         if low < 0 or (high >= num_classes and not one_each):
@@ -96,7 +99,7 @@ def _counts(given: Tensor, num_classes: int) -> Tensor:
                 f"{given.tolist()} may be {num_classes} labels or {num_classes} counts: pass counts as floats, or "
                 "labels as torch.bincount(labels, minlength=num_classes).float()"
             )
-        counts = (given if one_each else torch.bincount(given.flatten().long(), minlength=num_classes)).double()
+        counts = (given if one_each else torch.bincount(given.flatten(), minlength=num_classes)).double()
     if not counts.sum() > 0:
         raise ValueError("counts: all are 0; weights need at least one example")
     return counts.cpu()

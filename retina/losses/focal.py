@@ -13,7 +13,7 @@ For a logit x with label y in {0, 1}: x_t = x if y = 1 else -x, and p_t = sigmoi
 truth. With alpha_t = alpha if y = 1 else 1 - alpha,
 
     FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t)                                            (eq. 5)
-    dFL/dx  = y' alpha_t (1 - p_t)^gamma (gamma p_t log(p_t) + p_t - 1),  y' = 2y - 1      (appendix B, with alpha_t)
+    dFL/dx  = y' alpha_t (1 - p_t)^gamma (gamma p_t log(p_t) + p_t - 1),  y' = 2y - 1      (eq. 10, with alpha_t)
 
 (1 - p_t)^gamma is the modulating factor: with gamma = 2 a negative at p = 0.01 counts 10,000 times less than its cross
 entropy, one at p = 0.9 nearly whole. alpha = 0.25 belongs to the *rare* positive class: gamma has already taken the
@@ -31,8 +31,9 @@ Which path runs
 `impl="auto"` takes
 - "chunked" (focal_cpu.py) on the CPU, for class ids with a sum or a mean: one forward that leaves the gradient behind,
   in pieces that fit the cache, without one-hot;
-- "reference" (below) for everything else: labels for each element, reduction "none", CUDA, torch.compile (which fuses
-  it), torch.func. Plain autograd, differentiable as often as one likes.
+- "reference" (below) for everything else: labels or weights for each element, reduction "none", a gradient for weight,
+  alpha or avg_factor, CUDA, torch.compile (which fuses it), torch.func. Plain autograd, differentiable as often as one
+  likes.
 """
 
 from __future__ import annotations
@@ -53,12 +54,14 @@ from retina.losses.arguments import (
     check_floats,
     check_labels,
     check_number,
+    check_tensor,
     per_class,
     readable,
 )
 from retina.losses.focal_cpu import chunked_focal_loss
 
 Impl = Literal["auto", "reference", "chunked", "triton"]
+Shares = tuple[float | Tensor, float | Tensor]  # what alpha gives to positives and to negatives: numbers or (K,)
 
 
 def sigmoid_focal_loss(
@@ -97,16 +100,16 @@ def sigmoid_focal_loss(
         because looking would make the host wait for the device. Source: eq. 5 of the paper.
     """
     check_number("gamma", gamma, 0)
-    alpha = _check(logits, targets, alpha, weight, reduction, avg_factor, ignore_index)
-    if _path(impl, logits, targets, weight, reduction, avg_factor) == "chunked":
+    shares = _check(logits, targets, alpha, weight, reduction, avg_factor, ignore_index)
+    if _path(impl, logits, targets, shares, weight, reduction, avg_factor) == "chunked":
         divisor = 1 if reduction == "sum" else max(logits.numel(), 1) if avg_factor is None else float(avg_factor)
-        return chunked_focal_loss(logits, targets, weight, alpha, gamma, ignore_index, 1 / divisor)
+        return chunked_focal_loss(logits, targets, weight, shares, gamma, ignore_index, 1 / divisor)
 
     def focal(x_t: Tensor) -> Tensor:
         log_p_t = F.logsigmoid(x_t)
         return -modulating_factor(log_p_t, torch.sigmoid(-x_t), gamma) * log_p_t
 
-    return _reduce(_elements(focal, logits, targets, alpha, weight, ignore_index), reduction, avg_factor)
+    return _reduce(_elements(focal, logits, targets, shares, weight, ignore_index), reduction, avg_factor)
 
 
 def focal_star_loss(
@@ -130,12 +133,12 @@ def focal_star_loss(
     """
     check_number("gamma", gamma, 0, open_low=True)
     check_number("beta", beta, -math.inf)
-    alpha = _check(logits, targets, alpha, weight, reduction, avg_factor, ignore_index)
+    shares = _check(logits, targets, alpha, weight, reduction, avg_factor, ignore_index)
 
     def star(x_t: Tensor) -> Tensor:
         return -F.logsigmoid(gamma * x_t + beta) / gamma
 
-    return _reduce(_elements(star, logits, targets, alpha, weight, ignore_index), reduction, avg_factor)
+    return _reduce(_elements(star, logits, targets, shares, weight, ignore_index), reduction, avg_factor)
 
 
 def modulating_factor(log_p: Tensor, miss: Tensor, gamma: float) -> Tensor:
@@ -150,16 +153,22 @@ def _elements(
     loss_of: Callable[[Tensor], Tensor],
     logits: Tensor,
     targets: Tensor,
-    alpha: float | Tensor | None,
+    shares: Shares,
     weight: Tensor | None,
     ignore_index: int,
 ) -> Tensor:
     """alpha_t * loss_of(x_t) for every element, by plain autograd; soft labels mix y L(x) + (1 - y) L(-x)."""
     x = logits if logits.dtype == torch.float64 else logits.float()
-    positive_share, negative_share = (1, 1) if alpha is None else (alpha, 1 - alpha)
+    positive_share, negative_share = shares
+    if weight is not None:
+        weight = (weight if weight.shape == x.shape else weight[..., None]).to(x.dtype)
+    if targets.is_floating_point() and readable(targets) and ((targets == 0) | (targets == 1)).all():
+        targets = targets.bool()  # half the work
     if targets.is_floating_point():
         y = targets.to(x.dtype)
-        loss = y * positive_share * loss_of(x) + (1 - y) * negative_share * loss_of(-x)
+        # 0 * inf is NaN: a side without a share does not see the logit, which may be infinite (a masked class).
+        positive, negative = loss_of(torch.where(y > 0, x, 0)), loss_of(torch.where(y < 1, -x, 0))
+        loss = y * positive_share * positive + (1 - y) * negative_share * negative
     else:
         ids = targets.long()  # as uint8, 255 would equal -1
         if ids.shape == x.shape:
@@ -167,13 +176,12 @@ def _elements(
         else:
             is_positive = ids[..., None] == torch.arange(x.shape[-1], device=x.device)
             kept = (ids != ignore_index)[..., None]
-        x = torch.where(kept, x, 0)  # first of all: infinite logits may be left out, and 0 * inf is NaN
+        x = torch.where(kept, x, 0)  # first of all: what is left out may be infinite, and 0 * inf is NaN
+        weight = None if weight is None else torch.where(kept, weight, 0)
         loss = loss_of(torch.where(is_positive, x, -x))
         loss = torch.where(is_positive, positive_share * loss, negative_share * loss)
         loss = torch.where(kept, loss, 0)
-    if weight is None:
-        return loss
-    return loss * (weight if weight.shape == loss.shape else weight[..., None])
+    return loss if weight is None else loss * weight
 
 
 def _reduce(loss: Tensor, reduction: Reduction, avg_factor: float | Tensor | None) -> Tensor:
@@ -181,6 +189,8 @@ def _reduce(loss: Tensor, reduction: Reduction, avg_factor: float | Tensor | Non
         return loss
     if reduction == "sum":
         return loss.sum()
+    if isinstance(avg_factor, Tensor):
+        return loss.sum() / avg_factor.reshape(()).to(loss.dtype)
     return loss.sum() / (max(loss.numel(), 1) if avg_factor is None else avg_factor)
 
 
@@ -188,6 +198,7 @@ def _path(
     impl: Impl,
     logits: Tensor,
     targets: Tensor,
+    shares: Shares,
     weight: Tensor | None,
     reduction: Reduction,
     avg_factor: float | Tensor | None,
@@ -197,13 +208,13 @@ def _path(
         raise ValueError("impl='triton': the fused CUDA kernel is not in this version; 'auto' takes the reference path")
     if impl == "reference":
         return "reference"
-    constants = all(not isinstance(value, Tensor) or not value.requires_grad for value in (weight, avg_factor))
+    constants = not any(isinstance(value, Tensor) and value.requires_grad for value in (weight, avg_factor, *shares))
     rows = targets.shape != logits.shape and (weight is None or weight.shape != logits.shape)
     fits = rows and constants and reduction != "none" and readable(logits)
     if impl == "chunked" and not fits:
         raise ValueError(
             "impl='chunked' takes class ids, row weights and reduction 'sum' or 'mean', on the CPU, outside of "
-            "torch.compile and torch.func, and gives no gradient to weight or avg_factor; use impl='reference'"
+            "torch.compile and torch.func, and gives no gradient to weight, alpha or avg_factor; use impl='reference'"
         )
     return "chunked" if fits else "reference"
 
@@ -216,9 +227,12 @@ def _check(
     reduction: Reduction,
     avg_factor: float | Tensor | None,
     ignore_index: int,
-) -> float | Tensor | None:
-    """Raises ValueError for what does not fit; returns alpha as a number, a tensor (K,) or None."""
+) -> Shares:
+    """Raises ValueError for what does not fit; returns what alpha gives to positives and to negatives."""
     check_floats("logits", logits)
+    check_tensor("targets", targets)
+    if weight is not None:
+        check_tensor("weight", weight)
     ids = not targets.is_floating_point() and targets.dtype != torch.bool
     if targets.shape == logits.shape:
         check_labels(targets, ignore_index)
@@ -237,8 +251,10 @@ def _check(
     check_choice("reduction", reduction, get_args(Reduction))
     check_avg_factor(avg_factor, reduction)
     if alpha is None:
-        return None
-    if isinstance(alpha, (int, float)):
+        return 1.0, 1.0
+    if not isinstance(alpha, (Sequence, Tensor)):
         check_number("alpha", alpha, 0, 1)
-        return alpha
-    return per_class("alpha", alpha, logits, high=1)
+        return float(alpha), 1 - float(alpha)
+    alpha_K = per_class("alpha", alpha, logits, high=1)
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return alpha_K.to(dtype), (1 - alpha_K).to(dtype)  # in this order: 1 - alpha may need the digits

@@ -2,7 +2,8 @@
 
 Autograd over the formula keeps about eight tensors of the logits' size alive and walks memory for each. Here a piece of
 rows is treated as if every element were a negative; the few positives and the rows left out are taken away by index,
-and the positives are computed apart at the end. The gradient is written once. R rows, K classes, P positives.
+and the positives are computed apart at the end. The gradient is written once. R rows, K classes, P positives,
+H rows with a hard negative.
 
 With p = sigmoid(x) and c = -log(1 - p), a negative has FL = p^gamma c and dFL/dx = p^gamma (gamma (1 - p) c + p).
 """
@@ -17,18 +18,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CHUNK = 5 << 15  # elements; three buffers of 0.6 MB: less pays for starting operations, more for memory
+NEARLY_ONE = 0.98  # up to here 1 - p and log1p(-p) are right to 1e-6
 
 
 def chunked_focal_loss(
     logits: Tensor,
     targets: Tensor,
     weight: Tensor | None,
-    alpha: float | Tensor | None,
+    shares: tuple[float | Tensor, float | Tensor],
     gamma: float,
     ignore_index: int,
     scale: float,
 ) -> Tensor:
     """`scale` times the sum of the focal loss over class ids; arguments as in `retina.losses.sigmoid_focal_loss`.
+
+    `shares` of positives and negatives: alpha and 1 - alpha, numbers or (K,).
 
     A float32 (float64 for float64 logits) scalar that allows one backward. RuntimeError at a second one, or at a second
     derivative: the gradient was made in the forward and is handed out once, so that it exists once.
@@ -36,7 +40,7 @@ def chunked_focal_loss(
     rows = None if weight is None else weight.reshape(-1)
     flat = logits.reshape(-1, logits.shape[-1])
     total: Tensor = _ChunkedFocal.apply(
-        flat, targets.reshape(-1).long(), rows, alpha, float(gamma), ignore_index, scale
+        flat, targets.reshape(-1).long(), rows, shares, float(gamma), ignore_index, scale, torch.is_grad_enabled()
     )
     return total
 
@@ -48,25 +52,28 @@ class _ChunkedFocal(torch.autograd.Function):
         logits_RK: Tensor,
         targets_R: Tensor,
         weight_R: Tensor | None,
-        alpha: float | Tensor | None,
+        shares: tuple[float | Tensor, float | Tensor],
         gamma: float,
         ignore_index: int,
         scale: float,
+        with_gradient: bool,
     ) -> Tensor:
         exact = torch.float64 if logits_RK.dtype == torch.float64 else torch.float32
         # float16 ends at 6e-8, and the upstream gradient, which holds the loss scale, comes later.
         stored = torch.float32 if logits_RK.dtype == torch.float16 else logits_RK.dtype
-        gradient_RK = torch.empty_like(logits_RK, dtype=stored) if ctx.needs_input_grad[0] else None
+        with_gradient &= ctx.needs_input_grad[0]
+        gradient_RK = torch.empty_like(logits_RK, dtype=stored) if with_gradient else None
         classes = logits_RK.shape[1]
         left_out_R = targets_R == ignore_index
         row_P = (~left_out_R & (targets_R < classes)).nonzero()[:, 0]
         class_P = targets_R[row_P]
-        share, share_P = (1.0, 1.0) if alpha is None else (1 - alpha, alpha)
-        if isinstance(share_P, Tensor):
-            share_P = share_P[class_P]
+        positive_share, negative_share = shares
+        share_P = positive_share[class_P] if isinstance(positive_share, Tensor) else positive_share
+        if weight_R is not None:
+            weight_R = weight_R.masked_fill(left_out_R, 0)  # what is left out may weigh NaN
 
         skipped = (row_P, class_P, left_out_R.nonzero()[:, 0])
-        total = _negatives(logits_RK, gradient_RK, exact, skipped, weight_R, share * scale, gamma)
+        total = _negatives(logits_RK, gradient_RK, exact, skipped, weight_R, negative_share * scale, gamma)
 
         x_P = logits_RK[row_P, class_P].to(exact)
         log_p_P, miss_P = F.logsigmoid(x_P), torch.sigmoid(-x_P)
@@ -90,7 +97,7 @@ class _ChunkedFocal(torch.autograd.Function):
         ctx.gradient_RK = None
         if upstream != 1:
             gradient_RK *= upstream
-        return gradient_RK.to(ctx.dtype), None, None, None, None, None, None
+        return gradient_RK.to(ctx.dtype), None, None, None, None, None, None, None
 
 
 def _negatives(
@@ -121,15 +128,12 @@ def _negatives(
         torch.sigmoid(x if x.dtype == exact else log_q.copy_(x), out=p)
         p[positives] = 0  # p = 0 has loss and gradient 0
         p[rows_out] = 0
-        if p.amax() < 0.9:
-            torch.sub(1, p, out=q)
-            torch.neg(p, out=log_q).log1p_()
-        else:  # near p = 1 both lose their digits, so from x
-            minus_x = -x.to(exact)
-            minus_x[positives] = torch.inf
-            minus_x[rows_out] = torch.inf
-            torch.sigmoid(minus_x, out=q)
-            log_q = F.logsigmoid(minus_x)
+        torch.sub(1, p, out=q)
+        torch.neg(p, out=log_q).log1p_()
+        if p.amax() > NEARLY_ONE:  # both have lost their digits there; such rows are few
+            row_H = (p.amax(dim=1) > NEARLY_ONE).nonzero()[:, 0]
+            minus_x_HK = (-x[row_H].to(exact)).masked_fill_(p[row_H] == 0, torch.inf)  # the skipped stay at loss 0
+            q[row_H], log_q[row_H] = torch.sigmoid(minus_x_HK), F.logsigmoid(minus_x_HK)
         slope = torch.addcmul(p, q, log_q, value=-gamma, out=q)
         log_p = None if (2 * gamma).is_integer() else (x + log_q).index_fill_(0, rows_out, 0).clamp_(lowest, 0)
         factor = _power(p, log_p, gamma).mul_(share)

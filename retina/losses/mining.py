@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from retina.losses.arguments import Reduction, check_avg_factor, check_number
+from retina.losses.arguments import Reduction, check_avg_factor, check_count, check_floats, check_number, check_tensor
 from retina.losses.focal import sigmoid_focal_loss
 
 
@@ -51,15 +51,18 @@ def ohem_loss(
     Returns: float32 (float64 for float64 logits). Raises: ValueError for what does not fit. It makes batch_size passes
         over the anchors and never waits for the device.
     """
-    check_number("batch_size", batch_size, 1)
+    check_count("batch_size", batch_size)
     check_number("nms_iou", nms_iou, 0, 1)
+    if negatives_per_positive is not None:
+        check_count("negatives_per_positive", negatives_per_positive)
+        check_count("batch_size", batch_size, 1 + negatives_per_positive)
     check_avg_factor(avg_factor, reduction)
     _check_shapes(logits_NRK, targets_NR, anchors_R4)
     if weight is not None and weight.shape != targets_NR.shape:
         raise ValueError(
             f"weight: given shape {tuple(weight.shape)}, expected {tuple(targets_NR.shape)} (one an anchor)"
         )
-    targets_NR = targets_NR.long()
+    targets_NR, anchors_R4 = targets_NR.long(), anchors_R4.float()  # areas overflow in float16
     cross_entropy = partial(sigmoid_focal_loss, logits_NRK, alpha=None, gamma=0.0, ignore_index=ignore_index)
     with torch.no_grad():
         loss_NR = cross_entropy(targets_NR, reduction="none").sum(dim=-1)
@@ -67,8 +70,7 @@ def ohem_loss(
         if negatives_per_positive is None:
             taken_NR = _hardest(loss_NR, anchors_R4, kept_NR, batch_size, nms_iou)
         else:
-            check_number("negatives_per_positive", negatives_per_positive, 1)
-            share = max(1, batch_size // (1 + negatives_per_positive))
+            share = batch_size // (1 + negatives_per_positive)
             is_background_NR = targets_NR == logits_NRK.shape[-1]
             taken_NR = _hardest(loss_NR, anchors_R4, kept_NR & ~is_background_NR, share, nms_iou)
             quota_N = negatives_per_positive * taken_NR.sum(dim=1).clamp(min=1)
@@ -91,6 +93,8 @@ def _hardest(
     quota_N: Tensor | None = None,
 ) -> Tensor:
     """The first `count` (of each image at most `quota_N`) that greedy suppression by loss leaves; bool (N, R)."""
+    if not loss_NR.shape[1]:
+        return candidates_NR
     # The greedy order is kept by taking one after the other, so it costs `count` passes and never R x R overlaps.
     alive_NR, taken_NR = candidates_NR.clone(), torch.zeros_like(candidates_NR)
     for place in range(count):
@@ -114,7 +118,11 @@ def _iou_of_one(boxes: Tensor, index_N1: Tensor) -> Tensor:
 
 
 def _check_shapes(logits: Tensor, targets: Tensor, anchors: Tensor) -> None:
-    if logits.dim() != 3 or targets.shape != logits.shape[:2] or targets.is_floating_point():
+    check_floats("logits", logits)
+    check_tensor("targets", targets)
+    check_tensor("anchors", anchors)
+    ids = not targets.is_floating_point() and targets.dtype != torch.bool
+    if logits.dim() != 3 or targets.shape != logits.shape[:2] or not ids:
         raise ValueError(
             f"expected logits (N, R, K) with integer targets (N, R); given {tuple(logits.shape)} with "
             f"{targets.dtype} {tuple(targets.shape)}"

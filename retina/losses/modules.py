@@ -6,36 +6,40 @@ same names say what each argument means and what is refused.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from retina.losses.arguments import Reduction, check_number
+from retina.losses.arguments import Reduction, check_choice
 from retina.losses.focal import Impl, focal_star_loss, sigmoid_focal_loss
 from retina.losses.mining import ohem_loss
 from retina.losses.softmax import focal_nll_loss, softmax_focal_loss
 
 
 class _Loss(nn.Module):
-    def __init__(self, gamma: float = 0.0, **settings: Any) -> None:
-        super().__init__()
-        check_number("gamma", gamma, 0)
-        self.settings = settings | {"gamma": gamma}
+    """Keeps the settings; each subclass names them and calls its function."""
 
-    def keep(self, name: str, values: float | Sequence[float] | Tensor | None) -> None:
-        """Registers one value a class as a buffer; a number or None stays what it is."""
-        plain = values is None or isinstance(values, (int, float))
-        self.register_buffer(name, None if plain else torch.as_tensor(values).clone())
-        if plain:
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def keep(self, name: str, values: float | Sequence[float] | Tensor | None) -> int:
+        """Registers one value a class as a buffer, a number or None as a setting; returns the number of classes."""
+        if values is None or isinstance(values, numbers.Real):
             self.settings[name] = values
+            return 1
+        self.register_buffer(name, torch.as_tensor(values, dtype=torch.float32).clone())
+        return len(self.get_buffer(name))
 
     def arguments(self) -> dict[str, Any]:
         return self.settings | dict(self.named_buffers())
 
     def extra_repr(self) -> str:
-        return _shown(self.arguments())
+        shown = self.settings | {name: tuple(buffer.shape) for name, buffer in self.named_buffers()}
+        return ", ".join(f"{name}={value!r}" for name, value in sorted(shown.items()))
 
 
 class SigmoidFocalLoss(_Loss):
@@ -49,8 +53,10 @@ class SigmoidFocalLoss(_Loss):
         ignore_index: int = -1,
         impl: Impl = "auto",
     ) -> None:
-        super().__init__(gamma, reduction=reduction, ignore_index=ignore_index, impl=impl)
-        self.keep("alpha", alpha)
+        super().__init__(gamma=gamma, reduction=reduction, ignore_index=ignore_index)
+        self(torch.zeros(0, self.keep("alpha", alpha)), torch.zeros(0, dtype=torch.long))  # refuses what is wrong
+        check_choice("impl", impl, get_args(Impl))
+        self.settings["impl"] = impl
 
     def forward(
         self, logits: Tensor, targets: Tensor, weight: Tensor | None = None, avg_factor: float | Tensor | None = None
@@ -69,8 +75,8 @@ class FocalStarLoss(_Loss):
         reduction: Reduction = "mean",
         ignore_index: int = -1,
     ) -> None:
-        super().__init__(gamma, beta=beta, reduction=reduction, ignore_index=ignore_index)
-        self.keep("alpha", alpha)
+        super().__init__(gamma=gamma, beta=beta, reduction=reduction, ignore_index=ignore_index)
+        self(torch.zeros(0, self.keep("alpha", alpha)), torch.zeros(0, dtype=torch.long))
 
     def forward(
         self, logits: Tensor, targets: Tensor, weight: Tensor | None = None, avg_factor: float | Tensor | None = None
@@ -89,8 +95,8 @@ class SoftmaxFocalLoss(_Loss):
         label_smoothing: float = 0.0,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(gamma, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction)
-        self.keep("class_weight", class_weight)
+        super().__init__(gamma=gamma, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction)
+        self(torch.zeros(0, self.keep("class_weight", class_weight)), torch.zeros(0, dtype=torch.long))
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         return softmax_focal_loss(logits, targets, **self.arguments())
@@ -106,14 +112,14 @@ class FocalNLLLoss(_Loss):
         ignore_index: int = -100,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(gamma, ignore_index=ignore_index, reduction=reduction)
-        self.keep("class_weight", class_weight)
+        super().__init__(gamma=gamma, ignore_index=ignore_index, reduction=reduction)
+        self(torch.zeros(0, self.keep("class_weight", class_weight)), torch.zeros(0, dtype=torch.long))
 
     def forward(self, log_probs: Tensor, targets: Tensor) -> Tensor:
         return focal_nll_loss(log_probs, targets, **self.arguments())
 
 
-class OHEMLoss(nn.Module):
+class OHEMLoss(_Loss):
     """`ohem_loss(logits, targets, anchors)`."""
 
     def __init__(
@@ -124,9 +130,14 @@ class OHEMLoss(nn.Module):
         reduction: Reduction = "mean",
         ignore_index: int = -1,
     ) -> None:
-        super().__init__()
-        self.settings: dict[str, Any] = {"batch_size": batch_size, "nms_iou": nms_iou, "reduction": reduction}
-        self.settings |= {"negatives_per_positive": negatives_per_positive, "ignore_index": ignore_index}
+        super().__init__(
+            batch_size=batch_size,
+            nms_iou=nms_iou,
+            negatives_per_positive=negatives_per_positive,
+            reduction=reduction,
+            ignore_index=ignore_index,
+        )
+        self(torch.zeros(1, 0, 1), torch.zeros(1, 0, dtype=torch.long), torch.zeros(0, 4))
 
     def forward(
         self,
@@ -137,16 +148,3 @@ class OHEMLoss(nn.Module):
         avg_factor: float | Tensor | None = None,
     ) -> Tensor:
         return ohem_loss(logits_NRK, targets_NR, anchors_R4, weight=weight, avg_factor=avg_factor, **self.settings)
-
-    def extra_repr(self) -> str:
-        return _shown(self.settings)
-
-
-def _shown(settings: dict[str, Any]) -> str:
-    texts = {
-        name: f"[{', '.join(f'{number:.4g}' for number in value.tolist())}]"
-        if isinstance(value, Tensor)
-        else repr(value)
-        for name, value in settings.items()
-    }
-    return ", ".join(f"{name}={text}" for name, text in sorted(texts.items()))

@@ -25,6 +25,7 @@ from retina.losses.arguments import (
     check_floats,
     check_labels,
     check_number,
+    check_tensor,
     per_class,
     readable,
 )
@@ -59,9 +60,16 @@ def softmax_focal_loss(
     """
     check_floats("logits", logits)
     check_number("label_smoothing", label_smoothing, 0, 1)
+    dim, kept = _targets(logits, targets, ignore_index)
     x = logits if logits.dtype == torch.float64 else logits.float()
-    x = _clear_ignored(x, targets, ignore_index)
-    return _focal_nll(_log_softmax(x), targets, gamma, class_weight, ignore_index, label_smoothing, reduction)
+    if kept is None or label_smoothing > 0:
+        log_p = _log_softmax(_clear(x, kept, dim), dim)
+        return _over_classes(log_p, targets, kept, gamma, class_weight, label_smoothing, reduction)
+    x = _clear(x, kept, dim)
+    ids = torch.where(kept, targets, 0).long()
+    margin = _margin(x, ids, dim)
+    loss = _focal(F.logsigmoid(margin), torch.sigmoid(-margin), gamma).to(x.dtype)
+    return _of_true_class(loss, x, ids, kept, gamma, class_weight, reduction)
 
 
 def focal_nll_loss(
@@ -81,52 +89,111 @@ def focal_nll_loss(
     check_floats("log_probs", log_probs)
     if readable(log_probs) and log_probs.numel() and log_probs.max() > 1e-4:
         raise ValueError(f"log_probs: given up to {log_probs.max():g}, expected at most 0: the output of a LogSoftmax")
-    log_p = log_probs if log_probs.dtype == torch.float64 else log_probs.float()
-    log_p = _clear_ignored(log_p, targets, ignore_index)
-    return _focal_nll(log_p, targets, gamma, class_weight, ignore_index, 0.0, reduction)
+    dim, kept = _targets(log_probs, targets, ignore_index)
+    log_p = _clear(log_probs if log_probs.dtype == torch.float64 else log_probs.float(), kept, dim)
+    if kept is None:
+        return _over_classes(log_p, targets, kept, gamma, class_weight, 0.0, reduction)
+    ids = torch.where(kept, targets, 0).long()
+    log_p_y = log_p.gather(dim, ids.unsqueeze(dim)).squeeze(dim)
+    loss = _focal(log_p_y, -torch.expm1(log_p_y), gamma)
+    return _of_true_class(loss, log_p, ids, kept, gamma, class_weight, reduction)
 
 
-def _focal_nll(
-    log_p: Tensor,
-    targets: Tensor,
+def _targets(x: Tensor, targets: Tensor, ignore_index: int) -> tuple[int, Tensor | None]:
+    """The dimension of the classes, and which rows are not left out: None for distributions. Raises ValueError."""
+    check_tensor("targets", targets)
+    dim = 0 if x.dim() == 1 else 1
+    rows = (*x.shape[:dim], *x.shape[dim + 1 :])
+    if targets.is_floating_point() and targets.shape == x.shape:
+        check_labels(targets)
+        return dim, None
+    if targets.is_floating_point() or targets.dtype == torch.bool or targets.shape != rows:
+        raise ValueError(
+            f"targets: given {targets.dtype} of shape {tuple(targets.shape)} for {tuple(x.shape)}; "
+            f"expected class ids (integers) {rows} or probabilities (floats) {tuple(x.shape)}"
+        )
+    check_class_ids(targets, x.shape[dim], ignore_index, background=False)
+    return dim, targets.long() != ignore_index  # as uint8, 156 would equal -100
+
+
+def _clear(x: Tensor, kept: Tensor | None, dim: int) -> Tensor:
+    """Zeros for the rows that are left out, whatever stood there: 0 * inf is NaN."""
+    return x if kept is None else torch.where(kept.unsqueeze(dim), x, 0)
+
+
+def _margin(x: Tensor, ids: Tensor, dim: int) -> Tensor:
+    """The logit of p_y = sigmoid(margin): x_y minus the log-sum-exp of the other classes; float64, one a row.
+
+    So p_y and 1 - p_y keep their digits on both sides, where a log_softmax rounds to 0 from 1 - p = 6e-8 on. The sum
+    is taken relative to the largest of the others, in the dtype of `x`; only the rows' differences need more.
+    """
+    column = ids.unsqueeze(dim)
+    others = x.scatter(dim, column, -torch.inf)
+    top = others.detach().amax(dim, keepdim=True)
+    top = torch.where(top.isinf(), 0, top)  # one class, or all others masked
+    rest = torch.logsumexp(others - top, dim).double()
+    return x.gather(dim, column).squeeze(dim).double() - top.squeeze(dim).double() - rest
+
+
+def _of_true_class(
+    loss: Tensor,
+    x: Tensor,
+    ids: Tensor,
+    kept: Tensor,
     gamma: float,
     class_weight: Sequence[float] | Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
     reduction: Reduction,
 ) -> Tensor:
     check_number("gamma", gamma, 0)
-    check_choice("reduction", reduction, get_args(Reduction))
-    dim, classes = _class_dim(log_p), log_p.shape[_class_dim(log_p)]
-    weight_C = None if class_weight is None else per_class("class_weight", class_weight, log_p, dim=dim)
-    column = [-1 if d == dim else 1 for d in range(log_p.dim())]  # (C,) beside log_p
+    row_weight = kept.to(x.dtype)
+    if class_weight is not None:
+        weight_C = per_class("class_weight", class_weight, x, dim=0 if x.dim() == 1 else 1).to(x.dtype)
+        row_weight = torch.where(kept, weight_C[ids], 0)
+    return _reduce(torch.where(kept, row_weight * loss, 0), row_weight, reduction)
 
-    if targets.is_floating_point():
-        check_labels(targets)
+
+def _over_classes(
+    log_p: Tensor,
+    targets: Tensor,
+    kept: Tensor | None,
+    gamma: float,
+    class_weight: Sequence[float] | Tensor | None,
+    label_smoothing: float,
+    reduction: Reduction,
+) -> Tensor:
+    """The sum over the classes, for distributions (`kept` None) and smoothed class ids."""
+    check_number("gamma", gamma, 0)
+    dim = 0 if log_p.dim() == 1 else 1
+    classes = log_p.shape[dim]
+    column = [-1 if d == dim else 1 for d in range(log_p.dim())]  # (C,) beside log_p
+    weight_C = None
+    if class_weight is not None:
+        weight_C = per_class("class_weight", class_weight, log_p, dim=dim).to(log_p.dtype)
+    if kept is None:
         q, row_weight = targets.to(log_p.dtype), torch.ones_like(log_p.select(dim, 0))
+        q = (1 - label_smoothing) * q + label_smoothing / classes
     else:
-        check_class_ids(targets, classes, ignore_index, background=False)
-        kept = targets.long() != ignore_index
         ids = torch.where(kept, targets, 0).long()
-        row_weight = kept.to(log_p.dtype) if weight_C is None else weight_C[ids] * kept
-        if label_smoothing == 0:
-            log_p_y = log_p.gather(dim, ids.unsqueeze(dim)).squeeze(dim)
-            return _reduce(row_weight * _focal(log_p_y, gamma), row_weight, reduction)
-        q = (ids.unsqueeze(dim) == torch.arange(classes, device=ids.device).view(column)).to(log_p.dtype)
-        q = q * kept.unsqueeze(dim)
-    if label_smoothing > 0:
-        q = (1 - label_smoothing) * q + label_smoothing / classes * (row_weight != 0).unsqueeze(dim)
-    loss = q * _focal(torch.where(q > 0, log_p, 0), gamma)  # a class without a share may have probability 0
+        row_weight = kept.to(log_p.dtype) if weight_C is None else torch.where(kept, weight_C[ids], 0)
+        is_true = ids.unsqueeze(dim) == torch.arange(classes, device=ids.device).view(column)
+        q = torch.where(is_true, 1 - label_smoothing + label_smoothing / classes, label_smoothing / classes)
+        q = q.to(log_p.dtype) * kept.unsqueeze(dim)
+    log_p = torch.where(q > 0, log_p, 0)  # a class without a share may have probability 0
+    loss = q * _focal(log_p, -torch.expm1(log_p), gamma)
     if weight_C is not None:
         loss = loss * weight_C.view(column)
     return _reduce(loss.sum(dim), row_weight, reduction)
 
 
-def _focal(log_p: Tensor, gamma: float) -> Tensor:
-    return -modulating_factor(log_p, -torch.expm1(log_p), gamma) * log_p
+def _focal(log_p: Tensor, miss: Tensor, gamma: float) -> Tensor:
+    """FL (eq. 4) from log p and `miss` = 1 - p; an impossible truth costs an infinite loss with a finite slope."""
+    impossible = log_p == -torch.inf
+    possible = torch.where(impossible, 0, log_p)
+    return torch.where(impossible, -log_p, -modulating_factor(possible, miss, gamma) * possible)
 
 
 def _reduce(loss: Tensor, row_weight: Tensor, reduction: Reduction) -> Tensor:
+    check_choice("reduction", reduction, get_args(Reduction))
     if reduction == "none":
         return loss
     if reduction == "sum":
@@ -135,27 +202,8 @@ def _reduce(loss: Tensor, row_weight: Tensor, reduction: Reduction) -> Tensor:
     return loss.sum() / torch.where(total > 0, total, 1)
 
 
-def _class_dim(x: Tensor) -> int:
-    return 0 if x.dim() == 1 else 1
-
-
-def _clear_ignored(x: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
-    """Zeros for the rows that are left out, whatever stood there: 0 * inf is NaN. Raises ValueError for shapes."""
-    dim = _class_dim(x)
-    rows = (*x.shape[:dim], *x.shape[dim + 1 :])
-    if targets.is_floating_point() and targets.shape == x.shape:
-        return x
-    if targets.is_floating_point() or targets.dtype == torch.bool or targets.shape != rows:
-        raise ValueError(
-            f"targets: given {targets.dtype} of shape {tuple(targets.shape)} for {tuple(x.shape)}; "
-            f"expected class ids (integers) {rows} or probabilities (floats) {tuple(x.shape)}"
-        )
-    return torch.where((targets.long() != ignore_index).unsqueeze(dim), x, 0)
-
-
-def _log_softmax(x: Tensor) -> Tensor:
-    """Log-probabilities with their digits near p = 1, where F.log_softmax rounds to 0 (from 1 - p = 6e-8 on)."""
-    dim = _class_dim(x)
+def _log_softmax(x: Tensor, dim: int) -> Tensor:
+    """Log-probabilities of all classes with their digits near p = 1, which only the most probable class can have."""
     top, index = x.max(dim, keepdim=True)
     below = x - top
     # What the subtraction rounded away (Knuth's two-sum); exp turns it into a relative error of exp(below).
