@@ -1,6 +1,7 @@
 """The focal loss beside what people use instead: forward + backward, time, ratio and peak memory, in one run.
 
-    python benchmarks/focal_loss.py                  # 200,000 x 80 logits, float32 and bfloat16, CPU
+    python benchmarks/focal_loss.py                  # CPU: 200,000 x 80 logits, float32 and bfloat16
+    python benchmarks/focal_loss.py --device cuda    # 16 images of 800x1344: 16 x 201,600 x 80, 91 and 264 logits
 
 Everyone starts from the same integer class ids, as a detector has them (K is background), and makes what it needs;
 "labels ready" is the favour of a one-hot made beforehand. Rounds alternate between the implementations, and each timed
@@ -34,20 +35,21 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def inputs(dtype: torch.dtype, rows: int, classes: int, device: str = "cpu", seed: int = 0) -> tuple[Tensor, Tensor]:
     """Logits around the prior 0.01..0.02, one in 10,000 a mistake at 0.95; 0.2 % objects, 0.5 % left out."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(ROWS, CLASSES, generator=generator) - 4
-    logits[torch.rand(ROWS, CLASSES, generator=generator) < 1e-4] = 3
+    generator = torch.Generator(device).manual_seed(seed)
+    logits = torch.randn(rows, classes, generator=generator, device=device) - 4
+    logits[torch.rand(rows, classes, generator=generator, device=device) < 1e-4] = 3
     logits = logits.to(dtype)
-    kind = torch.rand(ROWS, generator=generator)
-    ids = torch.randint(0, CLASSES, (ROWS,), generator=generator)
-    ids = torch.where(kind < 0.002, ids, torch.where(kind < 0.007, -1, CLASSES))
+    kind = torch.rand(rows, generator=generator, device=device)
+    ids = torch.randint(0, classes, (rows,), generator=generator, device=device)
+    ids = torch.where(kind < 0.002, ids, torch.where(kind < 0.007, -1, classes))
     return logits.requires_grad_(), ids
 
 
-def one_hot(ids: Tensor) -> Tensor:
-    return F.one_hot(torch.where(ids < 0, CLASSES, ids), CLASSES + 1)[:, :CLASSES]
+def one_hot(ids: Tensor, classes: int) -> Tensor:
+    """As mmdetection makes it: with a column for background, which is cut off."""
+    return F.one_hot(torch.where(ids < 0, classes, ids), classes + 1)[:, :classes]
 
 
 def formula(logits: Tensor, labels: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ def formula(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def plain(logits: Tensor, ids: Tensor) -> Tensor:
-    return (formula(logits, one_hot(ids)) * (ids >= 0)[:, None]).sum()
+    return (formula(logits, one_hot(ids, logits.shape[1])) * (ids >= 0)[:, None]).sum()
 
 
 def plain_autocast(logits: Tensor, ids: Tensor) -> Tensor:
@@ -69,13 +71,14 @@ def plain_autocast(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def torchvision_ops(logits: Tensor, ids: Tensor) -> Tensor:
-    loss = torchvision_focal(logits, one_hot(ids).to(logits.dtype), ALPHA, GAMMA)
+    loss = torchvision_focal(logits, one_hot(ids, logits.shape[1]).to(logits.dtype), ALPHA, GAMMA)
     return (loss * (ids >= 0)[:, None]).sum()
 
 
-def implementations(ids: Tensor, dtype: torch.dtype) -> dict[str, Loss]:
+def implementations(ids: Tensor, classes: int, dtype: torch.dtype) -> dict[str, Loss]:
+    """Everything that is compared, by the name that the table shows."""
     ours = partial(sigmoid_focal_loss, alpha=ALPHA, gamma=GAMMA, reduction="sum")
-    labels, kept = one_hot(ids).to(dtype), (ids >= 0)[:, None].to(dtype)
+    labels, kept = one_hot(ids, classes).to(dtype), (ids >= 0)[:, None].to(dtype)
     favoured = torch.compile(lambda logits: (formula(logits, labels) * kept).sum())
     return {
         "retina": ours,
@@ -104,8 +107,8 @@ def extra_memory(name: str, dtype: str) -> float:
 
 def print_own_memory(name: str, dtype: str) -> None:
     """Linux only: the high-water mark is reset just before the measured call, after a small one has warmed up."""
-    logits, ids = inputs(DTYPES[dtype])
-    loss = implementations(ids, DTYPES[dtype])[name]
+    logits, ids = inputs(DTYPES[dtype], ROWS, CLASSES)
+    loss = implementations(ids, CLASSES, DTYPES[dtype])[name]
     if "ready" not in name:
         for _ in range(2):
             step(loss, logits[:512].detach().requires_grad_(), ids[:512])
@@ -123,8 +126,8 @@ def resident(field: str) -> int:
 
 def compare(dtype: str, rounds: int) -> None:
     """Prints the table of one dtype."""
-    logits, ids = inputs(DTYPES[dtype])
-    losses = implementations(ids, DTYPES[dtype])
+    logits, ids = inputs(DTYPES[dtype], ROWS, CLASSES)
+    losses = implementations(ids, CLASSES, DTYPES[dtype])
     exact = plain(logits.detach().double(), ids).item()
     seconds: dict[str, list[float]] = {name: [] for name in losses}
     errors = {}
@@ -169,20 +172,113 @@ def gammas(logits: Tensor, ids: Tensor, rounds: int) -> None:
     print("time against gamma 2:  " + "  ".join(f"{gamma:g}: {ratio:.2f} x" for gamma, ratio in cost.items()))
 
 
+def cuda_milliseconds(call: Callable[[int], object], rounds: int) -> float:
+    """Median by events; the argument of `call` counts, so that it can turn over its inputs."""
+    times = []
+    for i in range(rounds + 3):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call(i)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times[3:])
+
+
+def copy_bandwidth(rounds: int) -> float:
+    """Bytes a second of a device-to-device copy of 1 GiB, reads and writes counted."""
+    source = torch.rand(2**28, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() * 4 / (1e-3 * cuda_milliseconds(lambda _: target.copy_(source), rounds))
+
+
+def compare_on_cuda(dtype: str, classes: int, rounds: int, copy: float) -> None:
+    """Prints the table of one dtype and number of classes."""
+    rows = 16 * 201_600
+    sets = [inputs(DTYPES[dtype], rows, classes, "cuda", seed) for seed in range(2)]
+    size = sets[0][0].numel() * sets[0][0].element_size()
+    pieces = zip(sets[0][0].detach().split(rows // 32), sets[0][1].split(rows // 32), strict=True)
+    exact = sum(plain(part.double(), ids).item() for part, ids in pieces)
+    losses = implementations(sets[0][1], classes, DTYPES[dtype])
+    floor = 2 * size / copy * 1e3
+    print(f"\n{dtype}, 16 x 201,600 x {classes}: {size / 1e9:.2f} GB of logits, at the copy's speed {floor:.3f} ms")
+    print(f"{'':32}      ms   peer / retina     GB/s   of copy   extra memory   error of the loss")
+    own = 0.0
+    for name, loss in losses.items():
+        if "ready" in name or "autocast" in name:
+            continue
+
+        def call(i: int, loss: Loss = loss) -> None:
+            logits, ids = sets[i % 2]
+            torch.autograd.grad(loss(logits, ids), logits)
+
+        try:
+            call(0)
+            torch.cuda.synchronize()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            call(0)
+            extra = (torch.cuda.max_memory_allocated() - before) / size
+            took = cuda_milliseconds(call, rounds if name == "retina" else max(3, rounds // 4))
+        except torch.cuda.OutOfMemoryError:
+            print(f"{name:32} does not fit into the card's memory")
+            torch.cuda.empty_cache()
+            continue
+        own = own or took
+        error = abs(losses[name](*sets[0]).item() - exact) / exact
+        rate = 2 * size / (1e-3 * took)
+        speed = f"{took:8.3f}{took / own:16.1f}{rate / 1e9:9.0f}{100 * rate / copy:8.0f} %"
+        print(f"{name:32}{speed}{extra:13.2f} x{error:18.0e}")
+    logits, ids = sets[0]
+    runs = [torch.autograd.grad(losses["retina"](logits, ids), logits)[0] for _ in range(3)]
+    print("equal in every bit over 3 runs:", all(torch.equal(runs[0], run) for run in runs))
+
+
+def sweep(rounds: int) -> None:
+    """Prints the time of the kernel for other blocks and warps; the best ones belong into focal_triton.py."""
+    from retina.losses import focal_triton
+
+    for dtype in DTYPES:
+        logits, ids = inputs(DTYPES[dtype], 16 * 201_600, CLASSES, "cuda")
+        for block in (512, 1024, 2048, 4096):
+            for warps in (2, 4, 8):
+                for each in (1, 4, 8, 32):
+                    focal_triton.BLOCK, focal_triton.WARPS, focal_triton.BLOCKS_EACH = block, warps, each
+                    loss = partial(sigmoid_focal_loss, reduction="sum")
+                    took = cuda_milliseconds(lambda _: torch.autograd.grad(loss(logits, ids), logits), rounds)  # noqa: B023
+                    print(f"{dtype} block {block:4} warps {warps} blocks each {each:2}: {took:.3f} ms", flush=True)
+
+
 def main() -> None:
-    """Prints a table for each dtype."""
+    """Prints a table for each dtype, and on CUDA for each number of classes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--dtype", choices=DTYPES, help="one of them only")
+    parser.add_argument("--sweep", action="store_true", help="CUDA: other blocks and warps of the kernel")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:
-        return print_own_memory(arguments.memory_of, arguments.dtype)
+        print_own_memory(arguments.memory_of, arguments.dtype)
+        return
+    dtypes = [arguments.dtype] if arguments.dtype else list(DTYPES)
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
-    print(f"{versions}, {torch.get_num_threads()} threads; gamma {GAMMA:g}, alpha {ALPHA:g}")
-    for dtype in [arguments.dtype] if arguments.dtype else DTYPES:
-        compare(dtype, arguments.rounds)
-    return None
+    if arguments.device == "cpu":
+        print(f"{versions}, {torch.get_num_threads()} threads; gamma {GAMMA:g}, alpha {ALPHA:g}")
+        for dtype in dtypes:
+            compare(dtype, arguments.rounds)
+        return
+    if not torch.cuda.is_available():
+        sys.exit("no CUDA device here: the kernel's figures are those of a card")
+    if arguments.sweep:
+        sweep(arguments.rounds)
+        return
+    copy = copy_bandwidth(arguments.rounds)
+    print(f"{torch.cuda.get_device_name()}, {versions}; gamma {GAMMA:g}, alpha {ALPHA:g}; copy {copy / 1e9:.0f} GB/s")
+    for classes in (80, 91, 264):
+        for dtype in dtypes:
+            compare_on_cuda(dtype, classes, 4 * arguments.rounds, copy)
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

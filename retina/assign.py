@@ -1,5 +1,7 @@
 """Which anchor learns what: anchors x ground-truth boxes -> a class id, background or "ignored" for every anchor.
 
+This is the CPU's way and the meaning of the other: on CUDA assign_triton.py gives equal labels without waiting.
+
 N images, R anchors (all levels), M boxes of an image, K classes.
 """
 
@@ -13,10 +15,11 @@ from torch import Tensor
 from retina import config as cfg
 from retina.boxes import box_iou, intersection_over_area
 from retina.data.loader import Target
+from retina.losses.focal import HAS_TRITON
 
 
 class Assignment(NamedTuple):
-    """labels_NR: int64, 0..K-1, K background, -1 ignored. boxes_NR4: the matched box, zeros where there is none."""
+    """labels_NR: int16, 0..K-1, K background, -1 ignored. boxes_NR4: the matched box, zeros where there is none."""
 
     labels_NR: Tensor
     boxes_NR4: Tensor
@@ -37,7 +40,13 @@ def assign(
     drops it. Anchors with half their area inside an `ignore` box are ignored unless positive; so are, with
     `padding: ignore`, those centred outside of the image's own `sizes` (height, width).
     """
+    if num_classes > torch.iinfo(torch.int16).max:
+        raise ValueError(f"num_classes: given {num_classes}, expected at most {torch.iinfo(torch.int16).max}")
     anchors_R4 = torch.cat(anchors)
+    if anchors_R4.is_cuda and HAS_TRITON:
+        from retina.assign_triton import match  # here, because importing Triton takes long
+
+        return Assignment(*match(anchors_R4, targets, sizes, num_classes, config))
     per_image = [
         _assign_image(anchors_R4, target, size, num_classes, config)
         for target, size in zip(targets, sizes, strict=True)
@@ -48,7 +57,7 @@ def assign(
 def _assign_image(
     anchors_R4: Tensor, target: Target, size: tuple[int, int], num_classes: int, config: cfg.Assign
 ) -> tuple[Tensor, Tensor]:
-    labels_R = anchors_R4.new_full((len(anchors_R4),), num_classes, dtype=torch.int64)
+    labels_R = anchors_R4.new_full((len(anchors_R4),), num_classes, dtype=torch.int16)
     boxes_R4 = torch.zeros_like(anchors_R4)
     if len(target.ignore):
         labels_R[intersection_over_area(target.ignore, anchors_R4).amax(dim=0) >= 0.5] = -1
@@ -73,6 +82,6 @@ def _assign_image(
                 last_R = (is_best_MR * order_M1).amax(dim=0) - 1  # the later box wins, as in mmdetection
                 match_R = torch.where(rescued_R, last_R, match_R)
         labels_R = torch.where(between_R, -1, labels_R)
-        labels_R = torch.where(positive_R, target.labels[match_R], labels_R)
+        labels_R = torch.where(positive_R, target.labels[match_R].to(labels_R.dtype), labels_R)
         boxes_R4 = torch.where(positive_R[:, None], target.boxes[match_R], boxes_R4)
     return labels_R, boxes_R4

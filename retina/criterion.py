@@ -55,15 +55,17 @@ def detection_loss(
     `max_ratio` clamps decoded sides for GIoU. Source: paper, sections 3 and 4 ("Inference and Training").
     """
     weight_NR = (1 / normalizer_N)[:, None].expand_as(assignment.labels_NR)
-    loss_cls = _class_loss(outputs.logits, anchors, assignment.labels_NR, weight_NR, config)
-    loss_box = _box_loss(outputs.deltas, anchors, assignment, outputs.logits[0].shape[-1], weight_NR, config, max_ratio)
+    loss_cls = _class_loss(outputs.logits, anchors, assignment.labels_NR, normalizer_N, config)
+    classes, every_anchor = outputs.logits[0].shape[-1], weight_NR.is_cuda
+    loss_box = _box_loss(outputs.deltas, anchors, assignment, classes, weight_NR, config, max_ratio, every_anchor)
     loss = config.cls_weight * loss_cls + config.box_weight * loss_box
     return {"loss": loss, "loss_cls": loss_cls, "loss_box": loss_box}
 
 
 def _class_loss(
-    logits: list[Tensor], anchors: tuple[Tensor, ...], labels_NR: Tensor, weight_NR: Tensor, config: cfg.Loss
+    logits: list[Tensor], anchors: tuple[Tensor, ...], labels_NR: Tensor, normalizer_N: Tensor, config: cfg.Loss
 ) -> Tensor:
+    weight_NR = (1 / normalizer_N)[:, None].expand_as(labels_NR)
     if config.cls in ("ohem", "ohem_1_3"):
         return ohem_loss(
             torch.cat(logits, dim=1),
@@ -80,9 +82,13 @@ def _class_loss(
     else:
         loss = partial(sigmoid_focal_loss, gamma=config.gamma, alpha=config.alpha)
     sizes = [len(level) for level in anchors]
-    levels = zip(logits, torch.split(labels_NR, sizes, dim=1), torch.split(weight_NR, sizes, dim=1), strict=True)
     # Level by level: gluing the logits together would copy the largest tensors there are.
-    return torch.stack([loss(x, labels, weight=weight, reduction="sum") for x, labels, weight in levels]).sum()
+    levels = list(zip(logits, torch.split(labels_NR, sizes, dim=1), torch.split(weight_NR, sizes, dim=1), strict=True))
+    if config.normalizer == "image":
+        losses = [loss(x, labels, weight=weight, reduction="sum") for x, labels, weight in levels]
+    else:  # one divisor for all images is cheaper than a weight for every anchor
+        losses = [loss(x, labels, avg_factor=normalizer_N[0]) for x, labels, _ in levels]
+    return torch.stack(losses).sum()
 
 
 def _box_loss(
@@ -93,26 +99,26 @@ def _box_loss(
     weight_NR: Tensor,
     config: cfg.Loss,
     max_ratio: float,
+    every_anchor: bool,
 ) -> Tensor:
-    sizes = [len(level) for level in anchors]
-    total = torch.zeros((), device=weight_NR.device)
-    for level, anchors_R4, labels_NR, boxes_NR4, weights_NR in zip(
-        deltas,
-        anchors,
-        torch.split(assignment.labels_NR, sizes, dim=1),
-        torch.split(assignment.boxes_NR4, sizes, dim=1),
-        torch.split(weight_NR, sizes, dim=1),
-        strict=True,
-    ):
-        image_P, anchor_P = ((labels_NR >= 0) & (labels_NR < num_classes)).nonzero(as_tuple=True)
-        deltas_P4, boxes_P4 = level[image_P, anchor_P].float(), boxes_NR4[image_P, anchor_P]
-        if config.box == "giou":
-            loss_P = giou_loss(decode(deltas_P4, anchors_R4[anchor_P], max_ratio), boxes_P4)
-        else:
-            targets_P4 = encode(boxes_P4, anchors_R4[anchor_P])
-            beta = config.smooth_l1_beta
-            loss_P = (
-                l1_loss(deltas_P4, targets_P4) if config.box == "l1" else smooth_l1_loss(deltas_P4, targets_P4, beta)
-            )
-        total = total + (loss_P * weights_NR[image_P, anchor_P]).sum()
-    return total
+    """Weighted sum over the positive anchors. `every_anchor` computes all of them, at weight 0 where not positive: to
+    pick the positives, the host would have to wait for a device to count them."""
+    anchors_R4, deltas_NR4 = torch.cat(anchors), torch.cat(deltas, dim=1)
+    is_positive_NR = (assignment.labels_NR >= 0) & (assignment.labels_NR < num_classes)
+    if every_anchor:
+        weights = weight_NR * is_positive_NR
+        anchors_here = anchors_R4.expand_as(deltas_NR4)
+        boxes = torch.where(is_positive_NR[..., None], assignment.boxes_NR4, anchors_here)
+        given = deltas_NR4.float()
+    else:
+        image_P, anchor_P = is_positive_NR.nonzero(as_tuple=True)
+        weights = weight_NR[image_P, anchor_P]
+        anchors_here, boxes = anchors_R4[anchor_P], assignment.boxes_NR4[image_P, anchor_P]
+        given = deltas_NR4[image_P, anchor_P].float()
+    if config.box == "giou":
+        losses = giou_loss(decode(given, anchors_here, max_ratio), boxes)
+    elif config.box == "l1":
+        losses = l1_loss(given, encode(boxes, anchors_here))
+    else:
+        losses = smooth_l1_loss(given, encode(boxes, anchors_here), config.smooth_l1_beta)
+    return (losses * weights).sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image
 
 from retina.config import Config, load
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run on the CPU, slowly
 torch.set_num_threads(min(2, torch.get_num_threads()))
 IDS = [3, 7, 20]  # category ids with gaps
 SIZES = [(96, 64), (64, 96), (80, 80), (96, 72), (64, 64), (72, 96)]  # width, height

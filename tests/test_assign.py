@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 from torch import Tensor
@@ -59,3 +61,74 @@ def test_crowd_padding_and_empty_images() -> None:
     assert got.labels_NR.tolist() == [[3, 3, -1]]
     inside = target(torch.tensor([[0.0, 0.0, 10.0, 10.0]]), [2], crowd)
     assert assign(anchors, [inside], [(64, 64)], 3, Assign()).labels_NR.tolist() == [[2, 3, 3]]
+
+
+# The kernel of CUDA, in Triton's interpreter where there is no card: equal labels, not close ones.
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed here (it comes with torch for CUDA)"
+)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+LARGE = make_anchors(Anchors(), 128, 160, CPU)
+
+
+def adversarial(generator: torch.Generator, count: int) -> Tensor:
+    """Random boxes, among them duplicates, anchors themselves, boxes exactly on a threshold, and ones off the grid."""
+    anchors = torch.cat(LARGE)
+    corner = torch.rand(count, 2, generator=generator) * 120
+    boxes = torch.cat([corner, corner + 1 + torch.rand(count, 2, generator=generator) * 90], dim=1)
+    picked = anchors[torch.randint(len(anchors), (count,), generator=generator)]
+    half = picked.clone()
+    half[:, 2] = half[:, 0] + (half[:, 2] - half[:, 0]) / 2  # IoU 1/2 with that anchor
+    kind = torch.randint(5, (count,), generator=generator)[:, None]
+    boxes = torch.where(kind == 1, picked, torch.where(kind == 2, half, boxes))
+    boxes = torch.where(kind == 3, boxes[:1], boxes)  # ties between boxes
+    return torch.where(kind == 4, boxes + 3000, boxes)  # touched by no anchor
+
+
+@needs_triton
+@pytest.mark.parametrize("low_quality", ["keep", "overwrite", "none"])
+@pytest.mark.parametrize("padding", ["negative", "ignore"])
+@pytest.mark.parametrize("seed", range(3))
+def test_kernel_gives_equal_labels(low_quality: str, padding: str, seed: int) -> None:
+    from retina.assign_triton import match
+
+    generator = torch.Generator().manual_seed(seed)
+    targets = [
+        Target(adversarial(generator, m), torch.randint(0, 9, (m,), generator=generator), adversarial(generator, u))
+        for m, u in ((11, 2), (0, 0), (1, 0), (0, 3), (24, 1))
+    ]
+    sizes = [(100, 128), (128, 160), (64, 64), (128, 100), (128, 160)]
+    config = Assign(low_quality=low_quality, padding=padding)
+    expected = assign(LARGE, targets, sizes, 9, config)
+    moved = [Target(*(part.to(DEVICE) for part in target)) for target in targets]
+    labels, boxes = match(torch.cat(LARGE).to(DEVICE), moved, sizes, 9, config)
+    assert (expected.labels_NR >= 0).any() and (expected.labels_NR == -1).any()
+    assert torch.equal(labels.cpu(), expected.labels_NR) and torch.equal(boxes.cpu(), expected.boxes_NR4)
+
+
+@needs_triton
+def test_kernel_without_a_single_box() -> None:
+    from retina.assign_triton import match
+
+    empty = Target(NONE.to(DEVICE), torch.zeros(0, dtype=torch.int64, device=DEVICE), NONE.to(DEVICE))
+    labels, boxes = match(torch.cat(LARGE).to(DEVICE), [empty, empty], [(128, 160)] * 2, 4, Assign())
+    assert (labels == 4).all() and not boxes.any()
+
+
+@needs_triton
+def test_kernel_by_hand() -> None:
+    """The cases above, by hand, through the kernel."""
+    from retina.assign_triton import match
+
+    anchors = torch.tensor([[0.0, 0.0, 10.0, 10.0], [40.0, 40.0, 50.0, 50.0]])
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 9.0], [0.0, 0.0, 3.0, 3.0]])
+    given = Target(boxes.to(DEVICE), torch.tensor([0, 1], device=DEVICE), NONE.to(DEVICE))
+    for mode, label in (("keep", 0), ("overwrite", 1), ("none", 0)):
+        labels, matched = match(anchors.to(DEVICE), [given], [(64, 64)], 2, Assign(low_quality=mode))
+        assert labels.tolist() == [[label, 2]] and matched[0, 0].tolist() == boxes[label].tolist(), mode
+
+
+def test_more_classes_than_a_label_can_name() -> None:
+    with pytest.raises(ValueError, match="num_classes: given 40000, expected at most 32767"):
+        assign(LARGE, [target(NONE)], [(128, 160)], 40000, Assign())

@@ -7,7 +7,7 @@ from torchvision.ops import generalized_box_iou_loss
 from retina.assign import Assignment, assign
 from retina.boxes import encode
 from retina.config import Anchors, Assign, Loss
-from retina.criterion import advance_average, count_positives, detection_loss, normalizer
+from retina.criterion import _box_loss, advance_average, count_positives, detection_loss, normalizer
 from retina.data.loader import Target
 from retina.losses import focal_star_loss, giou_loss, l1_loss, ohem_loss, smooth_l1_loss
 from retina.model.anchors import make_anchors
@@ -78,7 +78,8 @@ def test_clamp_of_sides_reaches_giou() -> None:
 def test_normaliser_divides_each_image() -> None:
     whole, double = loss(Loss()), loss(Loss(), torch.tensor([10.0, 10.0]))
     assert double["loss"] == pytest.approx(whole["loss"] / 2, rel=1e-5)
-    first, second = loss(Loss(), torch.tensor([5.0, 1e9])), loss(Loss(), torch.tensor([1e9, 5.0]))
+    own = Loss(normalizer="image")
+    first, second = loss(own, torch.tensor([5.0, 1e9])), loss(own, torch.tensor([1e9, 5.0]))
     assert first["loss"] + second["loss"] == pytest.approx(whole["loss"], rel=1e-4)
 
 
@@ -90,6 +91,23 @@ def test_normaliser_modes_by_hand() -> None:
     assert normalizer(positives[:1], torch.tensor(0.0), 2, average, "batch").tolist() == [1]  # never 0/0
     assert advance_average(average, total, 0.9).item() == pytest.approx(90.6)  # detectron2: .9 * 100 + .1 * 6
     assert advance_average(average, torch.tensor(0.0), 0.9).item() == pytest.approx(90.1)
+
+
+@pytest.mark.parametrize("box", ["smooth_l1", "l1", "giou"])
+def test_every_anchor_at_weight_zero_equals_the_positives_alone(box: str) -> None:
+    """The way on CUDA, where choosing would make the host wait: same loss, same gradient, nothing from negatives."""
+    outputs, assignment = example()
+    weight = torch.tensor([0.2, 0.5])[:, None].expand_as(assignment.labels_NR)
+    results = []
+    for every_anchor in (False, True):
+        deltas = [10 * level.clone() for level in outputs.deltas]
+        for level in deltas:
+            level.requires_grad_()
+        total = _box_loss(deltas, ANCHORS, assignment, K, weight, Loss(box=box), 62.5, every_anchor)
+        results.append((total.detach(), torch.cat(torch.autograd.grad(total, deltas), dim=1)))
+    torch.testing.assert_close(results[0], results[1])
+    positive = (assignment.labels_NR >= 0) & (assignment.labels_NR < K)
+    assert not results[1][1][~positive].any() and results[1][1][positive].any()
 
 
 def test_batch_without_positives_trains_on_its_negatives() -> None:

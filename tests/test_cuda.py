@@ -9,12 +9,13 @@ import torch
 
 from retina import checkpoint
 from retina.assign import assign
-from retina.config import Anchors, Assign, Config, Detect, load
+from retina.config import Anchors, Assign, Config, Detect, Loss, load
+from retina.criterion import count_positives, detection_loss
 from retina.data.loader import Target
 from retina.detect import detect
 from retina.losses import sigmoid_focal_loss
 from retina.model.anchors import make_anchors
-from retina.model.retinanet import RetinaNet
+from retina.model.retinanet import Outputs, RetinaNet
 from retina.train import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
@@ -66,6 +67,33 @@ def test_matching_and_detection_equal_the_cpus() -> None:
     for a, b in zip(*found, strict=True):
         assert abs(len(a.scores) - len(b.scores)) <= 1
         torch.testing.assert_close(a.scores[:20], b.scores[:20].cpu(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("box", ["smooth_l1", "giou"])
+def test_loss_and_matching_never_wait(box: str) -> None:
+    anchors = make_anchors(Anchors(), 320, 384, CUDA)
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(2, 30, 2, generator=generator) * 200
+    boxes = torch.cat([corner, corner + 4 + torch.rand(2, 30, 2, generator=generator) * 150], dim=2).to(CUDA)
+    labels = torch.zeros(30, dtype=torch.int64, device=CUDA)
+    targets = [Target(each, labels, each[:2]) for each in boxes]
+    logits = [torch.randn(2, len(level), 9, device=CUDA, requires_grad=True) for level in anchors]
+    deltas = [torch.randn(2, len(level), 4, device=CUDA, requires_grad=True) for level in anchors]
+
+    def step() -> torch.Tensor:
+        assignment = assign(anchors, targets, [(320, 384), (300, 300)], 9, Assign())
+        divisor = count_positives(assignment, 9).sum().clamp(min=1).expand(2)
+        losses = detection_loss(Outputs(logits, deltas), anchors, assignment, divisor, Loss(box=box), 62.5)
+        losses["loss"].backward()
+        return losses["loss"].detach()
+
+    expected = step()  # compiles the kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(again, expected)  # and the same bits
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -368,7 +368,8 @@ X, IDS = torch.zeros(2, 4), torch.tensor([0, 4])
         ({"avg_factor": torch.ones(2)}, r"avg_factor: given shape \(2,\)"),
         ({"impl": "fast"}, "impl: given 'fast'"),
         ({"impl": "chunked", "reduction": "none"}, "impl='chunked' takes"),
-        ({"impl": "triton"}, "impl='triton'"),
+        ({"impl": "triton", "reduction": "none"}, "impl='triton' takes class ids, row weights"),
+        ({"impl": "triton", "logits": X.double()}, "below float64"),
     ],
 )  # fmt: skip
 def test_errors_say_what_was_given(change: dict[str, object], says: str) -> None:

@@ -1,6 +1,6 @@
 """Box regression losses, one value a box: smooth L1, L1, GIoU.
 
-R boxes, float32. Smooth L1 and L1 take deltas relative to anchors, GIoU takes xyxy boxes in pixels.
+R boxes, or any leading dimensions; float32. Smooth L1 and L1 take deltas to anchors, GIoU xyxy boxes in pixels.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def l1_loss(deltas_R4: Tensor, targets_R4: Tensor) -> Tensor:
 
 def giou_loss(boxes_R4: Tensor, targets_R4: Tensor, eps: float = 1e-7) -> Tensor:
     """1 - GIoU of xyxy boxes (Rezatofighi et al. 2019, algorithm 1); (R,), between 0 and 2."""
-    size = (boxes_R4[:, 2:] - boxes_R4[:, :2]).prod(dim=-1)
-    target_size = (targets_R4[:, 2:] - targets_R4[:, :2]).prod(dim=-1)
-    corner_low = torch.maximum(boxes_R4[:, :2], targets_R4[:, :2])
-    corner_high = torch.minimum(boxes_R4[:, 2:], targets_R4[:, 2:])
+    size = (boxes_R4[..., 2:] - boxes_R4[..., :2]).prod(dim=-1)
+    target_size = (targets_R4[..., 2:] - targets_R4[..., :2]).prod(dim=-1)
+    corner_low = torch.maximum(boxes_R4[..., :2], targets_R4[..., :2])
+    corner_high = torch.minimum(boxes_R4[..., 2:], targets_R4[..., 2:])
     inter = (corner_high - corner_low).clamp(min=0).prod(dim=-1)
     union = size + target_size - inter
-    hull_low = torch.minimum(boxes_R4[:, :2], targets_R4[:, :2])
-    hull_high = torch.maximum(boxes_R4[:, 2:], targets_R4[:, 2:])
+    hull_low = torch.minimum(boxes_R4[..., :2], targets_R4[..., :2])
+    hull_high = torch.maximum(boxes_R4[..., 2:], targets_R4[..., 2:])
     hull = (hull_high - hull_low).prod(dim=-1)
     return 1 - inter / (union + eps) + (hull - union) / (hull + eps)

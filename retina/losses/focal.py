@@ -31,15 +31,20 @@ Which path runs
 `impl="auto"` takes
 - "chunked" (focal_cpu.py) on the CPU, for class ids with a sum or a mean: one forward that leaves the gradient behind,
   in pieces that fit the cache, without one-hot;
+- "triton" (focal_triton.py) for the same on CUDA, where Triton is installed: one pass over the logits;
 - "reference" (below) for everything else: labels or weights for each element, reduction "none", a gradient for weight,
-  alpha or avg_factor, CUDA, torch.compile (which fuses it), torch.func. Plain autograd, differentiable as often as one
-  likes.
+  alpha or avg_factor, torch.compile on the CPU (which fuses it), torch.func. Plain autograd, differentiable as often as
+  one likes.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
+import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -57,9 +62,11 @@ from retina.losses.arguments import (
     check_tensor,
     per_class,
     readable,
+    transformed,
 )
 from retina.losses.focal_cpu import chunked_focal_loss
 
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # it comes with torch for CUDA on Linux
 Impl = Literal["auto", "reference", "chunked", "triton"]
 Shares = tuple[float | Tensor, float | Tensor]  # what alpha gives to positives and to negatives: numbers or (K,)
 
@@ -101,9 +108,14 @@ def sigmoid_focal_loss(
     """
     check_number("gamma", gamma, 0)
     shares = _check(logits, targets, alpha, weight, reduction, avg_factor, ignore_index)
-    if _path(impl, logits, targets, shares, weight, reduction, avg_factor) == "chunked":
-        divisor = 1 if reduction == "sum" else max(logits.numel(), 1) if avg_factor is None else float(avg_factor)
-        return chunked_focal_loss(logits, targets, weight, shares, gamma, ignore_index, 1 / divisor)
+    path = _path(impl, logits, targets, shares, weight, reduction, avg_factor)
+    divisor = 1 if reduction == "sum" else max(logits.numel(), 1) if avg_factor is None else avg_factor
+    if path == "chunked":
+        return chunked_focal_loss(logits, targets, weight, shares, gamma, ignore_index, 1 / float(divisor))
+    if path == "triton":
+        from retina.losses.focal_triton import fused_focal_loss  # here, because importing Triton takes long
+
+        return fused_focal_loss(logits, targets, weight, shares, gamma, ignore_index, divisor)
 
     def focal(x_t: Tensor) -> Tensor:
         log_p_t = F.logsigmoid(x_t)
@@ -202,21 +214,30 @@ def _path(
     weight: Tensor | None,
     reduction: Reduction,
     avg_factor: float | Tensor | None,
-) -> Literal["chunked", "reference"]:
+) -> Literal["chunked", "triton", "reference"]:
     check_choice("impl", impl, get_args(Impl))
-    if impl == "triton":
-        raise ValueError("impl='triton': the fused CUDA kernel is not in this version; 'auto' takes the reference path")
-    if impl == "reference":
-        return "reference"
     constants = not any(isinstance(value, Tensor) and value.requires_grad for value in (weight, avg_factor, *shares))
     rows = targets.shape != logits.shape and (weight is None or weight.shape != logits.shape)
-    fits = rows and constants and reduction != "none" and readable(logits)
-    if impl == "chunked" and not fits:
-        raise ValueError(
-            "impl='chunked' takes class ids, row weights and reduction 'sum' or 'mean', on the CPU, outside of "
-            "torch.compile and torch.func, and gives no gradient to weight, alpha or avg_factor; use impl='reference'"
-        )
-    return "chunked" if fits else "reference"
+    fused = rows and constants and reduction != "none" and not transformed()  # what both fused paths ask for
+    chunked = fused and readable(logits)
+    on_device = logits.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+    triton = fused and HAS_TRITON and on_device and logits.dtype != torch.float64
+    wants = "class ids, row weights and reduction 'sum' or 'mean', gives no gradient to weight, alpha or avg_factor"
+    if impl == "chunked" and not chunked:
+        raise ValueError(f"impl='chunked' takes {wants}, runs on the CPU, outside of torch.compile and torch.func")
+    if impl == "triton" and not triton:
+        missing = "" if HAS_TRITON else "; Triton is not installed here"
+        raise ValueError(f"impl='triton' takes {wants}, runs on CUDA, below float64, outside of torch.func{missing}")
+    if impl != "auto":
+        return impl
+    if logits.is_cuda and fused and not HAS_TRITON:
+        _say_that_triton_is_missing()
+    return "chunked" if chunked else "triton" if triton and logits.is_cuda else "reference"
+
+
+@cache
+def _say_that_triton_is_missing() -> None:
+    warnings.warn("no Triton here: the focal loss takes its slower reference path on CUDA", stacklevel=4)
 
 
 def _check(

@@ -1,0 +1,162 @@
+"""Matching on CUDA: every anchor runs over its image's boxes and keeps the best; no IoU matrix is ever stored.
+
+Two kernels over the whole batch. The first finds for each box the largest IoU that any anchor has with it (the
+low-quality matches): each program leaves the maximum over its anchors, so nothing is exchanged out of order. The second
+finds for each anchor its best box, whether it is some box's best, and writes label and box. A program's anchors lie
+side by side, so most boxes miss all of them: one comparison with the frame around them skips a box.
+
+The IoU is computed operation by operation as on the CPU (no fused multiply-add, IEEE division), so that ties and values
+on a threshold fall the same way and the labels are equal, not close. Nothing is read back by the host.
+
+N images, R anchors, T boxes of the whole batch, U ignore regions, B blocks of anchors.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from retina import config as cfg
+from retina.data.loader import Target
+
+BLOCK, WARPS = 512, 4
+
+
+@triton.jit
+def _frame(x1, y1, x2, y2, inside):
+    """Smallest box around the anchors of a block."""
+    left, top = tl.min(tl.where(inside, x1, float("inf"))), tl.min(tl.where(inside, y1, float("inf")))
+    right, bottom = tl.max(tl.where(inside, x2, float("-inf"))), tl.max(tl.where(inside, y2, float("-inf")))
+    return left, top, right, bottom
+
+
+@triton.jit
+def _intersection(x1, y1, x2, y2, box):
+    width = tl.maximum(tl.minimum(x2, tl.load(box + 2)) - tl.maximum(x1, tl.load(box)), 0.0)
+    height = tl.maximum(tl.minimum(y2, tl.load(box + 3)) - tl.maximum(y1, tl.load(box + 1)), 0.0)
+    return width * height
+
+
+@triton.jit
+def _iou(x1, y1, x2, y2, area, box):
+    box_area = (tl.load(box + 2) - tl.load(box)) * (tl.load(box + 3) - tl.load(box + 1))
+    inter = _intersection(x1, y1, x2, y2, box)
+    return tl.div_rn(inter, box_area + area - inter)
+
+
+@triton.jit
+def _touches(left, top, right, bottom, box):
+    across = (tl.load(box) < right) & (tl.load(box + 2) > left)
+    return across & (tl.load(box + 1) < bottom) & (tl.load(box + 3) > top)
+
+
+@triton.jit
+def _best_of_boxes_kernel(anchors, boxes, images, best_BT, R, T, BLOCK: tl.constexpr):
+    block, image = tl.program_id(0), images + 6 * tl.program_id(1)
+    r = block * BLOCK + tl.arange(0, BLOCK)
+    inside = r < R
+    x1, y1 = tl.load(anchors + 4 * r, mask=inside, other=0.0), tl.load(anchors + 4 * r + 1, mask=inside, other=0.0)
+    x2, y2 = tl.load(anchors + 4 * r + 2, mask=inside, other=1.0), tl.load(anchors + 4 * r + 3, mask=inside, other=1.0)
+    area = (x2 - x1) * (y2 - y1)
+    left, top, right, bottom = _frame(x1, y1, x2, y2, inside)
+    for m in range(tl.load(image), tl.load(image + 1)):
+        box = boxes + 4 * m
+        if _touches(left, top, right, bottom, box):
+            iou = _iou(x1, y1, x2, y2, area, box)
+            tl.store(best_BT + block.to(tl.int64) * T + m, tl.max(tl.where(inside, iou, 0.0)))
+
+
+@triton.jit
+def _match_kernel(
+    anchors, boxes, labels, ignores, images, best_T, label_NR, box_NR4, R, num_classes, positive_iou, negative_iou,
+    RESCUE: tl.constexpr, OVERWRITE: tl.constexpr, PADDING_IS_IGNORED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    block, n = tl.program_id(0), tl.program_id(1)
+    image = images + 6 * n
+    r = block * BLOCK + tl.arange(0, BLOCK)
+    inside = r < R
+    x1, y1 = tl.load(anchors + 4 * r, mask=inside, other=0.0), tl.load(anchors + 4 * r + 1, mask=inside, other=0.0)
+    x2, y2 = tl.load(anchors + 4 * r + 2, mask=inside, other=1.0), tl.load(anchors + 4 * r + 3, mask=inside, other=1.0)
+    area = (x2 - x1) * (y2 - y1)
+    left, top, right, bottom = _frame(x1, y1, x2, y2, inside)
+
+    best = tl.zeros((BLOCK,), tl.float32)
+    match = tl.zeros((BLOCK,), tl.int32) - 1
+    rescued = tl.zeros((BLOCK,), tl.int32) - 1  # the box whose best anchor this is; the last one, if several
+    for m in range(tl.load(image), tl.load(image + 1)):
+        box = boxes + 4 * m
+        if _touches(left, top, right, bottom, box):
+            iou = _iou(x1, y1, x2, y2, area, box)
+            match = tl.where(iou > best, m, match)  # the first of equals, as torch.max
+            best = tl.maximum(iou, best)
+            if RESCUE:
+                rescued = tl.where((iou == tl.load(best_T + m)) & (iou > 0.0), m, rescued)
+
+    label = tl.zeros((BLOCK,), tl.int32) + num_classes
+    for u in range(tl.load(image + 2), tl.load(image + 3)):
+        region = ignores + 4 * u
+        if _touches(left, top, right, bottom, region):
+            share = tl.div_rn(_intersection(x1, y1, x2, y2, region), area)
+            label = tl.where(share >= 0.5, -1, label)
+    if PADDING_IS_IGNORED:
+        outside = ((x1 + x2) / 2 >= tl.load(image + 5)) | ((y1 + y2) / 2 >= tl.load(image + 4))
+        label = tl.where(outside, -1, label)
+    label = tl.where((best >= negative_iou) & (best < positive_iou), -1, label)
+    is_positive = (best >= positive_iou) & (match >= 0)
+    if RESCUE:
+        is_positive |= rescued >= 0
+    if OVERWRITE:
+        match = tl.where(rescued >= 0, rescued, match)
+    matched = inside & is_positive
+    label = tl.where(is_positive, tl.load(labels + match, mask=matched, other=0).to(tl.int32), label)
+    at = n.to(tl.int64) * R + r
+    tl.store(label_NR + at, label.to(label_NR.dtype.element_ty), mask=inside)
+    for side in tl.static_range(4):
+        value = tl.load(boxes + 4 * match + side, mask=matched, other=0.0)
+        tl.store(box_NR4 + 4 * at + side, value, mask=inside)
+
+
+def match(
+    anchors_R4: Tensor,
+    targets: list[Target],
+    sizes: list[tuple[int, int]],
+    num_classes: int,
+    config: cfg.Assign,
+) -> tuple[Tensor, Tensor]:
+    """Labels int16 (N, R) and matched boxes float32 (N, R, 4), zeros where there is none; as `retina.assign.assign`."""
+    device, rows = anchors_R4.device, len(anchors_R4)
+    boxes_T4 = torch.cat([target.boxes for target in targets]).contiguous()
+    labels_T = torch.cat([target.labels for target in targets])
+    ignores_U4 = torch.cat([target.ignore for target in targets]).contiguous()
+    images_N6 = _images(targets, sizes).to(device, non_blocking=True)
+    blocks = triton.cdiv(rows, BLOCK)
+    grid = (blocks, len(targets))
+    exact = {"BLOCK": BLOCK, "num_warps": WARPS, "enable_fp_fusion": False}
+    best_T = boxes_T4.new_empty(0)
+    rescue = config.low_quality != "none"
+    if rescue and len(boxes_T4):
+        best_BT = boxes_T4.new_zeros(blocks, len(boxes_T4))
+        _best_of_boxes_kernel[grid](anchors_R4, boxes_T4, images_N6, best_BT, rows, len(boxes_T4), **exact)
+        best_T = best_BT.amax(dim=0)
+    labels_NR = torch.empty(len(targets), rows, dtype=torch.int16, device=device)
+    boxes_NR4 = anchors_R4.new_empty(len(targets), rows, 4)
+    _match_kernel[grid](
+        anchors_R4, boxes_T4, labels_T, ignores_U4, images_N6, best_T, labels_NR, boxes_NR4, rows, num_classes,
+        config.positive_iou, config.negative_iou,
+        RESCUE=rescue, OVERWRITE=config.low_quality == "overwrite", PADDING_IS_IGNORED=config.padding == "ignore",
+        **exact,
+    )  # fmt: skip
+    return labels_NR, boxes_NR4
+
+
+def _images(targets: list[Target], sizes: list[tuple[int, int]]) -> Tensor:
+    """int32 (N, 6): where its boxes and its ignore regions begin and end, height, width; all known to the host."""
+    rows, box, region = [], 0, 0
+    for target, (height, width) in zip(targets, sizes, strict=True):
+        after_box, after_region = box + len(target.boxes), region + len(target.ignore)
+        rows.append((box, after_box, region, after_region, height, width))
+        box, region = after_box, after_region
+    images_N6 = torch.tensor(rows, dtype=torch.int32).reshape(-1, 6)
+    return images_N6.pin_memory() if torch.cuda.is_available() else images_N6

@@ -1,0 +1,272 @@
+"""The focal loss in one pass over the logits, on CUDA: each logit is read once and its gradient written once.
+
+The plain formula moves about 348 bytes a float32 logit; this moves 8 (bfloat16: 4), which is the floor for a loss that
+leaves its gradient behind. The normaliser comes from the matching, before the loss, so it goes into the gradient here;
+a scale that only autograd knows is applied in the backward, by a pass that ends at once where the scale is 1.
+
+Logits are read where they are, in any strides of (N, R, K), without one-hot or copy: an element knows its row and class
+by its place, and looks its row's class id up (a byte or a few for each row, from the cache). Each program sums its part
+in a fixed order, the parts are summed in a fixed order: the same bits every run, and no host synchronisation.
+
+N images, R rows of an image, K classes; P programs.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK, WARPS, BLOCKS_EACH = 1024, 4, 8  # elements at a time, and their warps; blocks of a program, one after the other
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton runs kernels on the CPU then, for the tests
+
+
+@triton.jit
+def _exp2(x, INTERPRETED: tl.constexpr):
+    """2^x in one instruction, to 2 ulp; what would be subnormal is 0."""
+    if INTERPRETED:
+        return tl.exp2(x)
+    return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def _reciprocal(x, INTERPRETED: tl.constexpr):
+    """1 / x in one instruction, to 1 ulp, for x from 1 to 6."""
+    if INTERPRETED:
+        return 1.0 / x
+    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def _power(miss, log_miss, rest, HALVES: tl.constexpr, HAS_REST: tl.constexpr, INTERPRETED: tl.constexpr):
+    """miss^(HALVES / 2 + rest): multiplications, a square root and an exponential of at most 1/4 log(miss)."""
+    if HALVES == 4 and not HAS_REST:
+        return miss * miss
+    log2e: tl.constexpr = 1.4426950408889634
+    # Below -88 `miss` is 0, and 0 * inf would be NaN where `rest` is negative.
+    log_miss = tl.maximum(log_miss, -88.0)
+    result = _exp2(rest * log2e * log_miss, INTERPRETED) if HAS_REST else tl.full(miss.shape, 1.0, tl.float32)
+    if HALVES % 2 == 1:
+        result *= tl.sqrt(miss)
+    for _i in tl.static_range(HALVES // 2):
+        result *= miss
+    return result
+
+
+@triton.jit
+def _terms(x_t, gamma, rest, HALVES: tl.constexpr, HAS_REST: tl.constexpr, INTERPRETED: tl.constexpr):
+    """(1 - p_t)^gamma, -log(p_t), and gamma p_t (-log p_t) + 1 - p_t, of signed logits (eq. 4 and 10 of the paper)."""
+    size = tl.abs(x_t)
+    e = _exp2(size * -1.4426950408889634, INTERPRETED)
+    # One reciprocal serves 1 / (1 + e) and s = e / (2 + e), the argument of log(1 + e) = 2 artanh(s) with s <= 1/3. Its
+    # series in s^2 keeps the digits of a small e, which the logarithm of 1 + e does not; these five fit to 4e-9.
+    a, b = 1.0 + e, 2.0 + e
+    inverse = _reciprocal(a * b, INTERPRETED)
+    larger = inverse * b
+    smaller = e * larger
+    s = e * (a * inverse)
+    t = s * s
+    series = 2.00000000768 + t * (0.666663216414 + t * (0.400245952308 + t * (0.279651577452 + t * 0.281577783280)))
+    log_a = s * series
+    is_easy = x_t >= 0
+    miss = tl.where(is_easy, smaller, larger)  # 1 - p_t
+    hit = tl.where(is_easy, larger, smaller)  # p_t
+    cross_entropy = tl.where(is_easy, log_a, size + log_a)
+    log_miss = cross_entropy * 0.0 if not HAS_REST else tl.where(is_easy, -size - log_a, -log_a)
+    factor = _power(miss, log_miss, rest, HALVES, HAS_REST, INTERPRETED)
+    return factor, cross_entropy, gamma * hit * cross_entropy + miss
+
+
+@triton.jit
+def _focal_kernel(
+    logits, targets, weights, positive_shares, negative_shares, divisor, partial, gradient, total, rows_each,
+    logit_stride_n, logit_stride_r, logit_stride_k, gradient_stride_n, gradient_stride_r, gradient_stride_k,
+    positive_share, negative_share, gamma, rest, scale, ignore_index,
+    K: tl.constexpr, CONTIGUOUS: tl.constexpr, PER_CLASS: tl.constexpr, WEIGHTED: tl.constexpr, DIVIDED: tl.constexpr,
+    GRADIENT: tl.constexpr, HALVES: tl.constexpr, HAS_REST: tl.constexpr, BLOCK: tl.constexpr, EACH: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    first = tl.program_id(0).to(tl.int64) * (BLOCK * EACH)
+    first_row = first // K
+    first_class = (first - first_row * K).to(tl.int32)
+    if DIVIDED:
+        scale = scale / tl.load(divisor).to(tl.float32)
+    positive_share, negative_share = positive_share * scale, negative_share * scale
+    sums = tl.zeros((BLOCK,), tl.float32)
+    for i in range(EACH):
+        place = i * BLOCK + tl.arange(0, BLOCK)
+        inside = first + place < total
+        # Unsigned, so that the division by a constant is one multiplication.
+        shifted = (first_class + place).to(tl.uint32)
+        row = shifted // K
+        column = (shifted - row * K).to(tl.int32)
+        if CONTIGUOUS:
+            logit_at, gradient_at = logits + first + place, gradient + first + place
+        else:
+            image = (first_row + row) // rows_each
+            r = first_row + row - image * rows_each
+            logit_at = logits + image * logit_stride_n + r * logit_stride_r + column * logit_stride_k
+            gradient_at = gradient + image * gradient_stride_n + r * gradient_stride_r + column * gradient_stride_k
+        target = tl.load(targets + first_row + row, mask=inside, other=0).to(tl.int32)
+        kept = inside & (target != ignore_index)
+        x = tl.load(logit_at, mask=inside, other=0.0).to(tl.float32)
+        is_positive = target == column
+        # A certain truth has loss and gradient 0; what is left out may be infinite, so it is replaced, not weighted.
+        x_t = tl.where(kept, tl.where(is_positive, x, -x), 1000.0)
+        factor, cross_entropy, slope = _terms(x_t, gamma, rest, HALVES, HAS_REST, INTERPRETED)
+        if PER_CLASS:
+            share = scale * tl.where(is_positive, tl.load(positive_shares + column), tl.load(negative_shares + column))
+        else:
+            share = tl.where(is_positive, positive_share, negative_share)
+        if WEIGHTED:
+            share *= tl.load(weights + first_row + row, mask=kept, other=0.0).to(tl.float32)
+        factor *= share
+        sums += factor * cross_entropy
+        if GRADIENT:
+            slope = factor * tl.where(is_positive, -slope, slope)
+            tl.store(gradient_at, slope.to(gradient.dtype.element_ty), mask=inside)
+    tl.store(partial + tl.program_id(0), tl.sum(sums))
+
+
+@triton.jit
+def _rescale_kernel(gradient, upstream, total, BLOCK: tl.constexpr, EACH: tl.constexpr):
+    factor = tl.load(upstream)
+    if factor != 1.0:  # looked at on the device: the host does not wait, and usually nothing is moved
+        first = tl.program_id(0).to(tl.int64) * (BLOCK * EACH)
+        for i in range(EACH):
+            place = first + i * BLOCK + tl.arange(0, BLOCK)
+            value = tl.load(gradient + place, mask=place < total, other=0.0).to(tl.float32) * factor
+            tl.store(gradient + place, value.to(gradient.dtype.element_ty), mask=place < total)
+
+
+def fused_focal_loss(
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    shares: tuple[float | Tensor, float | Tensor],
+    gamma: float,
+    ignore_index: int,
+    divisor: float | Tensor,
+) -> Tensor:
+    """Sum of the focal loss over class ids, divided by `divisor`; arguments as in `retina.losses.sigmoid_focal_loss`.
+
+    `shares` of positives and negatives: alpha and 1 - alpha, numbers or (K,). A float32 scalar that allows one
+    backward. RuntimeError at a second one or at a second derivative.
+    """
+    if logits.dim() != 3:
+        logits = logits.reshape(1, targets.numel(), logits.shape[-1])
+    numbers = [1.0 if isinstance(share, Tensor) else share for share in shares]
+    vectors = [share if isinstance(share, Tensor) else None for share in shares]
+    total: Tensor = _forward(
+        logits,
+        targets.reshape(-1),
+        None if weight is None else weight.reshape(-1),
+        *vectors,
+        *numbers,
+        float(gamma),
+        ignore_index,
+        divisor if isinstance(divisor, Tensor) else None,
+        1.0 if isinstance(divisor, Tensor) else 1 / divisor,
+        logits.requires_grad and torch.is_grad_enabled(),
+    )[0]
+    return total
+
+
+@torch.library.custom_op("retina::focal_forward", mutates_args=())
+def _forward(
+    logits_NRK: Tensor,
+    targets_R: Tensor,
+    weight_R: Tensor | None,
+    positive_share_K: Tensor | None,
+    negative_share_K: Tensor | None,
+    positive_share: float,
+    negative_share: float,
+    gamma: float,
+    ignore_index: int,
+    divisor: Tensor | None,
+    scale: float,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss, and its gradient with respect to the logits in their memory order (empty without `with_gradient`)."""
+    gradient = _gradient_for(logits_NRK, with_gradient)
+    total = logits_NRK.numel()
+    programs = triton.cdiv(total, BLOCK * BLOCKS_EACH)
+    partial_P = logits_NRK.new_empty(programs, dtype=torch.float32)
+    halves = round(2 * gamma)
+    if total:
+        _focal_kernel[(programs,)](
+            logits_NRK,
+            targets_R,
+            partial_P if weight_R is None else weight_R,  # some pointer, where nothing is read
+            partial_P if positive_share_K is None else positive_share_K,
+            partial_P if negative_share_K is None else negative_share_K,
+            partial_P if divisor is None else divisor,
+            partial_P,
+            gradient,
+            total,
+            logits_NRK.shape[1],
+            *logits_NRK.stride(),
+            *(gradient.stride() if with_gradient else (0, 0, 0)),
+            positive_share,
+            negative_share,
+            gamma,
+            gamma - halves / 2,
+            scale,
+            ignore_index,
+            K=logits_NRK.shape[2],
+            CONTIGUOUS=logits_NRK.is_contiguous() and gradient.is_contiguous(),
+            PER_CLASS=positive_share_K is not None,
+            WEIGHTED=weight_R is not None,
+            DIVIDED=divisor is not None,
+            GRADIENT=with_gradient,
+            HALVES=halves,
+            HAS_REST=gamma != halves / 2,
+            BLOCK=BLOCK,
+            EACH=BLOCKS_EACH,
+            INTERPRETED=INTERPRETED,
+            num_warps=WARPS,
+            enable_fp_fusion=True,
+        )
+    return partial_P.sum(dtype=torch.float64).float(), gradient
+
+
+def _gradient_for(logits: Tensor, with_gradient: bool) -> Tensor:
+    # float16 ends at 6e-8, and the upstream gradient, which holds the loss scale, comes later.
+    stored = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+    return torch.empty_like(logits, dtype=stored) if with_gradient else logits.new_empty(0, dtype=stored)
+
+
+@_forward.register_fake
+def _fake_forward(logits_NRK: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    return logits_NRK.new_empty((), dtype=torch.float32), _gradient_for(logits_NRK, arguments[-1])
+
+
+@torch.library.custom_op("retina::focal_rescale", mutates_args=("gradient",))
+def _rescale(gradient: Tensor, upstream: Tensor) -> None:
+    programs = triton.cdiv(gradient.numel(), BLOCK * BLOCKS_EACH)
+    if programs:
+        _rescale_kernel[(programs,)](
+            gradient, upstream, gradient.numel(), BLOCK=BLOCK, EACH=BLOCKS_EACH, num_warps=WARPS
+        )
+
+
+def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+    ctx.dtype, ctx.spent = inputs[0].dtype, False
+
+
+def _hand_out(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    if ctx.spent or torch.is_grad_enabled():
+        wish = "a second backward" if ctx.spent else "a second derivative (create_graph=True)"
+        raise RuntimeError(f"the fused focal loss hands its gradient out once; for {wish} use impl='reference'")
+    ctx.spent = True
+    (gradient,) = ctx.saved_tensors
+    _rescale(gradient, upstream)
+    return gradient.to(ctx.dtype), *[None] * 11
+
+
+_forward.register_autograd(_hand_out, setup_context=_keep_gradient)

@@ -1,0 +1,214 @@
+"""The fused kernel against the reference in float64: on a card where there is one, else in Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from retina.losses import SigmoidFocalLoss, sigmoid_focal_loss
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed here (it comes with torch for CUDA on Linux)", allow_module_level=True)
+
+from retina.losses import focal_triton
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+fused = partial(sigmoid_focal_loss, impl="triton")
+# The interpreter cuts bfloat16 off where a card rounds to nearest.
+STEP = {torch.float32: 1e-5, torch.bfloat16: 4.1e-3 if CUDA else 8.1e-3, torch.float16: 1e-3}
+
+
+def problem(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, scale: float = 4) -> tuple[Tensor, Tensor]:
+    """Fresh logits, and class ids with background and rows left out."""
+    logits = (scale * torch.randn(shape, device=DEVICE)).to(dtype).requires_grad_()
+    return logits, torch.randint(-1, shape[-1] + 1, shape[:-1], device=DEVICE)
+
+
+def compare(logits: Tensor, ids: Tensor, upstream: float = 1.0, **options: object) -> None:
+    loss = fused(logits, ids, **options)  # type: ignore[arg-type]
+    (gradient,) = torch.autograd.grad(loss, logits, torch.full_like(loss, upstream))
+    exact = logits.detach().double().requires_grad_()
+    true = sigmoid_focal_loss(exact, ids, impl="reference", **options)  # type: ignore[arg-type]
+    (slope,) = torch.autograd.grad(true, exact, torch.full_like(true, upstream))
+    assert loss.dtype == torch.float32 and gradient.dtype == logits.dtype and gradient.shape == logits.shape
+    torch.testing.assert_close(loss.double(), true.detach(), rtol=2e-6, atol=1e-37)
+    step = STEP[logits.dtype] * (2 if upstream != 1 and logits.dtype == torch.bfloat16 else 1)
+    smallest = 6e-8 if logits.dtype == torch.float16 else 1e-37
+    torch.testing.assert_close(gradient.double(), slope, rtol=step, atol=smallest)
+    assert not gradient[ids == -1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gamma", [0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 2.3, 5.0])
+def test_every_gamma_and_dtype(gamma: float, dtype: torch.dtype) -> None:
+    logits, ids = problem((3, 41, 11), dtype)
+    compare(
+        logits, ids, gamma=gamma, weight=torch.rand(3, 41, device=DEVICE), avg_factor=torch.tensor(7.0, device=DEVICE)
+    )
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (5, 1), (1000, 3), (2, 77, 80), (3, 29, 91), (1, 33, 264), (2, 3, 4, 5)], ids=str
+)
+def test_odd_shapes(shape: tuple[int, ...]) -> None:
+    compare(*problem(shape), reduction="sum")
+
+
+def test_more_than_one_program_and_block() -> None:
+    rows = 2 * focal_triton.BLOCK * focal_triton.BLOCKS_EACH // 80 + 7
+    compare(*problem((1, rows, 80)), reduction="sum")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_class_ids_of_every_dtype(dtype: torch.dtype) -> None:
+    logits, ids = problem((50, 7))
+    ids = ids.clamp(min=0) if dtype == torch.uint8 else ids
+    expected = sigmoid_focal_loss(logits, ids, impl="reference")
+    torch.testing.assert_close(fused(logits, ids.to(dtype)), expected)
+
+
+def test_alpha_of_each_class_and_none() -> None:
+    logits, ids = problem((60, 5))
+    for alpha in (None, 0.7, [0.1, 0.3, 0.5, 0.7, 0.9]):
+        compare(logits, ids, alpha=alpha, reduction="sum")
+
+
+def test_nothing_to_learn() -> None:
+    for shape, label in (((0, 4), 0), ((2, 0, 4), 0), ((3, 4), -1)):
+        logits = torch.randn(shape, device=DEVICE, requires_grad=True)
+        loss = fused(logits, torch.full(shape[:-1], label, device=DEVICE), avg_factor=1)
+        loss.backward()
+        assert loss.item() == 0 and logits.grad is not None and not logits.grad.any()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 0.8, 2.0])
+def test_extreme_logits(gamma: float) -> None:
+    values = [10000.0, -10000.0, 200.0, -200.0, 88.0, -88.0, 17.0, -17.0, 0.0, 1e-4]
+    logits = torch.tensor(values, device=DEVICE)[:, None].repeat(1, 2).requires_grad_()
+    for label in (0, 1, 2):
+        compare(logits, torch.full((10,), label, device=DEVICE), gamma=gamma, reduction="sum")
+    left_out = torch.tensor([[torch.inf, -torch.inf], [torch.nan, 0.0]], device=DEVICE, requires_grad=True)
+    loss = fused(left_out, torch.tensor([-1, -1], device=DEVICE), gamma=gamma, reduction="sum")
+    assert loss.item() == 0 and not torch.autograd.grad(loss, left_out)[0].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_upstream_gradients(dtype: torch.dtype) -> None:
+    logits, ids = problem((40, 6), dtype)
+    for upstream in (0.0, -2.5, 1024.0 if dtype == torch.float16 else 1e-3):
+        compare(logits, ids, upstream=upstream)
+    values = torch.rand(3, device=DEVICE)  # the loss inside of a larger, non-scalar one
+    (gradient,) = torch.autograd.grad((fused(logits, ids) * values).sum(), logits)
+    exact = logits.detach().double().requires_grad_()
+    (slope,) = torch.autograd.grad(sigmoid_focal_loss(exact, ids, impl="reference") * values.sum(), exact)
+    smallest = 6e-8 if dtype == torch.float16 else 1e-37
+    torch.testing.assert_close(gradient.double(), slope, rtol=2 * STEP[dtype], atol=smallest)
+
+
+def test_logits_are_read_in_any_strides() -> None:
+    """What a detector has: a level's own channels-last logits; and a part of a larger tensor, and a transposed one."""
+    nchw = torch.randn(2, 9 * 5, 6, 7, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    level = nchw.permute(0, 2, 3, 1).reshape(2, -1, 5)
+    assert level.data_ptr() == nchw.data_ptr() and level.is_contiguous()
+    larger = torch.randn(2, 100, 8, device=DEVICE)
+    for logits in (level, larger[:, 10:60, 1:6], larger.transpose(0, 1), larger[:, ::2], larger[:1].expand(3, -1, -1)):
+        x = logits.detach().requires_grad_()
+        compare(x, torch.randint(-1, x.shape[-1] + 1, x.shape[:2], device=DEVICE), reduction="sum")
+
+
+def test_every_element_of_the_gradient_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = torch.empty_like
+    poisoned = lambda *given, **named: plain(*given, **named).fill_(torch.nan)  # noqa: E731
+    monkeypatch.setattr("retina.losses.focal_triton.torch.empty_like", poisoned)
+    for shape in ((7, 3), (2, 50, 91)):
+        logits, ids = problem(shape)
+        (gradient,) = torch.autograd.grad(fused(logits, ids), logits)
+        assert gradient.isfinite().all()
+
+
+def test_same_bits_every_run() -> None:
+    logits, ids = problem((2, 400, 33), torch.bfloat16)
+    runs = []
+    for _ in range(3):
+        loss = fused(logits, ids)
+        runs.append((loss.detach(), torch.autograd.grad(loss, logits)[0]))
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
+
+
+def test_gradient_is_handed_out_once() -> None:
+    logits, ids = problem((4, 3))
+    loss = fused(logits, ids)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="second backward use impl='reference'"):
+        loss.backward()
+    with pytest.raises(RuntimeError, match=r"second derivative .* use impl='reference'"):
+        torch.autograd.grad(fused(logits, ids), logits, create_graph=True)
+
+
+def test_no_gradient_is_made_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, ids = problem((4, 3))
+    expected = fused(logits, ids).item()
+    monkeypatch.setattr("retina.losses.focal_triton.torch.empty_like", lambda *_, **__: pytest.fail("gradient made"))
+    with torch.no_grad():
+        assert fused(logits, ids).item() == expected
+
+
+def test_compiles_without_a_graph_break() -> None:
+    torch.compiler.reset()
+    logits, ids = problem((30, 7))
+    module = SigmoidFocalLoss(alpha=[0.3] * 7, gamma=1.5, impl="triton").to(DEVICE)
+    compiled = torch.compile(lambda x: 2 * module(x, ids, avg_factor=3.0), fullgraph=True)
+    loss = compiled(logits)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    expected = 2 * module(logits, ids, avg_factor=3.0)
+    torch.testing.assert_close((loss, gradient), (expected, torch.autograd.grad(expected, logits)[0]))
+
+
+def test_operator_is_registered_properly() -> None:
+    logits, ids = problem((6, 5))
+    flat = logits.detach().reshape(1, 6, 5)
+    arguments = (flat, ids, None, None, None, 0.25, 0.75, 2.0, -1, None, 1.0, True)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(focal_triton._forward, arguments, test_utils=checks)
+    upstream = torch.tensor(2.0, device=DEVICE)
+    torch.library.opcheck(focal_triton._rescale, (torch.rand(8, device=DEVICE), upstream), test_utils=checks)
+
+
+def test_kernels_compile_for_a_card() -> None:
+    """To machine code of a Hopper card, without one: no spills, and no fused multiply-add in the matching."""
+    script = Path(__file__).with_name("compile_kernels.py")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("stack 0") == done.stdout.count("\n") > 10
+
+
+@pytest.mark.skipif(not CUDA, reason="no CUDA device: nothing can wait for one, no graph can be captured")
+def test_no_host_synchronisation_and_a_cuda_graph() -> None:
+    logits, ids = problem((2, 500, 80), torch.bfloat16)
+    factor = torch.tensor(30.0, device=DEVICE)
+
+    def step() -> tuple[Tensor, Tensor]:
+        loss = sigmoid_focal_loss(logits, ids, avg_factor=factor)
+        return loss, torch.autograd.grad(loss, logits)[0]
+
+    expected = step()  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    torch.testing.assert_close(captured, expected, rtol=0, atol=0)
