@@ -83,7 +83,8 @@ def _match_kernel(
     left, top, right, bottom = _frame(x1, y1, x2, y2, inside)
 
     best = tl.zeros((BLOCK,), tl.float32)
-    match = tl.zeros((BLOCK,), tl.int32) - 1
+    has_boxes = tl.load(image) < tl.load(image + 1)
+    match = tl.zeros((BLOCK,), tl.int32) + tl.where(has_boxes, tl.load(image), -1)  # torch.max of zeros is the first
     rescued = tl.zeros((BLOCK,), tl.int32) - 1  # the box whose best anchor this is; the last one, if several
     for m in range(tl.load(image), tl.load(image + 1)):
         box = boxes + 4 * m
@@ -103,7 +104,7 @@ def _match_kernel(
     if PADDING_IS_IGNORED:
         outside = ((x1 + x2) / 2 >= tl.load(image + 5)) | ((y1 + y2) / 2 >= tl.load(image + 4))
         label = tl.where(outside, -1, label)
-    label = tl.where((best >= negative_iou) & (best < positive_iou), -1, label)
+    label = tl.where((match >= 0) & (best >= negative_iou) & (best < positive_iou), -1, label)
     is_positive = (best >= positive_iou) & (match >= 0)
     if RESCUE:
         is_positive |= rescued >= 0
@@ -138,16 +139,18 @@ def match(
     rescue = config.low_quality != "none"
     if rescue and len(boxes_T4):
         best_BT = boxes_T4.new_zeros(blocks, len(boxes_T4))
-        _best_of_boxes_kernel[grid](anchors_R4, boxes_T4, images_N6, best_BT, rows, len(boxes_T4), **exact)
+        with torch.cuda.device_of(anchors_R4):
+            _best_of_boxes_kernel[grid](anchors_R4, boxes_T4, images_N6, best_BT, rows, len(boxes_T4), **exact)
         best_T = best_BT.amax(dim=0)
     labels_NR = torch.empty(len(targets), rows, dtype=torch.int16, device=device)
     boxes_NR4 = anchors_R4.new_empty(len(targets), rows, 4)
-    _match_kernel[grid](
-        anchors_R4, boxes_T4, labels_T, ignores_U4, images_N6, best_T, labels_NR, boxes_NR4, rows, num_classes,
-        config.positive_iou, config.negative_iou,
-        RESCUE=rescue, OVERWRITE=config.low_quality == "overwrite", PADDING_IS_IGNORED=config.padding == "ignore",
-        **exact,
-    )  # fmt: skip
+    with torch.cuda.device_of(anchors_R4):
+        _match_kernel[grid](
+            anchors_R4, boxes_T4, labels_T, ignores_U4, images_N6, best_T, labels_NR, boxes_NR4, rows, num_classes,
+            config.positive_iou, config.negative_iou,
+            RESCUE=rescue, OVERWRITE=config.low_quality == "overwrite", PADDING_IS_IGNORED=config.padding == "ignore",
+            **exact,
+        )  # fmt: skip
     return labels_NR, boxes_NR4
 
 

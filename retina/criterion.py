@@ -52,6 +52,7 @@ def detection_loss(
 ) -> dict[str, Tensor]:
     """float32 scalars `loss` = `cls_weight` loss_cls + `box_weight` loss_box, to be summed over micro-batches.
 
+    `normalizer_N` is what `normalizer` gave: one value for all images unless `config.normalizer` is "image".
     `max_ratio` clamps decoded sides for GIoU. Source: paper, sections 3 and 4 ("Inference and Training").
     """
     weight_NR = (1 / normalizer_N)[:, None].expand_as(assignment.labels_NR)
@@ -109,7 +110,7 @@ def _box_loss(
         weights = weight_NR * is_positive_NR
         anchors_here = anchors_R4.expand_as(deltas_NR4)
         boxes = torch.where(is_positive_NR[..., None], assignment.boxes_NR4, anchors_here)
-        given = deltas_NR4.float()
+        given = torch.where(is_positive_NR[..., None], deltas_NR4.float(), 0)  # at weight 0, infinity would be NaN
     else:
         image_P, anchor_P = is_positive_NR.nonzero(as_tuple=True)
         weights = weight_NR[image_P, anchor_P]

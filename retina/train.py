@@ -62,6 +62,7 @@ def train_step(
     totals: dict[str, Tensor] = {}
     for i, batch in enumerate(batches):
         divisor_N = normalizer(positives[i], shared[0], config.train.batch_size, average, config.loss.normalizer)
+        divisor_N = divisor_N / world  # DDP takes the mean over processes, this loss is a sum over them
         apart = isinstance(model, DistributedDataParallel) and i + 1 < len(batches)
         with model.no_sync() if apart else contextlib.nullcontext():  # type: ignore[operator]
             images = batch.normalized().contiguous(memory_format=torch.channels_last)
@@ -70,9 +71,8 @@ def train_step(
             losses = detection_loss(
                 outputs, anchors[i], assignments[i], divisor_N, config.loss, config.detect.max_ratio
             )
-            # DDP takes the mean over processes, this loss is a sum over them.
-            torch.autograd.backward(losses["loss"] * world)
-        totals = {name: totals.get(name, 0) + loss.detach() for name, loss in losses.items()}
+            torch.autograd.backward(losses["loss"])
+        totals = {name: totals.get(name, 0) + loss.detach() / world for name, loss in losses.items()}
     if world > 1:  # each process has its part of the sum; now all know the whole, and stop together if it is not finite
         for loss in totals.values():
             distributed.all_reduce(loss)

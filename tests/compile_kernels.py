@@ -36,7 +36,8 @@ def build(kernel: Any, constants: dict[str, Any], dtype: str = "fp32", warps: in
     """The compiled kernel, with pointers that are aligned as PyTorch's are."""
     signature, aligned = {}, {}
     for place, name in enumerate(kernel.arg_names):
-        kind = POINTERS.get(name, "fp32" if name in FLOATS else "i32").format(dtype=dtype)
+        stored = "fp32" if dtype == "fp16" and name == "gradient" else dtype  # as the launcher has it
+        kind = POINTERS.get(name, "fp32" if name in FLOATS else "i32").format(dtype=stored)
         signature[name] = "constexpr" if name in constants else kind
         if kind.startswith("*") or name == "total":
             aligned[(place,)] = [["tt.divisibility", 16]]
@@ -89,11 +90,13 @@ def main() -> None:
         "WEIGHTED": True,
     }
     print(describe("focal fp32, strided, weights, alphas", build(focal_triton._focal_kernel, full), each))
-    scale = {"BLOCK": block, "EACH": focal_triton.BLOCKS_EACH}
-    print(describe("rescale bf16", build(focal_triton._rescale_kernel, scale, "bf16", warps), each))
+    bare = common | {"K": 80, "HALVES": 4, "HAS_REST": False, "GRADIENT": False}
+    print(describe("focal bf16, no gradient", build(focal_triton._focal_kernel, bare, "bf16"), each))
+    print(describe("rescale bf16", build(focal_triton._rescale_kernel, {"BLOCK": block}, "bf16", warps), each))
     block, warps = assign_triton.BLOCK, assign_triton.WARPS
     each = block // (32 * warps)
     best = build(assign_triton._best_of_boxes_kernel, {"BLOCK": block}, warps=warps, fusion=False)
+    assert "fma.rn.f32" not in best.asm["ptx"], "a fused multiply-add would move ties"
     print(describe("best anchors of boxes", best, each))
     for overwrite in (False, True):
         constants = {"RESCUE": True, "OVERWRITE": overwrite, "PADDING_IS_IGNORED": overwrite, "BLOCK": block}

@@ -99,12 +99,14 @@ def test_kernel_gives_equal_labels(low_quality: str, padding: str, seed: int) ->
         for m, u in ((11, 2), (0, 0), (1, 0), (0, 3), (24, 1))
     ]
     sizes = [(100, 128), (128, 160), (64, 64), (128, 100), (128, 160)]
-    config = Assign(low_quality=low_quality, padding=padding)
-    expected = assign(LARGE, targets, sizes, 9, config)
     moved = [Target(*(part.to(DEVICE) for part in target)) for target in targets]
-    labels, boxes = match(torch.cat(LARGE).to(DEVICE), moved, sizes, 9, config)
-    assert (expected.labels_NR >= 0).any() and (expected.labels_NR == -1).any()
-    assert torch.equal(labels.cpu(), expected.labels_NR) and torch.equal(boxes.cpu(), expected.boxes_NR4)
+    for positive, negative in ((0.5, 0.4), (0.6, 0.5), (0.3, 0.0), (0.0, 0.0))[: 4 if seed == 0 else 1]:
+        config = Assign(low_quality=low_quality, padding=padding, positive_iou=positive, negative_iou=negative)
+        expected = assign(LARGE, targets, sizes, 9, config)
+        labels, boxes = match(torch.cat(LARGE).to(DEVICE), moved, sizes, 9, config)
+        assert (expected.labels_NR >= 0).any() and (expected.labels_NR == -1).any()
+        assert torch.equal(labels.cpu(), expected.labels_NR), (positive, negative)
+        assert torch.equal(boxes.cpu(), expected.boxes_NR4)
 
 
 @needs_triton

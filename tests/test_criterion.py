@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torchvision.ops import generalized_box_iou_loss
 
 from retina.assign import Assignment, assign
@@ -101,13 +102,26 @@ def test_every_anchor_at_weight_zero_equals_the_positives_alone(box: str) -> Non
     results = []
     for every_anchor in (False, True):
         deltas = [10 * level.clone() for level in outputs.deltas]
+        deltas[0][0, 0] = torch.inf  # a background anchor: what it says must not matter
         for level in deltas:
             level.requires_grad_()
         total = _box_loss(deltas, ANCHORS, assignment, K, weight, Loss(box=box), 62.5, every_anchor)
         results.append((total.detach(), torch.cat(torch.autograd.grad(total, deltas), dim=1)))
     torch.testing.assert_close(results[0], results[1])
     positive = (assignment.labels_NR >= 0) & (assignment.labels_NR < K)
-    assert not results[1][1][~positive].any() and results[1][1][positive].any()
+    assert not positive[0, 0] and not results[1][1][~positive].any() and results[1][1][positive].any()
+
+
+@pytest.mark.parametrize("box", ["smooth_l1", "l1", "giou"])
+def test_every_anchor_never_asks_for_a_value(box: str) -> None:
+    """Operators that hand a value to the host would make it wait for a device; a profile shows them without one."""
+    outputs, assignment = example()
+    deltas = [level.clone().requires_grad_() for level in outputs.deltas]
+    weight = torch.full((2, 1), 0.2).expand_as(assignment.labels_NR)
+    with profile(activities=[ProfilerActivity.CPU]) as events:
+        _box_loss(deltas, ANCHORS, assignment, K, weight, Loss(box=box), 62.5, every_anchor=True).backward()
+    asking = {"aten::_local_scalar_dense", "aten::nonzero", "aten::item"}
+    assert not asking & {event.key for event in events.key_averages()}
 
 
 def test_batch_without_positives_trains_on_its_negatives() -> None:

@@ -68,6 +68,7 @@ def worker(rank: int, port: int, yaml: Path, output: str) -> None:
     }
     if rank == 0:
         torch.save(results, output)
+    distributed.barrier()  # neither leaves while the other still talks to it
     distributed.destroy_process_group()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from functools import cache
 
 import mpmath
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal
 
 from retina.losses import focal_star_loss, sigmoid_focal_loss
+from retina.losses.focal import _say_that_triton_is_missing
 
 GAMMAS = [0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
 LOGITS = [-10000.0, -700.0, -104.5, -88.0, -70.1, -40.0, -17.0, -16.6, -8.3, -3.3, -0.9, -1e-4, 0.0, 1e-6]
@@ -139,12 +141,14 @@ def test_class_ids_of_any_integer_dtype(impl: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(sigmoid_focal_loss(logits, ids.to(dtype), impl=impl), expected)
 
 
-def test_uint8_has_no_minus_one() -> None:
+@both
+def test_uint8_has_no_minus_one(impl: str) -> None:
     """A comparison of uint8 with -1 wraps around: 255 would silently be left out."""
     assert (torch.tensor([255], dtype=torch.uint8) == -1).all()  # the trap
     with pytest.raises(ValueError, match="class id 255"):
         sigmoid_focal_loss(torch.zeros(1, 80), torch.tensor([255], dtype=torch.uint8))
-    kept = sigmoid_focal_loss(torch.zeros(1, 255), torch.tensor([255], dtype=torch.uint8), reduction="sum")
+    background = torch.tensor([255], dtype=torch.uint8)
+    kept = sigmoid_focal_loss(torch.zeros(1, 255), background, reduction="sum", impl=impl)
     assert kept.item() > 0  # background of 255 classes
 
 
@@ -376,6 +380,24 @@ def test_errors_say_what_was_given(change: dict[str, object], says: str) -> None
     arguments: dict[str, object] = {"logits": X, "targets": IDS} | change
     with pytest.raises(ValueError, match=says):
         sigmoid_focal_loss(**arguments)  # type: ignore[arg-type]
+
+
+def test_triton_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match=r"impl='triton' .* runs on CUDA"):
+        sigmoid_focal_loss(X, IDS, impl="triton")
+    monkeypatch.setattr("retina.losses.focal.HAS_TRITON", False)
+    with pytest.raises(ValueError, match="Triton is not installed here"):
+        sigmoid_focal_loss(X, IDS, impl="triton")
+
+
+def test_missing_triton_is_said_once() -> None:
+    _say_that_triton_is_missing.cache_clear()
+    with pytest.warns(UserWarning, match="no Triton here: .* reference path on CUDA"):
+        _say_that_triton_is_missing()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _say_that_triton_is_missing()
 
 
 def test_errors_of_focal_star() -> None:

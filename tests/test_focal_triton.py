@@ -173,7 +173,36 @@ def test_compiles_without_a_graph_break() -> None:
     torch.testing.assert_close((loss, gradient), (expected, torch.autograd.grad(expected, logits)[0]))
 
 
-def test_operator_is_registered_properly() -> None:
+def test_vectors_in_any_strides() -> None:
+    """Expanded weights (one image of a detector), a column of class ids, one alpha for all classes."""
+    logits, ids = problem((1, 50, 7))
+    two = torch.randint(0, 8, (50, 2), device=DEVICE)
+    compare(logits, ids, weight=torch.tensor(2.0, device=DEVICE).expand(1, 50))
+    compare(logits, ids, weight=torch.rand(1, 1, device=DEVICE).expand(1, 50))
+    compare(logits[0].detach().requires_grad_(), two[:, 0])
+    compare(logits, ids, alpha=torch.tensor(0.4, device=DEVICE))
+    compare(logits, ids, alpha=torch.rand(7, 2, device=DEVICE)[:, 0])
+    compare(logits, ids, avg_factor=torch.tensor(3.0))  # on the CPU
+
+
+def test_rescale_of_more_blocks_than_programs() -> None:
+    gradient = torch.rand(1024 * focal_triton.BLOCK + 777, device=DEVICE)
+    expected = gradient * -2.5
+    focal_triton._rescale(gradient, torch.tensor(-2.5, device=DEVICE))
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_backward_makes_nothing_but_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, ids = problem((2, 30, 7))
+    arguments = (logits, ids.reshape(-1), None, None, None, 0.25, 0.75, 2.0, -1, None, 1.0, True)
+    loss, gradient = focal_triton._forward(*arguments)
+    assert loss.requires_grad and not gradient.requires_grad
+    monkeypatch.setattr(torch, "zeros_like", lambda *_, **__: pytest.fail("zeros of the logits' size"))
+    (given,) = torch.autograd.grad(loss, logits)
+    assert given.data_ptr() == gradient.data_ptr() and not given.requires_grad
+
+
+def test_operators_have_schemas_and_fakes() -> None:
     logits, ids = problem((6, 5))
     flat = logits.detach().reshape(1, 6, 5)
     arguments = (flat, ids, None, None, None, 0.25, 0.75, 2.0, -1, None, 1.0, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,23 +165,25 @@ def test_wrong_settings_are_refused_when_built() -> None:
         OHEMLoss(batch_size=0)
 
 
-def _worker(rank: int, folder: str) -> None:
+def _worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.manual_seed(0)
     model = DistributedDataParallel(nn.Linear(5, 5))
     part = slice(rank * 20, rank * 20 + 20)
-    loss = SigmoidFocalLoss(alpha=[0.3] * 5)(model(LOGITS[part]), IDS[part]) + SoftmaxFocalLoss()(
-        model(LOGITS[part]), IDS[part]
-    )
-    loss.backward()
+    logits, ids = model(LOGITS[part]), IDS[part]
+    (SigmoidFocalLoss(alpha=[0.3] * 5)(logits, ids) + SoftmaxFocalLoss()(logits, ids)).backward()
     if rank == 0:
         torch.save(model.module.weight.grad, f"{folder}/gradient.pt")
+    torch.distributed.barrier()  # neither leaves while the other still talks to it
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_worker, (str(tmp_path),), nprocs=2)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_worker, (port, str(tmp_path)), nprocs=2)
     torch.manual_seed(0)
     model = nn.Linear(5, 5)
     (SigmoidFocalLoss(alpha=[0.3] * 5)(model(LOGITS), IDS) + SoftmaxFocalLoss()(model(LOGITS), IDS)).backward()

@@ -95,6 +95,14 @@ def test_float16_and_integer_anchors() -> None:
         assert none.count_nonzero() == 1
 
 
+def test_no_suppression_takes_the_hardest() -> None:
+    logits, targets, anchors = scene()
+    none = ohem_loss(logits, targets, anchors, batch_size=9, nms_iou=1.0, reduction="none")
+    losses = torch.where(targets >= 0, cross_entropy(logits, targets), 0)
+    for image in range(2):
+        assert set(none[image].nonzero()[:, 0].tolist()) == set(losses[image].topk(9).indices.tolist())
+
+
 def test_no_anchors_at_all() -> None:
     logits = torch.zeros(2, 0, 3, requires_grad=True)
     loss = ohem_loss(logits, torch.zeros(2, 0, dtype=torch.long), torch.zeros(0, 4))

@@ -22,13 +22,18 @@ def l1_loss(deltas_R4: Tensor, targets_R4: Tensor) -> Tensor:
 
 def giou_loss(boxes_R4: Tensor, targets_R4: Tensor, eps: float = 1e-7) -> Tensor:
     """1 - GIoU of xyxy boxes (Rezatofighi et al. 2019, algorithm 1); (R,), between 0 and 2."""
-    size = (boxes_R4[..., 2:] - boxes_R4[..., :2]).prod(dim=-1)
-    target_size = (targets_R4[..., 2:] - targets_R4[..., :2]).prod(dim=-1)
+    size = _area(boxes_R4[..., 2:] - boxes_R4[..., :2])
+    target_size = _area(targets_R4[..., 2:] - targets_R4[..., :2])
     corner_low = torch.maximum(boxes_R4[..., :2], targets_R4[..., :2])
     corner_high = torch.minimum(boxes_R4[..., 2:], targets_R4[..., 2:])
-    inter = (corner_high - corner_low).clamp(min=0).prod(dim=-1)
+    inter = _area((corner_high - corner_low).clamp(min=0))
     union = size + target_size - inter
     hull_low = torch.minimum(boxes_R4[..., :2], targets_R4[..., :2])
     hull_high = torch.maximum(boxes_R4[..., 2:], targets_R4[..., 2:])
-    hull = (hull_high - hull_low).prod(dim=-1)
+    hull = _area(hull_high - hull_low)
     return 1 - inter / (union + eps) + (hull - union) / (hull + eps)
+
+
+def _area(sides_R2: Tensor) -> Tensor:
+    # Not .prod(dim=-1): its backward counts zeros on the host, which waits for the device.
+    return sides_R2[..., 0] * sides_R2[..., 1]

@@ -108,9 +108,9 @@ def _focal_kernel(
             logit_at, gradient_at = logits + first + place, gradient + first + place
         else:
             image = (first_row + row) // rows_each
-            r = first_row + row - image * rows_each
-            logit_at = logits + image * logit_stride_n + r * logit_stride_r + column * logit_stride_k
-            gradient_at = gradient + image * gradient_stride_n + r * gradient_stride_r + column * gradient_stride_k
+            r, k = first_row + row - image * rows_each, column.to(tl.int64)
+            logit_at = logits + image * logit_stride_n + r * logit_stride_r + k * logit_stride_k
+            gradient_at = gradient + image * gradient_stride_n + r * gradient_stride_r + k * gradient_stride_k
         target = tl.load(targets + first_row + row, mask=inside, other=0).to(tl.int32)
         kept = inside & (target != ignore_index)
         x = tl.load(logit_at, mask=inside, other=0.0).to(tl.float32)
@@ -133,14 +133,14 @@ def _focal_kernel(
 
 
 @triton.jit
-def _rescale_kernel(gradient, upstream, total, BLOCK: tl.constexpr, EACH: tl.constexpr):
+def _rescale_kernel(gradient, upstream, blocks, total, BLOCK: tl.constexpr):
     factor = tl.load(upstream)
     if factor != 1.0:  # looked at on the device: the host does not wait, and usually nothing is moved
-        first = tl.program_id(0).to(tl.int64) * (BLOCK * EACH)
-        for i in range(EACH):
-            place = first + i * BLOCK + tl.arange(0, BLOCK)
+        place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        for _block in range(tl.program_id(0), blocks, tl.num_programs(0)):
             value = tl.load(gradient + place, mask=place < total, other=0.0).to(tl.float32) * factor
             tl.store(gradient + place, value.to(gradient.dtype.element_ty), mask=place < total)
+            place += tl.num_programs(0) * BLOCK
 
 
 def fused_focal_loss(
@@ -160,11 +160,13 @@ def fused_focal_loss(
     if logits.dim() != 3:
         logits = logits.reshape(1, targets.numel(), logits.shape[-1])
     numbers = [1.0 if isinstance(share, Tensor) else share for share in shares]
-    vectors = [share if isinstance(share, Tensor) else None for share in shares]
+    vectors = [share.contiguous() if isinstance(share, Tensor) else None for share in shares]
+    if isinstance(divisor, Tensor) and divisor.device != logits.device:
+        divisor = float(divisor)  # on the CPU, where looking costs nothing
     total: Tensor = _forward(
         logits,
-        targets.reshape(-1),
-        None if weight is None else weight.reshape(-1),
+        targets.reshape(-1).contiguous(),  # expanded ones stay expanded in a reshape
+        None if weight is None else weight.reshape(-1).contiguous(),
         *vectors,
         *numbers,
         float(gamma),
@@ -198,39 +200,40 @@ def _forward(
     partial_P = logits_NRK.new_empty(programs, dtype=torch.float32)
     halves = round(2 * gamma)
     if total:
-        _focal_kernel[(programs,)](
-            logits_NRK,
-            targets_R,
-            partial_P if weight_R is None else weight_R,  # some pointer, where nothing is read
-            partial_P if positive_share_K is None else positive_share_K,
-            partial_P if negative_share_K is None else negative_share_K,
-            partial_P if divisor is None else divisor,
-            partial_P,
-            gradient,
-            total,
-            logits_NRK.shape[1],
-            *logits_NRK.stride(),
-            *(gradient.stride() if with_gradient else (0, 0, 0)),
-            positive_share,
-            negative_share,
-            gamma,
-            gamma - halves / 2,
-            scale,
-            ignore_index,
-            K=logits_NRK.shape[2],
-            CONTIGUOUS=logits_NRK.is_contiguous() and gradient.is_contiguous(),
-            PER_CLASS=positive_share_K is not None,
-            WEIGHTED=weight_R is not None,
-            DIVIDED=divisor is not None,
-            GRADIENT=with_gradient,
-            HALVES=halves,
-            HAS_REST=gamma != halves / 2,
-            BLOCK=BLOCK,
-            EACH=BLOCKS_EACH,
-            INTERPRETED=INTERPRETED,
-            num_warps=WARPS,
-            enable_fp_fusion=True,
-        )
+        with torch.cuda.device_of(logits_NRK):
+            _focal_kernel[(programs,)](
+                logits_NRK,
+                targets_R,
+                partial_P if weight_R is None else weight_R,  # some pointer, where nothing is read
+                partial_P if positive_share_K is None else positive_share_K,
+                partial_P if negative_share_K is None else negative_share_K,
+                partial_P if divisor is None else divisor,
+                partial_P,
+                gradient,
+                total,
+                logits_NRK.shape[1],
+                *logits_NRK.stride(),
+                *(gradient.stride() if with_gradient else (0, 0, 0)),
+                positive_share,
+                negative_share,
+                gamma,
+                gamma - halves / 2,
+                scale,
+                ignore_index,
+                K=logits_NRK.shape[2],
+                CONTIGUOUS=logits_NRK.is_contiguous() and gradient.is_contiguous(),
+                PER_CLASS=positive_share_K is not None,
+                WEIGHTED=weight_R is not None,
+                DIVIDED=divisor is not None,
+                GRADIENT=with_gradient,
+                HALVES=halves,
+                HAS_REST=gamma != halves / 2,
+                BLOCK=BLOCK,
+                EACH=BLOCKS_EACH,
+                INTERPRETED=INTERPRETED,
+                num_warps=WARPS,
+                enable_fp_fusion=True,
+            )
     return partial_P.sum(dtype=torch.float64).float(), gradient
 
 
@@ -247,24 +250,29 @@ def _fake_forward(logits_NRK: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("retina::focal_rescale", mutates_args=("gradient",))
 def _rescale(gradient: Tensor, upstream: Tensor) -> None:
-    programs = triton.cdiv(gradient.numel(), BLOCK * BLOCKS_EACH)
-    if programs:
-        _rescale_kernel[(programs,)](
-            gradient, upstream, gradient.numel(), BLOCK=BLOCK, EACH=BLOCKS_EACH, num_warps=WARPS
-        )
+    blocks = triton.cdiv(gradient.numel(), BLOCK)
+    if blocks:
+        with torch.cuda.device_of(gradient):
+            _rescale_kernel[(min(blocks, 1024),)](
+                gradient, upstream, blocks, gradient.numel(), BLOCK=BLOCK, num_warps=WARPS
+            )
 
 
 def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # else a zero tensor of the logits' size is made for the second output
     ctx.dtype, ctx.spent = inputs[0].dtype, False
 
 
-def _hand_out(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _hand_out(ctx: Any, upstream: Tensor, _: None) -> tuple[Tensor | None, ...]:
     if ctx.spent or torch.is_grad_enabled():
         wish = "a second backward" if ctx.spent else "a second derivative (create_graph=True)"
         raise RuntimeError(f"the fused focal loss hands its gradient out once; for {wish} use impl='reference'")
     ctx.spent = True
     (gradient,) = ctx.saved_tensors
+    if torch.compiler.is_compiling():  # the compiler would copy what is changed in place, and can fuse this
+        return (gradient * upstream).to(ctx.dtype), *[None] * 11
     _rescale(gradient, upstream)
     return gradient.to(ctx.dtype), *[None] * 11
 
