@@ -213,7 +213,7 @@ def test_schemes_by_hand() -> None:
     assert effective == pytest.approx([0.1 / (1 - 0.9**100), 0.1 / (1 - 0.9**25), 1])
     assert class_weights(counts, 3, scheme="effective_number", beta=0).tolist() == [1, 1, 1]
     with mpmath.workdps(50):  # 1 - beta^n loses its digits near 1 when it is not written with expm1
-        beta = 1 - 1e-12
+        beta = 1 - 1e-14
         exact = (1 - mpmath.mpf(beta)) / (1 - mpmath.mpf(beta) ** 100)
     given = class_weights(counts, 3, scheme="effective_number", beta=beta)[0].item()
     assert given == pytest.approx(float(exact), rel=3e-7)
