@@ -212,7 +212,7 @@ def test_schemes_by_hand() -> None:
     effective = class_weights(counts, 3, scheme="effective_number", beta=0.9).tolist()
     assert effective == pytest.approx([0.1 / (1 - 0.9**100), 0.1 / (1 - 0.9**25), 1])
     assert class_weights(counts, 3, scheme="effective_number", beta=0).tolist() == [1, 1, 1]
-    with mpmath.workdps(50):  # 1 - beta^n loses its digits near 1 when it is not written with expm1
+    with mpmath.workdps(50):
         beta = 1 - 1e-14
         exact = (1 - mpmath.mpf(beta)) / (1 - mpmath.mpf(beta) ** 100)
     given = class_weights(counts, 3, scheme="effective_number", beta=beta)[0].item()

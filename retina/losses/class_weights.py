@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, get_args, overload
 
@@ -64,8 +63,7 @@ def class_weights(
     elif scheme == "inverse_sqrt":
         weights = counts.rsqrt()
     else:
-        # 1 - beta^n by expm1: beta near 1 and large n keep their digits. beta = 0 gives every class weight 1.
-        weights = (1 - beta) / -torch.expm1(counts * (math.log(beta) if beta else -math.inf))
+        weights = (1 - beta) / (1 - beta**counts)
     weights = torch.where(present, weights, 0)
     if normalize == "classes":
         weights = weights * (given > 0).sum() / weights[given > 0].sum()
