@@ -15,7 +15,7 @@ from torch import Tensor
 from retina import config as cfg
 from retina.boxes import box_iou, intersection_over_area
 from retina.data.loader import Target
-from retina.losses.focal import HAS_TRITON
+from retina.losses.focal import HAS_TRITON, say_that_triton_is_missing
 
 
 class Assignment(NamedTuple):
@@ -43,7 +43,9 @@ def assign(
     if num_classes > torch.iinfo(torch.int16).max:
         raise ValueError(f"num_classes: given {num_classes}, expected at most {torch.iinfo(torch.int16).max}")
     anchors_R4 = torch.cat(anchors)
-    if anchors_R4.is_cuda and HAS_TRITON:
+    if anchors_R4.is_cuda and not HAS_TRITON:
+        say_that_triton_is_missing()
+    elif anchors_R4.is_cuda:
         from retina.assign_triton import match  # here, because importing Triton takes long
 
         return Assignment(*match(anchors_R4, targets, sizes, num_classes, config))

@@ -25,6 +25,14 @@ BLOCK, WARPS = 512, 4
 
 
 @triton.jit
+def _anchors(at, inside):
+    """Corners and area; a unit square where there is none."""
+    x1, y1 = tl.load(at, mask=inside, other=0.0), tl.load(at + 1, mask=inside, other=0.0)
+    x2, y2 = tl.load(at + 2, mask=inside, other=1.0), tl.load(at + 3, mask=inside, other=1.0)
+    return x1, y1, x2, y2, (x2 - x1) * (y2 - y1)
+
+
+@triton.jit
 def _frame(x1, y1, x2, y2, inside):
     """Smallest box around the anchors of a block."""
     left, top = tl.min(tl.where(inside, x1, float("inf"))), tl.min(tl.where(inside, y1, float("inf")))
@@ -57,9 +65,7 @@ def _best_of_boxes_kernel(anchors, boxes, images, best_BT, R, T, BLOCK: tl.const
     block, image = tl.program_id(0), images + 6 * tl.program_id(1)
     r = block * BLOCK + tl.arange(0, BLOCK)
     inside = r < R
-    x1, y1 = tl.load(anchors + 4 * r, mask=inside, other=0.0), tl.load(anchors + 4 * r + 1, mask=inside, other=0.0)
-    x2, y2 = tl.load(anchors + 4 * r + 2, mask=inside, other=1.0), tl.load(anchors + 4 * r + 3, mask=inside, other=1.0)
-    area = (x2 - x1) * (y2 - y1)
+    x1, y1, x2, y2, area = _anchors(anchors + 4 * r, inside)
     left, top, right, bottom = _frame(x1, y1, x2, y2, inside)
     for m in range(tl.load(image), tl.load(image + 1)):
         box = boxes + 4 * m
@@ -77,9 +83,7 @@ def _match_kernel(
     image = images + 6 * n
     r = block * BLOCK + tl.arange(0, BLOCK)
     inside = r < R
-    x1, y1 = tl.load(anchors + 4 * r, mask=inside, other=0.0), tl.load(anchors + 4 * r + 1, mask=inside, other=0.0)
-    x2, y2 = tl.load(anchors + 4 * r + 2, mask=inside, other=1.0), tl.load(anchors + 4 * r + 3, mask=inside, other=1.0)
-    area = (x2 - x1) * (y2 - y1)
+    x1, y1, x2, y2, area = _anchors(anchors + 4 * r, inside)
     left, top, right, bottom = _frame(x1, y1, x2, y2, inside)
 
     best = tl.zeros((BLOCK,), tl.float32)

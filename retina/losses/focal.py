@@ -231,13 +231,14 @@ def _path(
     if impl != "auto":
         return impl
     if logits.is_cuda and fused and not HAS_TRITON:
-        _say_that_triton_is_missing()
+        say_that_triton_is_missing()
     return "chunked" if chunked else "triton" if triton and logits.is_cuda else "reference"
 
 
 @cache
-def _say_that_triton_is_missing() -> None:
-    warnings.warn("no Triton here: the focal loss takes its slower reference path on CUDA", stacklevel=4)
+def say_that_triton_is_missing() -> None:
+    """Warns, once: on CUDA the focal loss, and matching, then take slower ways."""
+    warnings.warn("no Triton here: focal loss and matching take slower paths on CUDA", stacklevel=4)
 
 
 def _check(

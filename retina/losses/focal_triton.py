@@ -44,8 +44,6 @@ def _reciprocal(x, INTERPRETED: tl.constexpr):
 @triton.jit
 def _power(miss, log_miss, rest, HALVES: tl.constexpr, HAS_REST: tl.constexpr, INTERPRETED: tl.constexpr):
     """miss^(HALVES / 2 + rest): multiplications, a square root and an exponential of at most 1/4 log(miss)."""
-    if HALVES == 4 and not HAS_REST:
-        return miss * miss
     log2e: tl.constexpr = 1.4426950408889634
     # Below -88 `miss` is 0, and 0 * inf would be NaN where `rest` is negative.
     log_miss = tl.maximum(log_miss, -88.0)
@@ -76,7 +74,7 @@ def _terms(x_t, gamma, rest, HALVES: tl.constexpr, HAS_REST: tl.constexpr, INTER
     miss = tl.where(is_easy, smaller, larger)  # 1 - p_t
     hit = tl.where(is_easy, larger, smaller)  # p_t
     cross_entropy = tl.where(is_easy, log_a, size + log_a)
-    log_miss = cross_entropy * 0.0 if not HAS_REST else tl.where(is_easy, -size - log_a, -log_a)
+    log_miss = tl.where(is_easy, -size - log_a, -log_a)  # of use only where HAS_REST
     factor = _power(miss, log_miss, rest, HALVES, HAS_REST, INTERPRETED)
     return factor, cross_entropy, gamma * hit * cross_entropy + miss
 
