@@ -114,12 +114,17 @@ def finish(config: Config) -> str:
     _, status = os.waitpid(start(config), 0)
     if status:
         sys.exit(f"the training in {config.run_dir} ended with status {os.waitstatus_to_exitcode(status)}")
+    return digest_run(config.run_dir)
+
+
+def digest_run(run: Path) -> str:
+    """Of everything in a run folder that must not depend on when the run was interrupted."""
     sha = hashlib.sha256()
     for name in (checkpoint.LAST, checkpoint.BEST):  # all but the config, which names the folder and the workers
-        state = checkpoint.load(config.run_dir / name)
+        state = checkpoint.load(run / name)
         sha.update(checkpoint.digest({key: value for key, value in state.items() if key != "config"}).encode())
     for name in ("metrics.csv", "eval.json"):
-        sha.update((config.run_dir / name).read_bytes())
+        sha.update((run / name).read_bytes())
     return sha.hexdigest()
 
 

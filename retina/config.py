@@ -23,6 +23,10 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
+NEUTRAL = ("output_dir", "data.workers", "train.checkpoint_every")  # keys that change no number of a training
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # COCO's
+
 Backbone = Literal[
     "resnet18",
     "resnet34",
@@ -206,20 +210,27 @@ class Config(Section):
         """Where a run of this configuration lives."""
         return Path(self.output_dir or f"runs/{self.name}")
 
+    def flat(self) -> dict[str, Any]:
+        """Every value by its key as on the command line, `section.key`; lists for tuples."""
+        values: dict[str, Any] = {}
+        for name, value in self.model_dump(mode="json").items():
+            values |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+        return values
+
     def to_yaml(self) -> str:
         """The resolved configuration; `load` reads it back to an equal one."""
         return OmegaConf.to_yaml(OmegaConf.create(json.loads(self.model_dump_json())))
 
 
-def load(file: str | Path, overrides: list[str] | None = None) -> Config:
-    """Read `file` (and the base it names), then `section.key=value` overrides.
+def load(file: str | Path, overrides: list[str] | None = None, said: str = "argument") -> Config:
+    """Read `file` (and the base it names), then `section.key=value` overrides; errors call each of them a `said`.
 
     Raises ConfigError naming the file or flag, the key, the value, what is accepted and the nearest known name.
     """
     path = Path(file)
     merged: dict[str, Any] = {"name": path.stem}
     origin: dict[str, str] = {}
-    for source, tree in [*_files(path), *_flags(overrides or [])]:
+    for source, tree in [*_files(path), *_flags(overrides or [], said)]:
         _check_names(tree, Config, source)
         for key in _leaves(tree):
             origin[key] = source
@@ -274,12 +285,12 @@ def _files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str,
     return [*_files(path.parent / base, (*seen, path.resolve())), (str(path), tree)]  # type: ignore[list-item]
 
 
-def _flags(overrides: list[str]) -> list[tuple[str, dict[str, Any]]]:
+def _flags(overrides: list[str], said: str) -> list[tuple[str, dict[str, Any]]]:
     for flag in overrides:
         if "=" not in flag or flag.startswith("-"):
             raise ConfigError(f"{flag!r}: expected section.key=value, for example train.lr=0.005")
     try:
-        return [(f"argument {flag!r}", OmegaConf.to_container(OmegaConf.from_dotlist([flag]))) for flag in overrides]  # type: ignore[misc]
+        return [(f"{said} {flag!r}", OmegaConf.to_container(OmegaConf.from_dotlist([flag]))) for flag in overrides]  # type: ignore[misc]
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"{' '.join(overrides)!r}: not readable: {error}") from None
 

@@ -63,12 +63,29 @@ def detection_loss(
     return {"loss": loss, "loss_cls": loss_cls, "loss_box": loss_box}
 
 
+@torch.no_grad()
+def class_loss_of_positives(
+    outputs: Outputs, anchors: tuple[Tensor, ...], assignment: Assignment, normalizer_N: Tensor, config: cfg.Loss
+) -> Tensor:
+    """The part of `loss_cls` that positive anchors have, over all their classes; what is left is the negatives'.
+
+    A second look at the logits, for the log: a step does not need it.
+    """
+    return _class_loss(outputs.logits, anchors, assignment.labels_NR, normalizer_N, config, positives_only=True)
+
+
 def _class_loss(
-    logits: list[Tensor], anchors: tuple[Tensor, ...], labels_NR: Tensor, normalizer_N: Tensor, config: cfg.Loss
+    logits: list[Tensor],
+    anchors: tuple[Tensor, ...],
+    labels_NR: Tensor,
+    normalizer_N: Tensor,
+    config: cfg.Loss,
+    positives_only: bool = False,
 ) -> Tensor:
     weight_NR = (1 / normalizer_N)[:, None].expand_as(labels_NR)
+    is_positive_NR = (labels_NR >= 0) & (labels_NR < logits[0].shape[-1])
     if config.cls in ("ohem", "ohem_1_3"):
-        return ohem_loss(
+        loss_NR = ohem_loss(
             torch.cat(logits, dim=1),
             labels_NR,
             torch.cat(anchors),
@@ -76,8 +93,11 @@ def _class_loss(
             nms_iou=config.ohem_nms,
             negatives_per_positive=3 if config.cls == "ohem_1_3" else None,
             weight=weight_NR,
-            reduction="sum",
+            reduction="none",
         )
+        return (loss_NR * is_positive_NR if positives_only else loss_NR).sum()
+    if positives_only:
+        labels_NR = torch.where(is_positive_NR, labels_NR, -1)
     if config.cls == "focal_star":
         loss = partial(focal_star_loss, gamma=config.gamma, beta=config.beta, alpha=config.alpha)
     else:

@@ -16,14 +16,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import distributed, nn
 
-from retina.config import Config
+from retina.config import METRICS, Config
 from retina.data.coco import CocoDataset, read_annotations
 from retina.data.loader import Batch, eval_batches
 from retina.detect import Detections, detect
 from retina.device import autocast
 from retina.model.anchors import make_anchors
-
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 class Evaluation(NamedTuple):

@@ -11,12 +11,14 @@ Only process 0 writes; on the others every method is silent.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import numpy as np
 from PIL import Image
@@ -25,14 +27,14 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from retina import plots
-from retina.config import Config, ConfigError, load
+from retina.config import NEUTRAL, Config, ConfigError, load
 from retina.data.coco import CocoDataset, read_image
 from retina.data.loader import Batch
 from retina.evaluate import Evaluation, table
 from retina.files import write_text
 
-COLUMNS = ("step", "loss", "loss_cls", "loss_box", "lr", "positives", "grad_norm")
-MAY_CHANGE = ("output_dir", "data.workers", "train.checkpoint_every")  # at a resume, without changing any number
+COLUMNS = ("step", "loss", "loss_cls", "loss_box", "loss_pos", "loss_neg", "lr", "positives", "grad_norm")
+SHOWN = ("loss", "loss_cls", "loss_box", "lr", "positives", "grad_norm")  # of these, on the terminal
 PICTURES, PICTURE_SCORE = 6, 0.3
 
 
@@ -52,6 +54,7 @@ class Logbook:
         self.started, self.at_start = time.perf_counter(), 0
         self.unreadable: set[int] = set()
         self.writer: SummaryWriter | None = None
+        self.lock: TextIO | None = None
         self.bar: tqdm[Any] | None = None
 
     def __enter__(self) -> Self:
@@ -64,6 +67,8 @@ class Logbook:
             self.bar.close()
         if self.writer is not None:
             self.writer.close()
+        if self.lock is not None:
+            self.lock.close()
 
     def say(self, text: str) -> None:
         """A line for the person who watches."""
@@ -77,6 +82,7 @@ class Logbook:
         if not self.active:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock()
         write_text(self.folder / "config.yaml", self.config.to_yaml())
         rows = [",".join(COLUMNS), *(row for row in self._rows() if int(row.split(",", 1)[0]) <= step)]
         write_text(self.folder / "metrics.csv", "\n".join(rows) + "\n")
@@ -109,8 +115,8 @@ class Logbook:
         for name in COLUMNS[1:]:
             self.writer.add_scalar(f"train/{name}", values[name], done)
         self.writer.add_scalar("train/images_per_second", speed, done)
-        numbers = "  ".join(f"{name} {values[name]:.4g}" for name in COLUMNS[1:])
-        left = _clock(seconds * (self.config.train.steps - done))
+        numbers = "  ".join(f"{name} {values[name]:.4g}" for name in SHOWN)
+        left = timedelta(seconds=round(seconds * (self.config.train.steps - done)))
         self.say(f"step {done}/{self.config.train.steps}  {numbers}  {speed:.1f} images/s  {left} left")
 
     def evaluation(
@@ -157,6 +163,16 @@ class Logbook:
         path = self.folder / "eval.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
+    def _lock(self) -> None:
+        """Keeps other processes out of the folder for as long as this one lives."""
+        self.lock = (self.folder / ".lock").open("w")
+        try:
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by a loader's workers
+        except (BlockingIOError, PermissionError):
+            raise RunFolderError(f"{self.folder}: another process is training here; wait for it, or stop it") from None
+        except OSError as error:  # some network disks have no locks
+            self.say(f"{self.folder} cannot be locked ({error.strerror}): see to it that only one training writes here")
+
     def _write_evaluations(self, entries: list[dict[str, Any]]) -> None:
         write_text(self.folder / "eval.json", json.dumps(entries, indent=1))
 
@@ -179,26 +195,12 @@ def check_folder(config: Config, resume: bool) -> None:
     if not (folder / "config.yaml").exists():
         return
     try:
-        before, now = _flat(load(folder / "config.yaml")), _flat(config)
+        before, now = load(folder / "config.yaml").flat(), config.flat()
     except ConfigError as error:
         raise RunFolderError(f"{folder} was started by another version of this program: {error}") from None
-    changed = [key for key in now if before.get(key) != now[key] and key not in MAY_CHANGE]
+    changed = [key for key in now if before.get(key) != now[key] and key not in NEUTRAL]
     if changed:
         said = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in changed)
         raise RunFolderError(
             f"{folder} was started with other settings ({said}); give the same ones, or another output_dir"
         )
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    tree = config.model_dump(mode="json")
-    flat = {key: value for key, value in tree.items() if not isinstance(value, dict)}
-    for section, values in tree.items():
-        if isinstance(values, dict):
-            flat |= {f"{section}.{key}": value for key, value in values.items()}
-    return flat
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

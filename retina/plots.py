@@ -302,7 +302,7 @@ def precision_recall(curves: dict[str, list[float]]) -> Figure:
         label = name if len(curves) <= MANY_CLASSES else None
         axes.plot(np.linspace(0, 1, len(values)), values, color=class_color(name), label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-    _finish(axes, "precision and recall at IoU 0.5", "nothing to measure")
+    finish(axes, "precision and recall at IoU 0.5", "nothing to measure")
     return figure
 
 
@@ -324,14 +324,14 @@ def _plot_losses(axes: Axes, metrics: dict[str, NDArray[np.float64]]) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    _finish(axes, f"training loss, mean of {window} steps" if window > 1 else "training loss", "no step yet")
+    finish(axes, f"training loss, mean of {window} steps" if window > 1 else "training loss", "no step yet")
 
 
 def _plot_rate(axes: Axes, metrics: dict[str, NDArray[np.float64]]) -> None:
     if len(metrics["lr"]):
         axes.plot(metrics["step"], metrics["lr"], color=PALETTE[2], marker="o" if len(metrics["lr"]) == 1 else "")
         axes.set_ylim(bottom=0)
-    _finish(axes, "learning rate", "no step yet")
+    finish(axes, "learning rate", "no step yet")
 
 
 def _plot_precision(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
@@ -341,7 +341,7 @@ def _plot_precision(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
         if not all(map(math.isnan, values)):
             axes.plot(steps, values, color=color, marker="o", markersize=4, label=f"{name} {values[-1]:.3f}")
     axes.set_ylim(0, 1)
-    _finish(axes, "average precision", "no AP yet")
+    finish(axes, "average precision", "no AP yet")
 
 
 def _plot_classes(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
@@ -365,11 +365,11 @@ def _plot_classes(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
         axes.bar_label(bars, texts, fontsize=9, padding=3)
         axes.set_xlim(0, 1)
     title = f"AP of each class at step {evaluations[-1]['step']}" if evaluations else "AP of each class"
-    _finish(axes, title, "no AP yet")
+    finish(axes, title, "no AP yet")
     axes.grid(visible=False, axis="x" if len(names) > MANY_CLASSES else "y")
 
 
-def _finish(axes: Axes, title: str, empty: str) -> None:
+def finish(axes: Axes, title: str, empty: str) -> None:
     """The looks that all panels share; `empty` is written where nothing was drawn."""
     axes.set_title(title, loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)

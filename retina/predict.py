@@ -1,7 +1,10 @@
-"""A trained detector on single images: load it, and ask it."""
+"""A trained detector on single images: load it, ask it, and time it."""
 
 from __future__ import annotations
 
+import copy
+import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ from numpy.typing import NDArray
 from retina import checkpoint
 from retina.config import Config, from_yaml
 from retina.data.augment import eval_view
-from retina.data.loader import frame_batch
+from retina.data.coco import CocoDataset, DataError
+from retina.data.loader import Batch, eval_batches, frame_batch
 from retina.detect import Detections, detect
 from retina.device import autocast
 from retina.model.anchors import make_anchors
@@ -80,13 +84,60 @@ def _check_settings(config: Config, trained: Config, file: Path) -> None:
 def predict(model: RetinaNet, image: NDArray[np.uint8], config: Config, device: torch.device) -> Detections:
     """Detections on one RGB image, uint8 (H, W, 3); boxes xyxy in its own pixels, on the CPU."""
     batch = frame_batch(eval_view(image, config.data), config.data).to(device)
-    anchors = make_anchors(config.anchors, batch.images.shape[2], batch.images.shape[3], device)
-    with autocast(device, config.train.precision):
-        outputs = model(batch.normalized().contiguous(memory_format=torch.channels_last))
-    (found,) = detect(outputs, anchors, batch.sizes, config.detect)
+    (found,) = _detect_batch(model, batch, config, device)
     height, width = batch.sizes[0]
     scale = torch.tensor([image.shape[1] / width, image.shape[0] / height] * 2)
     return Detections(found.boxes.cpu() * scale, found.scores.cpu(), found.labels.cpu())
+
+
+@torch.inference_mode()
+def milliseconds(
+    model: RetinaNet, dataset: CocoDataset, config: Config, device: torch.device, images: int = 30
+) -> float:
+    """Median wall time of one image at batch 1, over `images` of `dataset` at their evaluation size.
+
+    Inside of the time: normalising, the network, and detections from its outputs (threshold, decoding, NMS), which stay
+    on the device. Outside of it: reading, decoding and resizing the file, the copy to the device, and one run on the
+    same image before, so that no shape is new. With `resize: torchvision` the resizing has normalised already. `model`
+    is as `load_detector` gives it.
+
+    Raises DataError if none of the images can be read.
+    """
+    alone = config.model_copy(update={"train": config.train.model_copy(update={"eval_batch": 1})})
+    # All of them before the first is timed: a loader's workers would take the processor's time.
+    batches = [b for b in eval_batches(evenly_chosen(dataset, images), alone) if not b.unreadable]
+    if not batches:
+        raise DataError(f"{dataset.folder}: none of the images to be timed can be read")
+    times = []
+    for batch in batches:
+        batch = batch.to(device)
+        for _ in range(2):  # the first one warms up
+            _wait(device)
+            start = time.perf_counter()
+            _detect_batch(model, batch, config, device)
+            _wait(device)
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
+
+
+def evenly_chosen(dataset: CocoDataset, images: int) -> CocoDataset:
+    """The data set with at most `images` of its records, at even distances."""
+    count = min(images, len(dataset.records))
+    chosen = copy.copy(dataset)
+    chosen.records = [dataset.records[i * len(dataset.records) // count] for i in range(count)]
+    return chosen
+
+
+def _detect_batch(model: RetinaNet, batch: Batch, config: Config, device: torch.device) -> list[Detections]:
+    anchors = make_anchors(config.anchors, batch.images.shape[2], batch.images.shape[3], device)
+    with autocast(device, config.train.precision):
+        outputs = model(batch.normalized().contiguous(memory_format=torch.channels_last))
+    return detect(outputs, anchors, batch.sizes, config.detect)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def as_json(file: Path, found: Detections, categories: Categories) -> dict[str, Any]:

@@ -21,7 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 from retina import checkpoint
 from retina.assign import assign
 from retina.config import Config
-from retina.criterion import advance_average, count_positives, detection_loss, normalizer
+from retina.criterion import (
+    advance_average,
+    class_loss_of_positives,
+    count_positives,
+    detection_loss,
+    normalizer,
+)
 from retina.data.coco import CocoDataset
 from retina.data.loader import Batch, train_batches
 from retina.device import autocast, pick_device
@@ -42,11 +48,13 @@ def train_step(
     config: Config,
     step: int,
     stop: bool = False,
+    split: bool = False,
 ) -> dict[str, Tensor]:
     """One step over this process's micro-batches; returns float32 scalars for the log, and whether to `stop`.
 
     `step` counts from 0. `average` is the moving average of positives, advanced in place. `stop` asks all processes to
-    end. Raises RunError, before anything is updated, if the loss is not finite.
+    end; `split` asks for the class loss of positives and of negatives (loss_pos, loss_neg).
+    Raises RunError, before anything is updated, if the loss is not finite.
     """
     world = distributed.get_world_size() if distributed.is_initialized() else 1
     anchors = [make_anchors(config.anchors, *batch.images.shape[2:], batch.images.device) for batch in batches]
@@ -71,11 +79,17 @@ def train_step(
             losses = detection_loss(
                 outputs, anchors[i], assignments[i], divisor_N, config.loss, config.detect.max_ratio
             )
+            if split:
+                losses["loss_pos"] = class_loss_of_positives(
+                    outputs, anchors[i], assignments[i], divisor_N, config.loss
+                )
             torch.autograd.backward(losses["loss"])
         totals = {name: totals.get(name, 0) + loss.detach() / world for name, loss in losses.items()}
     if world > 1:  # each process has its part of the sum; now all know the whole, and stop together if it is not finite
         for loss in totals.values():
             distributed.all_reduce(loss)
+    if split:
+        totals["loss_neg"] = totals["loss_cls"] - totals["loss_pos"]
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     totals["grad_norm"] = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if not torch.isfinite(totals["loss"] + totals["grad_norm"]):
@@ -159,6 +173,7 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
                     config,
                     progress.step,
                     bool(stop),
+                    _due(progress.step + 1, config.train.log_every, config),
                 )
             except RunError as error:
                 image_ids = _gather([i for batch in batches for i in batch.image_ids])

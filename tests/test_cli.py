@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from retina.config import load
-from retina.evaluate import METRICS
+from retina.config import METRICS, load
 
 TOOLS = Path(__file__).parents[1] / "tools"
 
@@ -62,6 +61,15 @@ def test_eval_writes_metrics_and_results(trained: tuple[Path, Path], tmp_path: P
     entries = json.loads((tmp_path / "out/detections.json").read_text())
     assert all(set(entry) == {"image_id", "category_id", "bbox", "score"} for entry in entries)
     assert "AP50" in done.stdout and str(tmp_path / "out/metrics.json") in done.stdout
+
+
+def test_eval_measures_time_when_asked(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    config, folder = trained
+    done = run("eval.py", config, "--checkpoint", folder / "last.pt", "--output", tmp_path / "out", "--time")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert list(metrics) == [*METRICS, "per_class", "milliseconds"] and metrics["milliseconds"] > 0
+    assert f"{metrics['milliseconds']:.1f} ms an image at batch 1" in done.stdout
 
 
 def test_predict_draws_and_lists(trained: tuple[Path, Path], coco_root: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from retina.config import Config, ConfigError, load
+from retina.study import load_study
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -95,10 +96,18 @@ def test_config_error_exits_2_before_torch_is_imported(tmp_path: Path) -> None:
     assert "| torch\n" not in run.stderr and "|   torch" not in run.stderr
 
 
-@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/**/*.yaml")), ids=lambda path: path.name)
+STUDIES = sorted(REPOSITORY.glob("configs/ablations/*.yaml"))
+CONFIGS = sorted(set(REPOSITORY.glob("configs/**/*.yaml")) - set(STUDIES))
+
+
+@pytest.mark.parametrize("path", [*CONFIGS, *STUDIES], ids=lambda path: path.name)
 def test_shipped_configs_load_and_say_their_command(path: Path) -> None:
-    load(path)
+    tool = "ablate" if path in STUDIES else "train"
+    if path in STUDIES:
+        load_study(path)
+    else:
+        load(path)
     header = path.read_text().split("\n\n")[0]
     assert (
-        header.startswith("#") and f"python tools/train.py configs/{path.name}" in header
+        header.startswith("#") and f"python tools/{tool}.py {path.relative_to(REPOSITORY)}" in header
     ) or "tools/eval.py" in header

@@ -3,12 +3,19 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torchvision.ops import generalized_box_iou_loss
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from retina.assign import Assignment, assign
 from retina.boxes import encode
 from retina.config import Anchors, Assign, Loss
-from retina.criterion import _box_loss, advance_average, count_positives, detection_loss, normalizer
+from retina.criterion import (
+    _box_loss,
+    advance_average,
+    class_loss_of_positives,
+    count_positives,
+    detection_loss,
+    normalizer,
+)
 from retina.data.loader import Target
 from retina.losses import focal_star_loss, giou_loss, l1_loss, ohem_loss, smooth_l1_loss
 from retina.model.anchors import make_anchors
@@ -70,6 +77,27 @@ def test_rivals_are_the_library_over_all_levels() -> None:
     star = focal_star_loss(logits, assignment.labels_NR, gamma=4.0, beta=0.5, alpha=0.25, avg_factor=5.0)
     given = loss(Loss(cls="focal_star", gamma=4.0, beta=0.5))["loss_cls"]
     assert given == pytest.approx(star.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("cls", ["focal", "focal_star", "ohem", "ohem_1_3"])
+def test_the_positives_part_of_the_class_loss(cls: str) -> None:
+    outputs, assignment = example()
+    logits, labels = torch.cat(outputs.logits, dim=1), assignment.labels_NR.long()
+    is_positive = (labels >= 0) & (labels < K)
+    one_hot = torch.nn.functional.one_hot(labels.clamp(0, K), K + 1)[..., :K].float()
+    if cls == "focal":
+        each = sigmoid_focal_loss(logits, one_hot, alpha=0.25, gamma=2.0).sum(-1)  # torchvision's
+    elif cls == "focal_star":
+        each = focal_star_loss(logits, labels, gamma=2.0, beta=1.0, alpha=0.25, reduction="none").sum(-1)
+    else:
+        ratio = 3 if cls == "ohem_1_3" else None
+        each = ohem_loss(
+            logits, labels, torch.cat(ANCHORS), batch_size=16, negatives_per_positive=ratio, reduction="none"
+        )
+    config = Loss(cls=cls, ohem_batch=16)  # type: ignore[arg-type]
+    given = class_loss_of_positives(outputs, ANCHORS, assignment, torch.tensor([5.0, 5.0]), config)
+    assert given.item() == pytest.approx(each[is_positive].sum().item() / 5, rel=1e-5)
+    assert 0 < given.item() < loss(config)["loss_cls"] * 0.9
 
 
 def test_clamp_of_sides_reaches_giou() -> None:

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+import threading
 
 from retina.config import fail, load_or_exit
+
+
+def end_with_parent() -> None:
+    """Waits until standard input closes, which it does however its writer ends, and then ends this process at once: a
+    training whose owner is gone must not write on beside the next owner's."""
+    os.read(sys.stdin.fileno(), 1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main() -> int:
@@ -15,7 +25,10 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that come last")
     parser.add_argument("--resume", action="store_true", help="continue from the newest valid checkpoint")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--end-with-parent", action="store_true", help="end when standard input closes, for ablate.py")
     arguments = parser.parse_intermixed_args()
+    if arguments.end_with_parent:
+        threading.Thread(target=end_with_parent, daemon=True).start()
     config = load_or_exit(arguments.config, arguments.overrides)
     if arguments.print_config:
         print(config.to_yaml(), end="")

@@ -1,0 +1,350 @@
+"""The ledger and the driver, with trainings that only pretend. Real ones are killed in test_ablate_kill.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from retina import ablate
+from retina.ablate import Ledger, Machine, Runner, check_space
+from retina.study import Study, StudyError, load_study
+
+TOOL = Path(__file__).parents[1] / "tools/ablate.py"
+FAKE = """
+import json, os, re, signal, sys, time
+from pathlib import Path
+folder, plan = Path(sys.argv[1]).parent, Path(__file__).with_name("plan.json")
+gamma = re.search(r"gamma: (\\S+)", (folder / "config.yaml").read_text())[1]
+with (folder / "attempts").open("a") as file:
+    file.write("x")
+acts = json.loads(plan.read_text()).get(gamma, ["finish"])
+act = acts[min((folder / "attempts").stat().st_size, len(acts)) - 1]
+print("fake training", act, flush=True)
+if act == "finish":
+    numbers = {"AP": float(gamma) / 10, "per_class": {}}
+    (folder / "eval.json").write_text(json.dumps([{"step": 6, **numbers}]))
+elif act == "error":
+    print("error: the disk is on fire")
+    sys.exit(1)
+elif act == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+elif act == "diverge":
+    (folder / "nonfinite_step_4.json").write_text(json.dumps({"step": 4, "image_ids": []}))
+    sys.exit(1)
+elif act == "wait":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def make(tiny_yaml: Path, tmp_path: Path) -> Callable[..., Study]:
+    """A study of a cell for each gamma, and beside it trainings that do what plan.json says for their gamma."""
+    (tmp_path / "train.py").write_text(FAKE)
+
+    def study(gammas: list[float], name: str = "study", **plan: list[str]) -> Study:
+        (tmp_path / "plan.json").write_text(json.dumps({key.removeprefix("g"): acts for key, acts in plan.items()}))
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(f"base: {tiny_yaml}\naxes: {{loss.gamma: {gammas}}}\n")
+        return load_study(file, output=tmp_path / "out")
+
+    return study
+
+
+def runner(study: Study, lease: float = 10, workers: int = 2, url: str | None = None) -> Runner:
+    said: list[str] = []
+    ledger = Ledger(study, url, lease)
+    run = Runner(study, ledger, Machine(workers, 1, []), study.file.parent, said.append)
+    run.pause = 0.02
+    run.said = said  # type: ignore[attr-defined]
+    return run
+
+
+def states(study: Study, url: str | None = None) -> dict[str, list[str]]:
+    attempts = Ledger(study, url, 10).attempts()
+    return {cell.label: [trial.state.name for trial in attempts[cell.key]] for cell in study.cells}
+
+
+def tries(study: Study) -> list[int]:
+    return [(cell.folder / "attempts").stat().st_size for cell in study.cells]
+
+
+def test_each_cell_is_trained_once_in_this_study_and_in_another(make: Callable[..., Study]) -> None:
+    study = make([0, 1, 2])
+    assert runner(study).run()
+    assert list(states(study).values()) == [["COMPLETE"]] * 3 and tries(study) == [1, 1, 1]
+    assert [cell.result()["metrics"]["AP"] for cell in study.cells] == [0.0, 0.1, 0.2]  # type: ignore[index]
+    other = make([2, 1, 3], "other")
+    run = runner(other)
+    assert run.run() and tries(other) == [1, 1, 1]
+    assert "gamma 2, seed 0: was finished before, AP 20.0" in run.said  # type: ignore[attr-defined]
+    assert list(states(other).values()) == [["COMPLETE"]] * 3
+    assert runner(study).run() and list(states(study).values()) == [["COMPLETE"]] * 3
+
+
+def test_errors_are_retried_then_reported_and_stop_nobody(make: Callable[..., Study]) -> None:
+    study = make([0, 1, 2], **{"g0.0": ["error"], "g1.0": ["error", "error", "finish"]})
+    run = runner(study)
+    assert not run.run()
+    assert list(states(study).values()) == [["FAIL"] * 3, ["FAIL", "FAIL", "COMPLETE"], ["COMPLETE"]]
+    assert run.given_up == {study.cells[0].key: "3 attempts failed, the last with error: the disk is on fire"}
+    (study.file.parent / "plan.json").write_text("{}")  # mended; the same command tries again
+    assert runner(study).run() and next(iter(states(study).values())) == ["FAIL"] * 3 + ["COMPLETE"]
+
+
+def test_kills_go_on_for_longer_than_errors_but_not_for_ever(make: Callable[..., Study]) -> None:
+    study = make([0, 1], **{"g0.0": ["kill"] * 5 + ["finish"], "g1.0": ["kill"]})
+    run = runner(study)
+    assert not run.run()
+    assert tries(study) == [6, ablate.KILLS] and "too little memory" in run.given_up[study.cells[1].key]
+
+
+def test_a_loss_that_is_not_finite_is_a_result(make: Callable[..., Study]) -> None:
+    study = make([0], **{"g0.0": ["diverge"]})
+    assert runner(study).run() and tries(study) == [1]
+    result = study.cells[0].result()
+    assert result is not None and result["diverged"] == 4 and result["metrics"] is None
+
+
+def test_a_signal_stops_the_trainings_and_the_same_command_goes_on(make: Callable[..., Study]) -> None:
+    study = make([0, 1, 2], **{"g1.0": ["wait", "finish"]})
+    run = runner(study)
+    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert not run.run()
+    assert states(study)["gamma 1, seed 0"] == ["FAIL"]
+    assert "gamma 1, seed 0: stopped by a signal" in " ".join(run.said)  # type: ignore[attr-defined]
+    assert runner(study).run() and states(study)["gamma 1, seed 0"] == ["FAIL", "COMPLETE"]
+
+
+URLS = pytest.mark.parametrize("url", [None, "sqlite:///{}/ledger.db"], ids=["journal", "sqlite"])
+
+
+@URLS
+def test_of_two_that_claim_at_once_the_first_has_the_cell(make: Callable[..., Study], url: str | None) -> None:
+    check_race(make([0, 1]), url and url.format(make([0]).file.parent))
+
+
+def check_race(study: Study, url: str | None) -> None:
+    """One looks, the other claims, the one enters its attempt: it must see that it is second."""
+    cell = study.cells[0]
+    slow, quick = Ledger(study, url, 10), Ledger(study, url, 10)
+    enter, owner = slow.optuna.add_trial, None
+
+    def late(trial: FrozenTrial) -> None:
+        nonlocal owner
+        owner = quick.claim(cell)
+        enter(trial)
+
+    slow.optuna.add_trial = late  # type: ignore[method-assign]
+    assert slow.claim(cell) is None and owner is not None
+    assert quick.claim(cell) is None and slow.beat(owner, 1)
+    trials = quick.attempts()[cell.key]
+    assert [trial.state.name for trial in trials] == ["RUNNING", "FAIL"]
+    assert trials[1].user_attrs["ended"].startswith("withdrawn")
+    quick.fail(owner, "error: x")
+    assert not slow.beat(owner, 2)
+    again = quick.claim(cell)
+    assert again is not None and again.number == 2
+    quick.finish(again, 0.5)
+    quick.finish(again, 0.7)  # once is enough
+    assert quick.claim(cell) is None and quick.attempts()[cell.key][2].value == 0.5
+
+
+@URLS
+def test_silence_loses_a_cell_and_a_heartbeat_keeps_it(make: Callable[..., Study], url: str | None) -> None:
+    study = make([0, 1, 2])
+    url = url and url.format(study.file.parent)
+    owner, watcher = Ledger(study, url, 0.4), Ledger(study, url, 0.4)
+    dead, alive, done = (owner.claim(cell) for cell in study.cells)
+    assert dead and alive and done
+    study.cells[2].folder.mkdir(parents=True)
+    (study.cells[2].folder / "result.json").write_text(json.dumps({"metrics": {"AP": 0.25}, "diverged": None}))
+    expired: list[str] = []
+    for count in range(30):
+        assert owner.beat(alive, count)
+        expired += [trial.user_attrs["label"] for trial in watcher.expire(set(), 0.03)]
+        time.sleep(0.03)
+    assert expired == ["gamma 0, seed 0"]
+    assert not owner.beat(dead, 99), "its owner learns of it"
+    names = list(states(study, url).values())
+    assert names == [["FAIL"], ["RUNNING"], ["COMPLETE"]], "the third had finished and only not said so"
+    assert watcher.claim(study.cells[0]) is not None
+
+
+def test_a_watcher_that_stood_still_itself_expires_nobody(make: Callable[..., Study]) -> None:
+    study = make([0])
+    owner, watcher = Ledger(study, None, 0.4), Ledger(study, None, 0.4)
+    assert owner.claim(study.cells[0])
+    watcher.expire(set(), 0.03)
+    time.sleep(0.6)
+    assert watcher.expire(set(), 0.03) == [] and watcher.expire(set(), 0.03) == []
+
+
+def test_who_lost_its_cell_stops_its_training(make: Callable[..., Study]) -> None:
+    study = make([0], **{"g0.0": ["wait", "finish"]})
+    run = runner(study, lease=1)
+    other = Ledger(study, None, 10)
+
+    def take() -> None:
+        (trial,) = other.attempts()[study.cells[0].key]
+        other.fail(trial, "lost")
+
+    threading.Timer(1, take).start()
+    assert run.run() and tries(study) == [2]
+    assert "gamma 0, seed 0: taken over by another; stopped here" in run.said  # type: ignore[attr-defined]
+
+
+def test_a_storage_that_goes_away_stops_the_trainings_in_time(make: Callable[..., Study]) -> None:
+    study = make([0], **{"g0.0": ["wait"]})
+    run = runner(study, lease=2)
+
+    def broken(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    threading.Timer(0.5, lambda: setattr(run.ledger, "attempts", broken)).start()
+    started = time.monotonic()
+    with pytest.raises(StudyError, match=r"no answer for .*No space left on device.*the same command goes on"):
+        run.run()
+    assert time.monotonic() - started < 2.5 and run.running[0].process.poll() is not None
+
+
+def written(study: Study) -> list[tuple[Path, int]]:
+    """All files and when they were last written, but for the ledger, in which a visit leaves a line."""
+    files = (path for path in study.folder.parent.rglob("*") if path.is_file() and path.name != "ledger.jsonl")
+    return sorted((path, path.stat().st_mtime_ns) for path in files)
+
+
+def test_a_changed_study_is_refused_and_nothing_lost(make: Callable[..., Study]) -> None:
+    study = make([0, 1])
+    assert runner(study).run()
+    before = written(study)
+    changed = make([0, 3])
+    with pytest.raises(StudyError) as error:
+        Ledger(changed, None, 10)
+    for part in ["1 cells are new (gamma 3, seed 0)", "1 cells are gone (gamma 1, seed 0)", "under another name"]:
+        assert part in str(error.value)
+    steps = load_study(study.file.with_name("study.yaml"), overrides=["train.steps=9"], output=study.folder.parent)
+    with pytest.raises(StudyError, match=r"train.steps was 6, is 9"):
+        Ledger(steps, None, 10)
+    assert written(study) == before
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("postgresql://me:secret@127.0.0.1:1/x", r"postgresql://me:\*\*\*@127\.0\.0\.1:1/x: cannot be reached: .+"),
+        ("redis://127.0.0.1:1/0", r"redis://127\.0\.0\.1:1/0: cannot be reached: .+"),
+        ("nosuch://x", r"nosuch://x: cannot be reached: .*nosuch"),
+        ("nonsense", r"--storage nonsense: expected a URL such as postgresql://"),
+    ],
+)
+def test_a_storage_out_of_reach_is_named_without_its_password(
+    make: Callable[..., Study], monkeypatch: pytest.MonkeyPatch, url: str, says: str
+) -> None:
+    monkeypatch.setattr(ablate.time, "sleep", lambda _: None)
+    with pytest.raises(StudyError, match=says) as error:
+        Ledger(make([0]), url, 10)
+    assert "secret" not in str(error.value)
+
+
+def test_a_line_cut_short_in_the_journal_costs_nothing(make: Callable[..., Study]) -> None:
+    study = make([0, 1])
+    ledger = Ledger(study, None, 10)
+    assert ledger.claim(study.cells[0])
+    with Path(ledger.where).open("a") as file:
+        file.write('{"op_code":4,"worker')
+    assert ledger.claim(study.cells[1])
+    assert list(states(study).values()) == [["RUNNING"], ["RUNNING"]]
+
+
+def test_a_full_disk_is_said_before(make: Callable[..., Study], monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make([0, 1])
+    study.folder.mkdir(parents=True)
+    check_space(study, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**31))
+    check_space(study, 2**28)
+    with pytest.raises(StudyError, match=r"2\.0 GiB are free, .* about 6\.0; free some"):
+        check_space(study, 2**30)
+
+
+def test_each_worker_has_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert Machine.find(None, 1).workers == 4 and Machine.find(None, 2).workers == 2
+    machine = Machine.find(3, 2)
+    assert [machine.environment(place)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["4,5", "6,7", "4,5"]
+    with pytest.raises(StudyError, match=r"devices: 8 for a cell, but this machine shows 4 GPUs"):
+        Machine.find(None, 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    assert Machine.find(3, 2).environment(0)["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert Machine.find(3, 2).environment(0)["OMP_NUM_THREADS"] == "5", "what the user says counts"
+
+
+def tool(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, TOOL, *map(str, arguments)], capture_output=True, text=True, timeout=200)
+
+
+def test_dry_run_lists_the_cells_and_measures_the_time(make: Callable[..., Study]) -> None:
+    study = make([0, 2])
+    done = tool(study.file, "--dry-run", "--output", study.folder.parent, "train.steps=1000")
+    assert done.returncode == 0, done.stderr
+    assert "gamma 0, seed 0" in done.stdout and "gamma 2, seed 0" in done.stdout
+    assert "a cell of 1000 steps" in done.stdout and "for 2 cells" in done.stdout
+    assert [path.name for path in study.folder.parent.rglob("*")] == [study.folder.name], "nothing is left behind"
+
+
+def test_what_cannot_train_is_said_before_any_training(make: Callable[..., Study], tmp_path: Path) -> None:
+    study = make([0])
+    output = ["--output", tmp_path / "out"]
+    for arguments, says in [
+        (["data.val_images=nowhere"], "data.val_images: no nowhere"),
+        (["train.steps=1000", "model.norm=frozen"], "does not train: error: model.norm=frozen keeps the statistics"),
+        (["--workers", "0"], "--workers 0: expected 1 or more"),
+        (["loss.gama=1"], "did you mean loss.gamma?"),
+    ]:
+        done = tool(study.file, *arguments, *output)
+        assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (tmp_path / "out/cells").exists()
+
+
+def test_a_copied_study_on_ones_own_data(tiny_yaml: Path, tmp_path: Path) -> None:
+    """Real trainings, from the copied file to the report."""
+    text = (TOOL.parents[1] / "configs/ablations/gamma_alpha.yaml").read_text()
+    mine = text.replace("base: base/shapes.yaml", f"base: {tiny_yaml}")
+    mine = mine.replace("[0, 0.1, 0.2, 0.5, 1, 2, 5]", "[0, 2]").replace(
+        "[0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999]", "[0.25]"
+    )
+    (tmp_path / "mine.yaml").write_text(mine)
+    done = tool(tmp_path / "mine.yaml", "--output", tmp_path / "out", "train.steps=3", "--workers", 2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "out/mine-tiny"
+    for name in ("report.html", "report.md", "results.csv"):
+        assert str(folder / name) in done.stdout and (folder / name).is_file()
+    lines = done.stdout.splitlines()
+    assert any(line.split()[:3] == ["2", "0.25", "1/1"] and "34.0" in line for line in lines), "beside the paper's 34.0"
+    csv = (folder / "results.csv").read_text().splitlines()
+    assert len(csv) == 3 and all(",finished," in line for line in csv[1:])
+    again = tool(tmp_path / "mine.yaml", "--output", tmp_path / "out", "train.steps=3", "--report")
+    assert again.returncode == 0 and again.stdout.splitlines()[-3:] == lines[-3:]
+
+
+def test_an_attempt_is_a_trial_that_optunas_dashboard_can_show(make: Callable[..., Study]) -> None:
+    study = make([0.5])
+    ledger = Ledger(study, None, 10)
+    assert ledger.claim(study.cells[0])
+    (trial,) = ledger.optuna.get_trials()
+    assert trial.params == {"loss.gamma": "0.5", "seed": "0"} and trial.state == TrialState.RUNNING
