@@ -69,12 +69,8 @@ def main() -> int:
         complete = [sum(t.state == TrialState.COMPLETE for t in attempts[cell.key]) for cell in study.cells]
         open_ones = sum(t.state == TrialState.RUNNING for trials in attempts.values() for t in trials)
         number = len(study.cells)
-        print(
-            f"{sum(map(len, attempts.values()))} attempts, {complete.count(1)} of {number} cells complete exactly once"
-        )
-        print(
-            f"{open_ones} attempts left open, {len(left)} processes left, {len(watch.twice)} times two owners at once"
-        )
+        print(f"{sum(map(len, attempts.values()))} attempts, {complete.count(1)} of {number} complete exactly once")
+        print(f"{open_ones} attempts left open, {len(left)} processes left, {len(watch.twice)} times two owners")
         print(f"{equal} of {number} equal", flush=True)
         good = equal == complete.count(1) == number and not left and not watch.twice and not open_ones
         return 0 if good and sum(kills.values()) == arguments.kills else 1

@@ -166,8 +166,9 @@ class Ledger:
             still = still + watched if beat == trial.user_attrs["beat"] else 0.0
             silent[trial._trial_id] = (trial.user_attrs["beat"], still)
             if still > self.lease:
-                result = cells[trial.user_attrs["cell"]].result()
-                if result is not None:  # lost between its last file and its last word
+                cell = cells[trial.user_attrs["cell"]]
+                result = cell.result()
+                if result is not None and self.study.done(cell):  # lost between its last file and its last word
                     self.finish(trial, score_of(result))
                 else:
                     self.fail(trial, f"lost: no sign of life for {self.lease:g} s")
@@ -375,7 +376,7 @@ class Runner:
                 _kill(attempt.process)
             for number, handler in before.items():
                 signal.signal(number, handler)
-        lacking = [c for c in self.study.cells if c.result() is None and c.key not in self.given_up]
+        lacking = [c for c in self.study.cells if not self.study.done(c) and c.key not in self.given_up]
         if lacking and not self.stopping:
             raise StudyError(
                 f"{self.ledger.where} says that {lacking[0].label} is finished, but {lacking[0].folder} has no result: "
@@ -433,7 +434,7 @@ class Runner:
             if trial is None:
                 continue
             result = cell.result()
-            if result is not None:
+            if result is not None and self.study.done(cell):
                 self.ledger.finish(trial, score_of(result))
                 self.say(f"{cell.label}: was finished before, {_outcome(result)}")
             else:
@@ -464,12 +465,15 @@ class Runner:
         cell = attempt.cell
         if status == 0 and self.study.milliseconds and not attempt.timing and not self.stopping and _finished(cell):
             attempt.timing = True
+            _kill(attempt.process)
             command = [sys.executable, str(self.tools / "eval.py"), str(cell.folder / "config.yaml"), "--time"]
             attempt.process = _process(command, self.machine.environment(attempt.place), cell.folder / "log.txt")
             return
         seconds = None if attempt.before else round(time.monotonic() - attempt.started, 1)
-        result = write_result(cell, seconds, _milliseconds(cell) if attempt.timing and status == 0 else None)
-        if result is not None:
+        untimed = attempt.timing and status != 0
+        milliseconds = _milliseconds(cell) if attempt.timing and not untimed else None
+        result = None if untimed else write_result(cell, seconds, milliseconds)
+        if result is not None and self.study.done(cell):
             self.ledger.finish(attempt.trial, score_of(result))
             self._drop(attempt)
             self.say(f"{cell.label}: {_outcome(result)}{f' in {timedelta(seconds=round(seconds))}' if seconds else ''}")
@@ -516,7 +520,7 @@ class Runner:
         if time.monotonic() - self.told < STATUS or not self.running:
             return
         self.told = time.monotonic()
-        done = [cell for cell in self.study.cells if cell.result() is not None]
+        done = [cell for cell in self.study.cells if self.study.done(cell)]
         at = "; ".join(f"{a.cell.label}: step {_step(a.cell)}/{a.cell.config.train.steps}" for a in self.running)
         left = estimate(self.study, self.machine.workers)
         about = f", about {timedelta(seconds=round(left))} left" if left is not None else ""
@@ -599,9 +603,9 @@ def _outcome(result: dict[str, Any]) -> str:
 
 def estimate(study: Study, workers: int) -> float | None:
     """Seconds until all cells are done, from those that are; None while there is none."""
-    results = [cell.result() for cell in study.cells]
-    times = [r["seconds"] for r in results if r is not None and r["seconds"] is not None]
-    return sum(times) / len(times) * sum(r is None for r in results) / workers if times else None
+    times = [r["seconds"] for cell in study.cells if (r := cell.result()) is not None and r["seconds"] is not None]
+    left = sum(not study.done(cell) for cell in study.cells)
+    return sum(times) / len(times) * left / workers if times else None
 
 
 def probe(study: Study, machine: Machine, tools: Path) -> tuple[float, int]:
@@ -609,7 +613,7 @@ def probe(study: Study, machine: Machine, tools: Path) -> tuple[float, int]:
 
     Raises StudyError with the training's own words where it cannot run.
     """
-    config = next(cell.config for cell in study.cells if cell.result() is None)
+    config = next(cell.config for cell in study.cells if not study.done(cell))
     folder = study.folder / f"probe-{uuid.uuid4().hex[:8]}"
     train = config.train.model_copy(update={"log_every": 1, "eval_every": 0})
     folder.mkdir(parents=True)
@@ -640,7 +644,7 @@ def probe(study: Study, machine: Machine, tools: Path) -> tuple[float, int]:
 
 def check_space(study: Study, checkpoint_bytes: int) -> None:
     """StudyError where the disk has no room for the open cells: three checkpoints each."""
-    needed = max(2**26, 3 * checkpoint_bytes * sum(cell.result() is None for cell in study.cells))
+    needed = max(2**26, 3 * checkpoint_bytes * sum(not study.done(cell) for cell in study.cells))
     free = shutil.disk_usage(study.folder).free
     if free < needed:
         raise StudyError(

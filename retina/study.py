@@ -19,7 +19,6 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -107,12 +106,17 @@ class Study:
         """What varies."""
         return list(self.cells[0].settings)
 
-    @cached_property
+    def done(self, cell: Cell) -> bool:
+        """Whether there is nothing left to do: trained, and timed where the study wants that."""
+        result = cell.result()
+        untimed = self.milliseconds and result is not None and result["metrics"] and result["milliseconds"] is None
+        return result is not None and not untimed
+
     def missing_data(self) -> list[str]:
         """A sentence for each file or folder of the cells that is not there."""
-        config = self.cells[0].config.data
         names = ("train_annotations", "train_images", "val_annotations", "val_images")
-        return [f"data.{name}: no {path}" for name in names if not Path(path := getattr(config, name)).exists()]
+        wanted = {(name, getattr(cell.config.data, name)): None for cell in self.cells for name in names}
+        return [f"data.{name}: no {path}" for name, path in wanted if not Path(path).exists()]
 
     def summary(self) -> dict[str, Any]:
         """What makes this study this study, in plain values: cells by key, and what they have in common."""

@@ -49,15 +49,29 @@ elif act == "wait":
 """
 
 
+FAKE_EVAL = """
+import json, sys
+from pathlib import Path
+folder = Path(sys.argv[1]).parent
+assert sys.argv[2:] == ["--time"]
+if not (folder / "timed").exists():
+    (folder / "timed").touch()
+    sys.exit("error: out of memory")
+(folder / "metrics.json").write_text(json.dumps({"milliseconds": 12.5}))
+"""
+
+
 @pytest.fixture
 def make(tiny_yaml: Path, tmp_path: Path) -> Callable[..., Study]:
     """A study of a cell for each gamma, and beside it trainings that do what plan.json says for their gamma."""
     (tmp_path / "train.py").write_text(FAKE)
 
-    def study(gammas: list[float], name: str = "study", **plan: list[str]) -> Study:
+    (tmp_path / "eval.py").write_text(FAKE_EVAL)
+
+    def study(gammas: list[float], name: str = "study", extra: str = "", **plan: list[str]) -> Study:
         (tmp_path / "plan.json").write_text(json.dumps({key.removeprefix("g"): acts for key, acts in plan.items()}))
         file = tmp_path / f"{name}.yaml"
-        file.write_text(f"base: {tiny_yaml}\naxes: {{loss.gamma: {gammas}}}\n")
+        file.write_text(f"base: {tiny_yaml}\naxes: {{loss.gamma: {gammas}}}\n{extra}")
         return load_study(file, output=tmp_path / "out")
 
     return study
@@ -116,6 +130,19 @@ def test_a_loss_that_is_not_finite_is_a_result(make: Callable[..., Study]) -> No
     assert runner(study).run() and tries(study) == [1]
     result = study.cells[0].result()
     assert result is not None and result["diverged"] == 4 and result["metrics"] is None
+
+
+def test_a_study_that_wants_milliseconds_times_what_is_trained(make: Callable[..., Study]) -> None:
+    study = make([0, 1])
+    assert runner(study).run()
+    timed = make([0, 1, 2], "timed", "milliseconds: true")
+    run = runner(timed)
+    assert run.run() and all("error: out of memory" in e for c in timed.cells for e in run.ledger.errors(c))
+    assert list(states(timed).values()) == [["FAIL", "COMPLETE"]] * 3, "the clock of each fails once"
+    for cell in timed.cells:
+        result = cell.result()
+        assert result is not None and result["milliseconds"] == 12.5 and timed.done(cell)
+    assert runner(make([0, 1])).run() and tries(study) == [3, 3], "not again where nobody asks for the time"
 
 
 def test_a_signal_stops_the_trainings_and_the_same_command_goes_on(make: Callable[..., Study]) -> None:

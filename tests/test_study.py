@@ -145,6 +145,12 @@ def test_every_row_of_a_table_has_its_cell(name: str) -> None:
         assert str(dict(zip(paper_tables()[name]["columns"], row["result"], strict=True))) in results
 
 
+def test_data_that_is_missing_is_named_for_every_cell(base: Path) -> None:
+    found = study(base, "axes: {data.val_images: [here, there]}\n")
+    assert {"data.val_images: no here", "data.val_images: no there"} <= set(found.missing_data())
+    assert not any("annotations" in sentence for sentence in found.missing_data())
+
+
 def test_shown_as_a_reader_writes_it() -> None:
     assert [show(v) for v in (0.25, None, 2.0, [0.5, 1.0], "ohem", 128)] == [
         "0.25",

@@ -7,10 +7,13 @@ on where it was. The same command on a second machine, with the same --output fo
 from __future__ import annotations
 
 import argparse
+import json
+import signal
 from datetime import timedelta
 from pathlib import Path
 
 from retina.config import ConfigError, fail
+from retina.files import write_text
 from retina.study import Study, load_study
 
 
@@ -42,9 +45,10 @@ def main() -> int:
     try:
         study = load_study(arguments.study, arguments.base, arguments.overrides, arguments.output)
         if arguments.report:
-            return report(study, {})
+            return report(study)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up as after Ctrl-C, also during the probe
         return run(study, arguments)
-    except KeyboardInterrupt:  # the second one: nothing is waited for
+    except KeyboardInterrupt:
         return 1
     except ConfigError as error:
         fail(str(error))
@@ -58,13 +62,13 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
 
     tools = Path(__file__).resolve().parent
     machine = Machine.find(arguments.workers, study.devices)
-    waiting = [cell for cell in study.cells if cell.result() is None]
+    waiting = [cell for cell in study.cells if not study.done(cell)]
     print(f"{study.name}: {len(study.cells)} cells, {len(study.cells) - len(waiting)} finished; {machine}", flush=True)
     if arguments.dry_run:
         for cell in study.cells:
             print(f"  {cell.key}  {cell.label}{'' if cell in waiting else '  (finished)'}")
-    if study.missing_data:
-        raise StudyError("\n".join([*study.missing_data, f"{study.base} says in its first lines where they come from"]))
+    if missing := study.missing_data():
+        raise StudyError("\n".join([*missing, f"{study.base} says in its first lines where they come from"]))
     study.folder.mkdir(parents=True, exist_ok=True)
     ledger = None if arguments.dry_run else Ledger(study, arguments.storage, arguments.lease)
     checkpoint_bytes = 0
@@ -85,14 +89,17 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
     try:
         finished = runner.run()
     finally:
-        report(study, runner.given_up)
+        write_text(study.folder / "failed.json", json.dumps(runner.given_up))
+        report(study)
     return 0 if finished else 1
 
 
-def report(study: Study, given_up: dict[str, str]) -> int:
+def report(study: Study) -> int:
+    """Of what is there now; failed.json says which cells the last run gave up, and why."""
     from retina.report import terminal_table, write_report
 
-    for path in write_report(study, given_up):
+    failed = study.folder / "failed.json"
+    for path in write_report(study, json.loads(failed.read_text(encoding="utf-8")) if failed.exists() else {}):
         print(path)
     print(terminal_table(study))
     return 0
