@@ -70,7 +70,8 @@ def main() -> int:
         open_ones = sum(t.state == TrialState.RUNNING for trials in attempts.values() for t in trials)
         number = len(study.cells)
         print(f"{sum(map(len, attempts.values()))} attempts, {complete.count(1)} of {number} complete exactly once")
-        print(f"{open_ones} attempts left open, {len(left)} processes left, {len(watch.twice)} times two owners")
+        print(f"{open_ones} attempts left open, {len(left)} processes left")
+        print(f"{len(watch.twice)} times two owners {watch.twice or ''}")
         print(f"{equal} of {number} equal", flush=True)
         good = equal == complete.count(1) == number and not left and not watch.twice and not open_ones
         return 0 if good and sum(kills.values()) == arguments.kills else 1
@@ -126,6 +127,14 @@ def trainings(study: Study) -> dict[str, list[int]]:
     return found
 
 
+def parent(pid: int) -> int:
+    """0 where the process has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
 class Watch:
     """Looks for two trainings of one cell at the same time."""
 
@@ -137,8 +146,9 @@ class Watch:
     def _look(self) -> None:
         while not self.ending:
             for key, pids in trainings(self.study).items():
-                if len(pids) > 1:
-                    self.twice.append((key, pids))
+                alone = [pid for pid in pids if parent(pid) not in pids]  # a child that has not become a program yet
+                if len(alone) > 1:
+                    self.twice.append((key, alone))
             time.sleep(0.05)
 
     def stop(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -39,6 +40,31 @@ def test_print_config_reads_back(tiny_yaml: Path, tmp_path: Path) -> None:
     assert shown.returncode == 0
     (tmp_path / "shown.yaml").write_text(shown.stdout)
     assert load(tmp_path / "shown.yaml") == load(tiny_yaml, ["train.lr=0.5"])
+
+
+def test_a_training_ends_with_the_process_that_started_it(tiny_yaml: Path, tmp_path: Path) -> None:
+    command = [sys.executable, TOOLS / "train.py", tiny_yaml, f"output_dir={tmp_path}/run", "train.steps=100000"]
+    process = subprocess.Popen(
+        [*command, "--end-with-parent"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None and process.stdin is not None
+    assert any(line.startswith(b"step 3/") for line in process.stdout)
+    process.stdin.close()  # what happens to it when its writer is killed
+    assert process.wait(20) == -9
+    process.stdout.close()
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETSIG"), reason="the kernel's own signal for a closed pipe is Linux's")
+def test_it_ends_even_while_an_import_keeps_all_threads_waiting() -> None:
+    code = (
+        f"import ctypes, sys; sys.path.insert(0, {str(TOOLS)!r}); import train; train.end_with_parent(); "
+        "print('armed', flush=True); ctypes.PyDLL(None).sleep(60)"  # a PyDLL keeps the interpreter to itself
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdin is not None and process.stdout.readline() == b"armed\n"
+    process.stdin.close()
+    assert process.wait(20) == -9
+    process.stdout.close()
 
 
 def test_a_used_run_folder_is_refused(trained: tuple[Path, Path]) -> None:

@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from retina.config import load_or_exit
+from retina.config import ConfigError, load_or_exit
 
 
 def main() -> int:
@@ -45,7 +45,7 @@ def main() -> int:
             model, dataset, config, device, lambda batches: tqdm(batches, unit="batch", disable=not sys.stderr.isatty())
         )
         timing = {"milliseconds": milliseconds(model, dataset, config, device)} if arguments.time else {}
-    except (DataError, CheckpointError, WeightsError, FileNotFoundError) as error:
+    except (ConfigError, DataError, CheckpointError, WeightsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for sentence in unreadable.values():

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from retina.config import fail, load_or_exit
+from retina.config import ConfigError, fail, load_or_exit
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -47,7 +47,7 @@ def main() -> int:
     device = pick_device()
     try:
         model, categories, source = load_detector(config, arguments.checkpoint, None, device)
-    except (CheckpointError, WeightsError, FileNotFoundError) as error:
+    except (CheckpointError, ConfigError, WeightsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import signal
 import sys
@@ -12,10 +13,18 @@ from retina.config import fail, load_or_exit
 
 
 def end_with_parent() -> None:
-    """Waits until standard input closes, which it does however its writer ends, and then ends this process at once: a
+    """From now on this process is killed when its standard input closes, which a pipe does however its writer ends: a
     training whose owner is gone must not write on beside the next owner's."""
-    os.read(sys.stdin.fileno(), 1)
-    os.kill(os.getpid(), signal.SIGKILL)
+    if hasattr(fcntl, "F_SETSIG"):  # Linux does it even while an import keeps all threads waiting
+        fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(0, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
+
+    def wait() -> None:  # elsewhere; under torchrun, whose processes share an input; and where it has closed already
+        os.read(0, 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def main() -> int:
@@ -28,7 +37,7 @@ def main() -> int:
     parser.add_argument("--end-with-parent", action="store_true", help="end when standard input closes, for ablate.py")
     arguments = parser.parse_intermixed_args()
     if arguments.end_with_parent:
-        threading.Thread(target=end_with_parent, daemon=True).start()
+        end_with_parent()
     config = load_or_exit(arguments.config, arguments.overrides)
     if arguments.print_config:
         print(config.to_yaml(), end="")
