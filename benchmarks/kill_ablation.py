@@ -4,8 +4,8 @@
     python benchmarks/kill_ablation.py --drivers 2 --workers 1 --storage postgresql://user@localhost/database
 
 First trains each cell alone. Then runs tools/ablate.py (`--drivers` times at once, each with `--workers`) and sends
-SIGKILL to a training or to a driver, which is started again. Meanwhile it looks twenty times a second for two
-trainings of one cell, and at the end into the ledger. Exit status 1 if anything is not as it should be.
+SIGKILL to a training or, every third time, to a driver, which is started again. Meanwhile it looks twenty times a
+second for two trainings of one cell, and at the end into the ledger. Exit status 1 if anything is not as it should be.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import torch
 from kill_resume import SETTINGS, digest_run, finish
 from optuna.trial import TrialState
 
-from retina.ablate import Ledger
 from retina.data.shapes import write_shapes
+from retina.ledger import Ledger
 from retina.study import Study, load_study
 
 TOOL = Path(__file__).parents[1] / "tools/ablate.py"
@@ -90,14 +90,14 @@ def disturb(command: list[str], number: int, kills: int, chance: random.Random, 
     """Run drivers until they end by themselves; kill `kills` times at random, and start killed drivers again."""
     drivers = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(number)]
     done: Counter[str] = Counter()
-    due = time.monotonic() + chance.uniform(2, 5)
+    due = time.monotonic() + chance.uniform(1, 3)
     while drivers:
         time.sleep(0.02)
         drivers = [driver for driver in drivers if driver.poll() is None]
         if sum(done.values()) == kills or time.monotonic() < due or not drivers:
             continue
         victims = [pid for pids in trainings(watch.study).values() for pid in pids]
-        if chance.random() < 0.25:
+        if sum(done.values()) % 3 == 2:
             victim = chance.choice(drivers)
             victim.kill()
             victim.wait()
@@ -108,7 +108,7 @@ def disturb(command: list[str], number: int, kills: int, chance: random.Random, 
             done["training"] += 1
         else:
             continue
-        due = time.monotonic() + chance.uniform(1, 5)
+        due = time.monotonic() + chance.uniform(0.5, 4)
     return done
 
 

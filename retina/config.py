@@ -23,6 +23,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
+BUSY = 75  # exit status of a training in whose folder another trains (sysexits.h: try again later)
 NEUTRAL = ("output_dir", "data.workers", "train.checkpoint_every")  # keys that change no number of a training
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # COCO's

@@ -46,6 +46,10 @@ class RunFolderError(RunError):
     """A run folder that must not be written to."""
 
 
+class RunFolderBusy(RunFolderError):
+    """Another process is training in the folder."""
+
+
 class Logbook:
     """Writes nothing before `begin`; closed as a context manager."""
 
@@ -169,7 +173,7 @@ class Logbook:
         try:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by a loader's workers
         except (BlockingIOError, PermissionError):
-            raise RunFolderError(f"{self.folder}: another process is training here; wait for it, or stop it") from None
+            raise RunFolderBusy(f"{self.folder}: another process is training here; wait for it, or stop it") from None
         except OSError as error:  # some network disks have no locks
             self.say(f"{self.folder} cannot be locked ({error.strerror}): see to it that only one training writes here")
 

@@ -1,4 +1,4 @@
-"""The report of a study at any stage: results.csv, report.md, report.html and the pictures; never imports torch.
+"""The report of a study at any stage: a page, its pictures and two tables; never imports torch.
 
 Both reports are written from one list of blocks, so they cannot differ. Equal inputs give equal bytes.
 """
@@ -14,6 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from scipy import stats
 
@@ -32,34 +33,33 @@ from retina.results import (
     mean,
     sd,
     seed_noise,
-    short_names,
     to_show,
     with_ap,
 )
-from retina.study import Study, paper_tables, show
+from retina.study import Study, paper_tables, short, show
 from retina.study_plots import class_picture, curves, heat_map, loss_picture
 
 MAIN = METRICS[:3]
 
 
-def write_report(study: Study, failed: dict[str, str] | None = None) -> list[Path]:
-    """Write results.csv, report.md, report.html and their pictures into the study's folder, which is made.
+def write_report(study: Study) -> list[Path]:
+    """Write report.html, report.md, their pictures, results.csv and trainings.csv into the folder of the study.
 
-    Args:
-        study: any part of its cells may be trained; what is there is reported.
-        failed: by the key of a cell that was given up: a sentence with its last error.
-
-    Returns:
-        The files, report.html first.
+    Any part of the cells may be trained; what is there is reported. Returns the files, report.html first.
     """
-    groups = group_cells(study, failed or {})
+    groups = group_cells(study)
     blocks = list(_blocks(study, groups))
     study.folder.mkdir(parents=True, exist_ok=True)
     pictures = [block for block in blocks if isinstance(block, Picture)]
     for picture in pictures:
         with atomic_file(study.folder / picture.file) as temporary:
             temporary.write_bytes(picture.png)
-    texts = {"report.html": html_page(blocks), "report.md": markdown(blocks), "results.csv": _csv(study, groups)}
+    texts = {
+        "report.html": html_page(blocks),
+        "report.md": markdown(blocks),
+        "results.csv": _csv(_result_rows(groups)),
+        "trainings.csv": _csv(_training_rows(study, groups)),
+    }
     for name, text in texts.items():
         write_text(study.folder / name, text)
     return [study.folder / name for name in [*texts, *(picture.file for picture in pictures)]]
@@ -67,7 +67,7 @@ def write_report(study: Study, failed: dict[str, str] | None = None) -> list[Pat
 
 def terminal_table(study: Study) -> str:
     """The main table as aligned columns of plain text; the spread of AP alone, for the width."""
-    table = _main_table(group_cells(study, {}), spread=("AP",))
+    table = _main_table(group_cells(study), spread=("AP",))
     lines = [table.head, *table.rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = list(zip(widths, table.right(), strict=True))
@@ -108,7 +108,7 @@ def _blocks(study: Study, groups: list[Group]) -> Iterator[Block]:
         yield Heading(2, "Speed")
         yield _speed_table(groups)
     yield Heading(2, "Every training")
-    yield Table([*short_names(study.keys), "seed", *MAIN, "seconds", "folder"], [_run_row(run) for run in runs])
+    yield Table([*map(short, study.keys), "seed", *MAIN, "seconds", "folder"], [_run_row(run) for run in runs])
 
 
 def _introduction(study: Study, groups: list[Group], runs: list[Run]) -> str:
@@ -143,9 +143,10 @@ def _judgement(groups: list[Group]) -> Iterator[str]:
         seeds = len(widest.values())
         yield (
             f"Seed noise: the standard deviation over seeds, pooled over {noise.cells} cells with an AP of at least "
-            f"{LEARNED:g}, is s = {noise.sd:.2f} AP ({noise.freedom} degrees of freedom). Two means of {seeds} seeds "
-            f"differ by more than the noise above {noise.least(widest, widest):.2f} AP (Fisher's least significant "
-            "difference, t(0.975) s sqrt(1/n_a + 1/n_b)); with many cells a few such differences come by chance."
+            f"{LEARNED:g} percent, is s = {noise.sd:.2f} percent AP ({noise.freedom} degrees of freedom). Two means of "
+            f"{seeds} seeds must differ by more than {noise.least(widest, widest):.2f} to exceed it (Fisher's least "
+            "significant difference, t(0.975) s sqrt(1/n_a + 1/n_b)). Among many cells a few such differences come by "
+            "chance, the more so beside the best, which was chosen for being high."
         )
     elif measured:
         single = all(len(group.values()) == 1 for group in measured)
@@ -179,7 +180,7 @@ def _main_table(groups: list[Group], spread: Sequence[str]) -> Table:
         row += [_paper_text(group, "AP")] if has_paper else []
         row.append(f"{group.mean() - best.mean():+.1f}" if best and group is not best and group.values() else "")
         rows.append([*row, _remark(group, best, noise)])
-    head = [*short_names(groups[0].settings), "seeds", *MAIN, *["paper AP"] * has_paper, "to best", ""]
+    head = [*map(short, groups[0].settings), "seeds", *MAIN, *["paper AP"] * has_paper, "to best", ""]
     return Table(head, rows, None if best is None else groups.index(best))
 
 
@@ -187,12 +188,19 @@ def _remark(group: Group, best: Group | None, noise: Noise | None) -> str:
     said = []
     if group is best:
         said.append("best")
-    elif best and noise and group.values():
-        said.append("worse" if best.mean() - group.mean() > noise.least(group, best) else "= best")
+    elif (worse := _is_worse(group, best, noise)) is not None:
+        said.append("worse" if worse else "within noise of best")
     total = len(group.runs)
     counts = {status: group.count(status) for status in ("diverged", "failed")}
     said += [status if n == total else f"{n} of {total} {status}" for status, n in counts.items() if n]
     return "; ".join(said) or ("" if group.values() else "waiting")
+
+
+def _is_worse(group: Group, best: Group | None, noise: Noise | None) -> bool | None:
+    """Whether the difference to the best exceeds the seed noise; None where that cannot be said."""
+    if group is best or best is None or noise is None or not group.values() or group.count("diverged"):
+        return None
+    return best.mean() - group.mean() > noise.least(group, best)
 
 
 def _speed_table(groups: list[Group]) -> Table:
@@ -203,7 +211,7 @@ def _speed_table(groups: list[Group]) -> Table:
         row = [*map(show, group.settings.values()), _written(group.values()), _written(times)]
         rows.append(row + [_paper_text(group, "AP"), _paper_text(group, "ms")] * has_paper)
     paper = ["paper AP", "paper ms"] * has_paper
-    return Table([*short_names(groups[0].settings), "AP", "ms an image", *paper], rows)
+    return Table([*map(short, groups[0].settings), "AP", "ms an image", *paper], rows)
 
 
 def _lost(study: Study, run: Run) -> list[str]:
@@ -233,21 +241,42 @@ def _paper_text(group: Group, column: str) -> str:
     return value if isinstance(value, str) else f"{value:.1f}"
 
 
-def _csv(study: Study, groups: list[Group]) -> str:
-    """A line a training; metrics and paper_AP are fractions."""
-    place = {run.cell.key: (run, group) for group in groups for run in group.runs}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*study.keys, "seed", "key", "status", *METRICS, "milliseconds", "seconds", "paper_AP"])
+def _result_rows(groups: list[Group]) -> Iterator[list[Any]]:
+    """A row a cell, over its seeds; AP in percent, as the paper has it."""
+    best, noise = best_of(groups), seed_noise(groups)
+    numbers = [f"{name}_{kind}" for name in MAIN for kind in ("mean", "sd")]
+    yield [*groups[0].settings, "seeds", "diverged", *numbers, "paper_AP", "to_best", "exceeds_noise"]
+    for group in groups:
+        values = [value for name in MAIN for value in (group.mean(name), group.sd(name))]
+        compared = best is not None and bool(group.values())
+        yield [
+            *map(_plain, group.settings.values()),
+            len(group.values()),
+            group.count("diverged"),
+            *("" if math.isnan(value) else round(value, 4) for value in values),
+            group.paper.get("AP", group.paper.get("said")),
+            round(group.mean() - best.mean(), 4) if best is not None and compared else "",
+            _is_worse(group, best, noise),
+        ]
+
+
+def _training_rows(study: Study, groups: list[Group]) -> Iterator[list[Any]]:
+    """A row a training; metrics are fractions, as pycocotools has them."""
+    runs = {run.cell.key: run for group in groups for run in group.runs}
+    yield [*study.keys, "seed", "key", "status", *METRICS, "milliseconds", "seconds"]
     for cell in study.cells:
-        run, group = place[cell.key]
-        result, paper = run.result or {}, group.paper.get("AP", group.paper.get("said"))
-        writer.writerow(
-            [
-                *(value if isinstance(value, str) else json.dumps(value) for value in cell.settings.values()),
-                cell.seed, cell.key, run.status, *(run.metrics.get(name) for name in METRICS),
-                result.get("milliseconds"), result.get("seconds"),
-                paper if isinstance(paper, str | None) else round(paper / 100, 6),
-            ]
-        )  # fmt: skip
+        run = runs[cell.key]
+        result = run.result or {}
+        metrics = [run.metrics.get(name) for name in METRICS]
+        rest = [*metrics, result.get("milliseconds"), result.get("seconds")]
+        yield [*map(_plain, cell.settings.values()), cell.seed, cell.key, run.status, *rest]
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _csv(rows: Iterator[list[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()

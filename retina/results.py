@@ -54,8 +54,7 @@ class Group:
 
     @property
     def label(self) -> str:
-        pairs = zip(short_names(self.settings), self.settings.values(), strict=True)
-        return ", ".join(f"{name} {show(value)}" for name, value in pairs)
+        return ", ".join(f"{short(key)} {show(value)}" for key, value in self.settings.items())
 
     def count(self, status: str) -> int:
         return sum(run.status == status for run in self.runs)
@@ -84,7 +83,7 @@ class Noise:
         return quantile * self.sd * math.sqrt(1 / len(a.values()) + 1 / len(b.values()))
 
 
-def group_cells(study: Study, failed: dict[str, str]) -> list[Group]:
+def group_cells(study: Study) -> list[Group]:
     every = paper_tables()
     tables = [every[name] for name in study.paper]
     found: dict[str, Group] = {}
@@ -92,7 +91,7 @@ def group_cells(study: Study, failed: dict[str, str]) -> list[Group]:
         group = found.setdefault(
             json.dumps(cell.settings), Group(cell.settings, [], paper_row(tables, cell.config) or {})
         )
-        group.runs.append(Run(cell, cell.result(), failed.get(cell.key)))
+        group.runs.append(Run(cell, cell.result(), cell.failure()))
     return list(found.values())
 
 
@@ -111,7 +110,8 @@ def with_ap(groups: list[Group]) -> list[Group]:
 
 
 def best_of(groups: list[Group]) -> Group | None:
-    return max(with_ap(groups), key=Group.mean, default=None)
+    """Of those that did not diverge with any seed."""
+    return max((group for group in with_ap(groups) if not group.count("diverged")), key=Group.mean, default=None)
 
 
 def to_show(groups: list[Group]) -> list[Group]:
@@ -141,12 +141,6 @@ def mean(values: Sequence[float]) -> float:
 
 def sd(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else math.nan
-
-
-def short_names(keys: Sequence[str] | Settings) -> list[str]:
-    """Short names of keys, whole where two would be the same."""
-    seen = Counter(map(short, keys))
-    return [short(key) if seen[short(key)] == 1 else key for key in keys]
 
 
 def as_number(value: Any) -> float | None:

@@ -31,6 +31,8 @@ from retina import __version__
 from retina.config import NEUTRAL, Config, ConfigError, load
 
 PAPER_TABLES = Path(__file__).with_name("paper_tables.yaml")
+RESERVED = ("seed", "output_dir", "name")
+SECTIONS = [name for name, field in Config.model_fields.items() if isinstance(field.default, BaseModel)]
 Settings = dict[str, Any]  # values by their keys, as on the command line: {"loss.gamma": 2.0}
 
 
@@ -83,9 +85,14 @@ class Cell:
         return ", ".join([*(f"{short(k)} {show(v)}" for k, v in self.settings.items()), f"seed {self.seed}"])
 
     def result(self) -> dict[str, Any] | None:
-        """What `write_result` of ablate.py left here once the training had ended; None before."""
+        """What trainings.write_result left here once the training had ended; None before."""
         path = self.folder / "result.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def failure(self) -> str | None:
+        """Why the cell was given up; None where it was not."""
+        path = self.folder / "failed.txt"
+        return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,8 @@ class Study:
             flat = cell.config.flat()
             shared = {key: value for key, value in shared.items() if flat[key] == value}
         shared = {key: value for key, value in shared.items() if key not in NEUTRAL}
+        if self.milliseconds:
+            shared["milliseconds"] = True
         return {"cells": {cell.key: cell.label for cell in self.cells}, "shared": shared}
 
 
@@ -144,9 +153,7 @@ def load_study(
     here = given.at.get(base_path.stem, _Varied())
     varied = here if here.axes is not None or here.cells is not None else given
     combinations = _combinations(path, varied)
-    seeds = here.seeds or given.seeds or [0]
-    if len(set(seeds)) < len(seeds):
-        raise StudyError(f"{path}: seeds: {seeds} names a seed twice")
+    _check_keys(path, [*combinations[0], *given.set, *here.set], list(combinations[0]), overrides)
     shared = [f"{key}={json.dumps(value)}" for key, value in (given.set | here.set).items()]
     configs: list[tuple[Settings, Config]] = []
     for settings in combinations:
@@ -158,6 +165,9 @@ def load_study(
     annotations = {name for _, c in configs for name in (c.data.train_annotations, c.data.val_annotations)}
     digests = {name: _digest(Path(name)) for name in annotations}
     cells = []
+    seeds = here.seeds or given.seeds or [configs[0][1].seed]
+    if len(set(seeds)) < len(seeds):
+        raise StudyError(f"{path}: seeds: {seeds} names a seed twice")
     for seed in seeds:
         for settings, config in configs:
             values = config.model_copy(update={"seed": seed, "name": "cell"})
@@ -217,10 +227,13 @@ def _read(path: Path) -> _File:
     try:
         return _File.model_validate(tree)
     except ValidationError as error:
-        known = ", ".join(_File.model_fields)
+
+        def known(place: tuple[int | str, ...]) -> str:
+            return ", ".join(_Varied.model_fields if place[0] == "at" else _File.model_fields)
+
         said = [
             f"{path}: {'.'.join(map(str, item['loc'])) or 'study'}: "
-            + (f"unknown key; known: {known}" if item["type"] == "extra_forbidden" else item["msg"])
+            + (f"unknown key; known: {known(item['loc'])}" if item["type"] == "extra_forbidden" else item["msg"])
             for item in error.errors()
         ]
         raise StudyError("\n".join(said)) from None
@@ -228,9 +241,9 @@ def _read(path: Path) -> _File:
 
 def _combinations(path: Path, varied: _Varied) -> list[Settings]:
     if varied.cells is not None:
-        found = varied.cells
-        if len({frozenset(settings) for settings in found}) > 1:
+        if len({frozenset(settings) for settings in varied.cells}) > 1:
             raise StudyError(f"{path}: cells: all of them must set the same keys, so that they can be compared")
+        found = [{key: settings[key] for key in varied.cells[0]} for settings in varied.cells]
     else:
         axes = varied.axes or {}
         for key, values in axes.items():
@@ -239,10 +252,22 @@ def _combinations(path: Path, varied: _Varied) -> list[Settings]:
         found = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     if not found or not found[0]:
         raise StudyError(f"{path}: nothing varies; give axes or cells with at least one key")
-    for key in ("seed", "output_dir", "name"):
-        if any(key in settings for settings in found):
-            raise StudyError(f"{path}: {key} cannot be a setting of a cell; the seeds stand in `seeds:`")
     return found
+
+
+def _check_keys(path: Path, keys: list[str], varied: list[str], overrides: Sequence[str]) -> None:
+    """What only the study itself may decide, and what it varies, cannot be set beside."""
+    for said, key in [(str(path), key) for key in keys] + [(f"argument {o!r}", o.partition("=")[0]) for o in overrides]:
+        if key in RESERVED:
+            raise StudyError(
+                f"{said}: {key} is not a setting of a cell: the seeds stand in `seeds:`, --output is a flag"
+            )
+        if key in SECTIONS:
+            raise StudyError(
+                f"{said}: {key} is a section; write its keys as on the command line, for example loss.gamma: 2"
+            )
+        if key in varied and said.startswith("argument"):
+            raise StudyError(f"{said}: {path} varies {key}; change the study file, or a copy of it")
 
 
 def _digest(path: Path) -> str:
@@ -256,7 +281,10 @@ def _identity(config: Config, digests: dict[str, str]) -> str:
     """Two trainings with one identity give the same numbers; what changes none is left out."""
     flat = {key: value for key, value in config.flat().items() if key not in (*NEUTRAL, "name")}
     annotations = [digests[config.data.train_annotations], digests[config.data.val_annotations]]
-    text = json.dumps({"config": flat, "annotations": annotations, "version": __version__}, sort_keys=True)
+    about = {"config": flat, "annotations": annotations, "version": __version__}
+    if config.model.weights is not None and Path(config.model.weights).is_file():
+        about["weights"] = _digest(Path(config.model.weights))
+    text = json.dumps(about, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from retina.markup import DPI, Picture
 from retina.plots import MANY_CLASSES, PALETTE, finish
-from retina.results import Group, as_number, best_of, distinct, mean, sd, short_names, with_ap
-from retina.study import show
+from retina.results import Group, as_number, best_of, distinct, mean, sd, with_ap
+from retina.study import short, show
 
 LINES = [PALETTE[index] for index in (4, 5, 2, 0, 1, 6, 7)]  # without yellow, which is lost on white
 MARKERS = "osD^vPX"
@@ -68,7 +68,7 @@ def heat_map(groups: list[Group]) -> Picture | None:
             axes.text(x, y - 0.24, f"± {group.sd():.1f}", color=ink, ha="center", va="center", fontsize=8.5)
         if group is best:
             axes.add_patch(Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, fill=False, edgecolor=ink, linewidth=2))
-    names = short_names(keys)
+    names = [short(key) for key in keys]
     axes.set(xlim=(-0.5, sizes[0] - 0.5), ylim=(-0.5, sizes[1] - 0.5), xlabel=names[0], ylabel=names[1])
     axes.set_xticks(range(sizes[0]), [show(json.loads(value)) for value in columns])
     axes.set_yticks(range(sizes[1]), [show(json.loads(value)) for value in rows])
@@ -84,7 +84,7 @@ def heat_map(groups: list[Group]) -> Picture | None:
 def curves(groups: list[Group]) -> Iterator[Picture]:
     """AP over each key that is a number, a line for each combination of the others, the paper's curves beside."""
     keys = list(groups[0].settings)
-    names = dict(zip(keys, short_names(keys), strict=True))
+    names = {key: short(key) for key in keys}
     for key in keys:
         values = distinct(groups, key)
         if len(values) < 3 or any(as_number(value) is None for value in values):

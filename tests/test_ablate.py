@@ -17,11 +17,17 @@ from types import SimpleNamespace
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from retina import ablate
-from retina.ablate import Ledger, Machine, Runner, check_space
+from retina import ablate, ledger, trainings
+from retina.ablate import Runner
+from retina.config import load
+from retina.ledger import Ledger
+from retina.report import write_report
 from retina.study import Study, StudyError, load_study
+from retina.train import train
+from retina.trainings import Machine, check_space, is_trained, last_words
 
 TOOL = Path(__file__).parents[1] / "tools/ablate.py"
+STUDIES = Path(__file__).parents[1] / "configs/ablations"
 FAKE = """
 import json, os, re, signal, sys, time
 from pathlib import Path
@@ -32,7 +38,9 @@ with (folder / "attempts").open("a") as file:
 acts = json.loads(plan.read_text()).get(gamma, ["finish"])
 act = acts[min((folder / "attempts").stat().st_size, len(acts)) - 1]
 print("fake training", act, flush=True)
-if act == "finish":
+if act == "short":
+    time.sleep(1)
+if act in ("finish", "short"):
     numbers = {"AP": float(gamma) / 10, "per_class": {}}
     (folder / "eval.json").write_text(json.dumps([{"step": 6, **numbers}]))
 elif act == "error":
@@ -43,6 +51,17 @@ elif act == "kill":
 elif act == "diverge":
     (folder / "nonfinite_step_4.json").write_text(json.dumps({"step": 4, "image_ids": []}))
     sys.exit(1)
+elif act == "busy":
+    sys.exit(75)
+elif act == "half":
+    (folder / "eval.json").write_text("[]")
+    sys.exit(0)
+elif act == "late":
+    (folder / "eval.json").write_text(json.dumps([{"step": 6, "AP": 0.5, "per_class": {}}]))
+    os.kill(os.getpid(), signal.SIGKILL)
+elif act == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
 elif act == "wait":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     time.sleep(60)
@@ -53,7 +72,7 @@ FAKE_EVAL = """
 import json, sys
 from pathlib import Path
 folder = Path(sys.argv[1]).parent
-assert sys.argv[2:] == ["--time"]
+assert sys.argv[2:] == ["--time", "--end-with-parent"]
 if not (folder / "timed").exists():
     (folder / "timed").touch()
     sys.exit("error: out of memory")
@@ -80,7 +99,7 @@ def make(tiny_yaml: Path, tmp_path: Path) -> Callable[..., Study]:
 def runner(study: Study, lease: float = 10, workers: int = 2, url: str | None = None) -> Runner:
     said: list[str] = []
     ledger = Ledger(study, url, lease)
-    run = Runner(study, ledger, Machine(workers, 1, []), study.file.parent, said.append)
+    run = Runner(study, ledger, Machine(workers, 1, [], study.file.parent), said.append)
     run.pause = 0.02
     run.said = said  # type: ignore[attr-defined]
     return run
@@ -113,16 +132,18 @@ def test_errors_are_retried_then_reported_and_stop_nobody(make: Callable[..., St
     run = runner(study)
     assert not run.run()
     assert list(states(study).values()) == [["FAIL"] * 3, ["FAIL", "FAIL", "COMPLETE"], ["COMPLETE"]]
-    assert run.given_up == {study.cells[0].key: "3 attempts failed, the last with error: the disk is on fire"}
+    assert study.cells[0].failure() == "3 attempts failed, the last with error: the disk is on fire"
+    assert run.given_up == {study.cells[0].key} and study.cells[1].failure() is None
     (study.file.parent / "plan.json").write_text("{}")  # mended; the same command tries again
     assert runner(study).run() and next(iter(states(study).values())) == ["FAIL"] * 3 + ["COMPLETE"]
+    assert study.cells[0].failure() is None
 
 
 def test_kills_go_on_for_longer_than_errors_but_not_for_ever(make: Callable[..., Study]) -> None:
     study = make([0, 1], **{"g0.0": ["kill"] * 5 + ["finish"], "g1.0": ["kill"]})
     run = runner(study)
     assert not run.run()
-    assert tries(study) == [6, ablate.KILLS] and "too little memory" in run.given_up[study.cells[1].key]
+    assert tries(study) == [6, ablate.KILLS] and "too little memory" in str(study.cells[1].failure())
 
 
 def test_a_loss_that_is_not_finite_is_a_result(make: Callable[..., Study]) -> None:
@@ -151,8 +172,29 @@ def test_a_signal_stops_the_trainings_and_the_same_command_goes_on(make: Callabl
     threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
     assert not run.run()
     assert states(study)["gamma 1, seed 0"] == ["FAIL"]
-    assert "gamma 1, seed 0: stopped by a signal" in " ".join(run.said)  # type: ignore[attr-defined]
+    assert "gamma 1, seed 0: stopped" in " ".join(run.said)  # type: ignore[attr-defined]
     assert runner(study).run() and states(study)["gamma 1, seed 0"] == ["FAIL", "COMPLETE"]
+
+
+def test_a_second_signal_ends_at_once_and_gives_the_cells_back(make: Callable[..., Study]) -> None:
+    study = make([0], **{"g0.0": ["deaf", "finish"]})
+    run = runner(study, lease=1000)
+    for seconds in (1.5, 2.0):
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert run.running[0].process.poll() == -9 and list(states(study).values()) == [["FAIL"]]
+    assert runner(study).run(), "without waiting for a lease"
+
+
+def test_nohup_stays_in_force(make: Callable[..., Study]) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        study = make([0], **{"g0.0": ["short"]})
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGHUP)).start()
+        assert runner(study).run()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 URLS = pytest.mark.parametrize("url", [None, "sqlite:///{}/ledger.db"], ids=["journal", "sqlite"])
@@ -191,13 +233,11 @@ def check_race(study: Study, url: str | None) -> None:
 
 @URLS
 def test_silence_loses_a_cell_and_a_heartbeat_keeps_it(make: Callable[..., Study], url: str | None) -> None:
-    study = make([0, 1, 2])
+    study = make([0, 1])
     url = url and url.format(study.file.parent)
-    owner, watcher = Ledger(study, url, 0.4), Ledger(study, url, 0.4)
-    dead, alive, done = (owner.claim(cell) for cell in study.cells)
-    assert dead and alive and done
-    study.cells[2].folder.mkdir(parents=True)
-    (study.cells[2].folder / "result.json").write_text(json.dumps({"metrics": {"AP": 0.25}, "diverged": None}))
+    owner, watcher = Ledger(study, url, 0.4), Ledger(study, url, 10)  # what counts is the owner's lease
+    dead, alive = (owner.claim(cell) for cell in study.cells)
+    assert dead and alive
     expired: list[str] = []
     for count in range(30):
         assert owner.beat(alive, count)
@@ -205,8 +245,7 @@ def test_silence_loses_a_cell_and_a_heartbeat_keeps_it(make: Callable[..., Study
         time.sleep(0.03)
     assert expired == ["gamma 0, seed 0"]
     assert not owner.beat(dead, 99), "its owner learns of it"
-    names = list(states(study, url).values())
-    assert names == [["FAIL"], ["RUNNING"], ["COMPLETE"]], "the third had finished and only not said so"
+    assert list(states(study, url).values()) == [["FAIL"], ["RUNNING"]]
     assert watcher.claim(study.cells[0]) is not None
 
 
@@ -274,13 +313,13 @@ def test_a_changed_study_is_refused_and_nothing_lost(make: Callable[..., Study])
         ("postgresql://me:secret@127.0.0.1:1/x", r"postgresql://me:\*\*\*@127\.0\.0\.1:1/x: cannot be reached: .+"),
         ("redis://127.0.0.1:1/0", r"redis://127\.0\.0\.1:1/0: cannot be reached: .+"),
         ("nosuch://x", r"nosuch://x: cannot be reached: .*nosuch"),
-        ("nonsense", r"--storage nonsense: expected a URL such as postgresql://"),
+        ("nonsense:secret", r"--storage: expected a URL such as postgresql://"),
     ],
 )
 def test_a_storage_out_of_reach_is_named_without_its_password(
     make: Callable[..., Study], monkeypatch: pytest.MonkeyPatch, url: str, says: str
 ) -> None:
-    monkeypatch.setattr(ablate.time, "sleep", lambda _: None)
+    monkeypatch.setattr(ledger.time, "sleep", lambda _: None)
     with pytest.raises(StudyError, match=says) as error:
         Ledger(make([0]), url, 10)
     assert "secret" not in str(error.value)
@@ -296,6 +335,61 @@ def test_a_line_cut_short_in_the_journal_costs_nothing(make: Callable[..., Study
     assert list(states(study).values()) == [["RUNNING"], ["RUNNING"]]
 
 
+def test_a_lock_of_a_dead_process_is_seen(
+    make: Callable[..., Study], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its link must lead to the file from wherever one looks; Optuna would wait for ever at one that leads nowhere."""
+    monkeypatch.chdir(tmp_path)
+    study = make([0])
+    relative = load_study(study.file, output=Path("out"))
+    assert not relative.folder.is_absolute()
+    book = Ledger(relative, None, 10)
+    backend = book.storage._backend  # type: ignore[attr-defined]
+    backend.lock.acquire()  # and dies
+    assert Path("out/study-tiny/ledger.jsonl.lock").exists(), "a link that leads nowhere does not exist"
+    backend.lock.grace_period = 1
+    assert book.claim(relative.cells[0])
+
+
+def test_a_folder_in_which_somebody_trains_is_left_alone_for_a_while(make: Callable[..., Study]) -> None:
+    study = make([0], **{"g0.0": ["busy"] * 4 + ["finish"]})
+    run = runner(study, lease=1)
+    assert run.run() and tries(study) == [5] and not run.ledger.errors(study.cells[0])
+
+
+def test_what_an_earlier_attempt_left_does_not_speak_for_a_later_one(make: Callable[..., Study]) -> None:
+    study = make([0], **{"g0.0": ["half", "finish"]})
+    study.cells[0].folder.mkdir(parents=True)
+    (study.cells[0].folder / "nonfinite_step_2.json").write_text('{"step": 2}')  # whose driver died before it said so
+    assert runner(study).run()
+    result = study.cells[0].result()
+    assert result is not None and result["diverged"] is None and tries(study) == [2]
+
+
+def test_killed_after_its_last_evaluation_is_not_yet_finished(make: Callable[..., Study]) -> None:
+    """Its last checkpoint may not be written."""
+    study = make([0], **{"g0.0": ["late", "finish"]})
+    assert runner(study).run() and tries(study) == [2]
+    assert list(states(study).values()) == [["FAIL", "COMPLETE"]]
+
+
+def test_last_words_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    for text, said in [
+        ("step 1\nerror: no such file\n", "no such file"),
+        (
+            "Traceback\n  File x\ntorch.OutOfMemoryError: CUDA out of memory\nbye\n",
+            "torch.OutOfMemoryError: CUDA out of memory",
+        ),
+        ("ValueError: this\nx.ChildFailedError: \n=====\n", "ValueError: this"),
+        ("step 1\nstep 2\n", "step 2"),
+        ("", "no output"),
+    ]:
+        log.write_text(text)
+        assert last_words(log) == said
+    assert last_words(tmp_path / "none.txt") == "no output"
+
+
 def test_a_full_disk_is_said_before(make: Callable[..., Study], monkeypatch: pytest.MonkeyPatch) -> None:
     study = make([0, 1])
     study.folder.mkdir(parents=True)
@@ -308,17 +402,17 @@ def test_a_full_disk_is_said_before(make: Callable[..., Study], monkeypatch: pyt
 
 def test_each_worker_has_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    assert Machine.find(None, 1).workers == 4 and Machine.find(None, 2).workers == 2
-    machine = Machine.find(3, 2)
+    assert Machine.find(None, 1, Path()).workers == 4 and Machine.find(None, 2, Path()).workers == 2
+    machine = Machine.find(3, 2, Path())
     assert [machine.environment(place)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["4,5", "6,7", "4,5"]
     with pytest.raises(StudyError, match=r"devices: 8 for a cell, but this machine shows 4 GPUs"):
-        Machine.find(None, 8)
+        Machine.find(None, 8, Path())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
-    assert Machine.find(3, 2).environment(0)["OMP_NUM_THREADS"] == "2"
+    assert Machine.find(3, 2, Path()).environment(0)["OMP_NUM_THREADS"] == "2"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert Machine.find(3, 2).environment(0)["OMP_NUM_THREADS"] == "5", "what the user says counts"
+    assert Machine.find(3, 2, Path()).environment(0)["OMP_NUM_THREADS"] == "5", "what the user says counts"
 
 
 def tool(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -339,9 +433,12 @@ def test_what_cannot_train_is_said_before_any_training(make: Callable[..., Study
     output = ["--output", tmp_path / "out"]
     for arguments, says in [
         (["data.val_images=nowhere"], "data.val_images: no nowhere"),
-        (["train.steps=1000", "model.norm=frozen"], "does not train: error: model.norm=frozen keeps the statistics"),
+        (["train.steps=1000", "model.norm=frozen"], "does not train: model.norm=frozen keeps the statistics"),
         (["--workers", "0"], "--workers 0: expected 1 or more"),
         (["loss.gama=1"], "did you mean loss.gamma?"),
+        (["seed=3"], "seed is not a setting of a cell"),
+        (["loss.gamma=3"], "study.yaml varies loss.gamma"),
+        (["--storage", "sqlite:///x.db", "train.precision=auto"], "with --storage give train.precision"),
     ]:
         done = tool(study.file, *arguments, *output)
         assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
@@ -359,14 +456,43 @@ def test_a_copied_study_on_ones_own_data(tiny_yaml: Path, tmp_path: Path) -> Non
     done = tool(tmp_path / "mine.yaml", "--output", tmp_path / "out", "train.steps=3", "--workers", 2)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "out/mine-tiny"
-    for name in ("report.html", "report.md", "results.csv"):
+    for name in ("report.html", "report.md", "results.csv", "trainings.csv"):
         assert str(folder / name) in done.stdout and (folder / name).is_file()
     lines = done.stdout.splitlines()
     assert any(line.split()[:3] == ["2", "0.25", "1/1"] and "34.0" in line for line in lines), "beside the paper's 34.0"
-    csv = (folder / "results.csv").read_text().splitlines()
+    csv = (folder / "trainings.csv").read_text().splitlines()
     assert len(csv) == 3 and all(",finished," in line for line in csv[1:])
     again = tool(tmp_path / "mine.yaml", "--output", tmp_path / "out", "train.steps=3", "--report")
     assert again.returncode == 0 and again.stdout.splitlines()[-3:] == lines[-3:]
+
+
+def test_a_cell_on_two_processes(tiny_yaml: Path, tmp_path: Path) -> None:
+    """Real ones, under torchrun: the probe, and the cell."""
+    (tmp_path / "two.yaml").write_text(f"base: {tiny_yaml}\naxes: {{loss.gamma: [2]}}\ndevices: 2\n")
+    output = ["--output", tmp_path / "out"]
+    dry = tool(tmp_path / "two.yaml", "--dry-run", "train.steps=1000", *output)
+    assert dry.returncode == 0 and "a cell of 1000 steps" in dry.stdout, dry.stderr
+    done = tool(tmp_path / "two.yaml", "train.steps=3", *output)
+    assert done.returncode == 0 and ": AP " in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_study_trains(path: Path, tiny_yaml: Path, tmp_path: Path) -> None:
+    """Two of its cells, as their base has them but for the data: a step each."""
+    tiny = load(tiny_yaml).data
+    data = [
+        f"data.{name}={getattr(tiny, name)}" for name in tiny.model_dump() if name.split("_")[0] in ("train", "val")
+    ]
+    small = ["train.steps=1", "train.batch_size=2", "train.precision=fp32", "data.zoom=[1,1]"]
+    study = load_study(path, overrides=[*data, *small], output=tmp_path)
+    for cell in (study.cells[0], study.cells[-1]):
+        cell.folder.mkdir(parents=True)
+        (cell.folder / "config.yaml").write_text(cell.config.to_yaml())
+        metrics = train(load(cell.folder / "config.yaml"), resume=True)
+        assert metrics["step"] == 1 and is_trained(cell)
+        trainings.write_result(cell, None, 1.0)
+    write_report(study)
+    assert study.done(study.cells[0]) and (study.folder / "report.html").is_file()
 
 
 def test_an_attempt_is_a_trial_that_optunas_dashboard_can_show(make: Callable[..., Study]) -> None:

@@ -57,7 +57,7 @@ def test_a_training_ends_with_the_process_that_started_it(tiny_yaml: Path, tmp_p
 @pytest.mark.skipif(not hasattr(fcntl, "F_SETSIG"), reason="the kernel's own signal for a closed pipe is Linux's")
 def test_it_ends_even_while_an_import_keeps_all_threads_waiting() -> None:
     code = (
-        f"import ctypes, sys; sys.path.insert(0, {str(TOOLS)!r}); import train; train.end_with_parent(); "
+        "import ctypes; from retina.lifeline import end_with_parent; end_with_parent(); "
         "print('armed', flush=True); ctypes.PyDLL(None).sleep(60)"  # a PyDLL keeps the interpreter to itself
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

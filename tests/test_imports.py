@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "config", "files", "study", "ablate", "boxes",
+    "config", "files", "lifeline", "study", "ledger", "trainings", "ablate", "boxes",
     "losses.arguments", "losses.box", "losses.class_weights", "losses.focal_cpu", "losses.focal_triton", "losses.focal",
     "losses.softmax", "losses.mining", "losses.modules", "losses",
     "data", "data.scenes", "data.shapes", "data.coco", "data.voc", "data.augment", "data.loader",

@@ -58,6 +58,20 @@ def test_cells_set_and_what_differs_at_a_base(base: Path) -> None:
     assert cell.settings == {"loss.gamma": 1.0} and cell.config.model.backbone == "resnet50" and cell.seed == 0
 
 
+def test_cells_may_name_their_keys_in_any_order(base: Path) -> None:
+    found = study(base, "cells: [{loss.gamma: 0, loss.alpha: 0.75}, {loss.alpha: 0.25, loss.gamma: 2}]\n")
+    assert [list(cell.settings.items()) for cell in found.cells] == [
+        [("loss.gamma", 0.0), ("loss.alpha", 0.75)],
+        [("loss.gamma", 2.0), ("loss.alpha", 0.25)],
+    ]
+
+
+def test_without_seeds_it_is_the_bases(base: Path) -> None:
+    base.write_text(base.read_text() + "seed: 5\n")
+    (cell,) = study(base, "axes: {loss.gamma: [1]}\n").cells
+    assert cell.seed == cell.config.seed == 5
+
+
 def test_one_training_is_one_folder_whatever_study_asks_for_it(base: Path) -> None:
     (one,) = study(base, "axes: {loss.gamma: [2]}\n").cells
     (twin,) = study(base, "cells: [{loss.alpha: 0.25}]\n", "data.workers=7").cells
@@ -83,6 +97,9 @@ def test_one_training_is_one_folder_whatever_study_asks_for_it(base: Path) -> No
         ("cells: [{loss.gamma: 1}, {loss.alpha: 1}]", ["the same keys"]),
         ("axes: {loss.gamma: [0, 0.0]}", ["the same training", "gamma 0, seed 0"]),
         ("axes: {seed: [0, 1]}", ["seed", "seeds:"]),
+        ("set: {seed: 4}\naxes: {loss.gamma: [0]}", ["seed", "seeds:"]),
+        ("cells: [{loss: {gamma: 0}}]", ["loss is a section", "loss.gamma: 2"]),
+        ("axes: {loss.gamma: [0]}\nat: {mine: {paper: [table1a]}}", ["at.mine.paper: unknown key; known: set, axes"]),
         ("axes: {loss.gamma: [0]}\nseeds: [1, 1]", ["seeds", "twice"]),
         ("axes: {loss.gamma: [0]}\nseeds: [-1]", ["seeds", "greater than or equal to 0"]),
         ("axes: {loss.gamma: [0]}\npaper: [table9]", ["no table 'table9'", "table1b"]),

@@ -7,14 +7,14 @@ on where it was. The same command on a second machine, with the same --output fo
 from __future__ import annotations
 
 import argparse
-import json
+import fcntl
 import signal
+import sys
 from datetime import timedelta
 from pathlib import Path
 
 from retina.config import ConfigError, fail
-from retina.files import write_text
-from retina.study import Study, load_study
+from retina.study import Study, StudyError, load_study
 
 
 def main() -> int:
@@ -24,9 +24,7 @@ def main() -> int:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that come last in every cell"
     )
-    parser.add_argument(
-        "--base", type=Path, help="configuration to vary instead of the study's: base/shapes_large.yaml"
-    )
+    parser.add_argument("--base", type=Path, help="configuration to vary instead of the study's")
     parser.add_argument("--workers", type=int, help="trainings at a time; default: one for each GPU, or one")
     parser.add_argument("--output", type=Path, default=Path("runs/ablations"), help="folder (%(default)s)")
     parser.add_argument(
@@ -45,7 +43,10 @@ def main() -> int:
     try:
         study = load_study(arguments.study, arguments.base, arguments.overrides, arguments.output)
         if arguments.report:
-            return report(study)
+            check_data(study)
+            study.folder.mkdir(parents=True, exist_ok=True)
+            report(study)
+            return 0
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up as after Ctrl-C, also during the probe
         return run(study, arguments)
     except KeyboardInterrupt:
@@ -57,18 +58,19 @@ def main() -> int:
 
 
 def run(study: Study, arguments: argparse.Namespace) -> int:
-    from retina.ablate import Ledger, Machine, Runner, check_space, estimate, probe
-    from retina.study import StudyError
+    from retina.ablate import Runner
+    from retina.ledger import Ledger
+    from retina.trainings import Machine, check_space, estimate, probe
 
-    tools = Path(__file__).resolve().parent
-    machine = Machine.find(arguments.workers, study.devices)
+    machine = Machine.find(arguments.workers, study.devices, Path(__file__).resolve().parent)
     waiting = [cell for cell in study.cells if not study.done(cell)]
     print(f"{study.name}: {len(study.cells)} cells, {len(study.cells) - len(waiting)} finished; {machine}", flush=True)
     if arguments.dry_run:
         for cell in study.cells:
             print(f"  {cell.key}  {cell.label}{'' if cell in waiting else '  (finished)'}")
-    if missing := study.missing_data():
-        raise StudyError("\n".join([*missing, f"{study.base} says in its first lines where they come from"]))
+    check_data(study)
+    if arguments.storage and any(cell.config.train.precision == "auto" for cell in study.cells):
+        raise StudyError("several machines may compute differently: with --storage give train.precision=bf16 or fp32")
     study.folder.mkdir(parents=True, exist_ok=True)
     ledger = None if arguments.dry_run else Ledger(study, arguments.storage, arguments.lease)
     checkpoint_bytes = 0
@@ -76,7 +78,7 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
         seconds = estimate(study, machine.workers)
         steps = waiting[0].config.train.steps
         if seconds is None and (arguments.dry_run or steps >= 100):
-            a_step, checkpoint_bytes = probe(study, machine, tools)
+            a_step, checkpoint_bytes = probe(study, machine)
             a_cell = timedelta(seconds=round(a_step * steps))
             print(f"{a_step:.3f} s a step, {a_cell} a cell of {steps} steps, evaluation not counted")
             seconds = a_step * sum(cell.config.train.steps for cell in waiting) / machine.workers
@@ -85,24 +87,35 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
         check_space(study, checkpoint_bytes)
     if ledger is None:
         return 0
-    runner = Runner(study, ledger, machine, tools)
     try:
-        finished = runner.run()
-    finally:
-        write_text(study.folder / "failed.json", json.dumps(runner.given_up))
+        finished = Runner(study, ledger, machine).run()
+    except StudyError:
         report(study)
+        raise
+    report(study)
     return 0 if finished else 1
 
 
-def report(study: Study) -> int:
-    """Of what is there now; failed.json says which cells the last run gave up, and why."""
+def check_data(study: Study) -> None:
+    """Without its annotation files a study does not even know the names of its cells."""
+    if missing := study.missing_data():
+        raise StudyError("\n".join([*missing, f"{study.base} says in its first lines where they come from"]))
+
+
+def report(study: Study) -> None:
+    """Of what is there now."""
     from retina.report import terminal_table, write_report
 
-    failed = study.folder / "failed.json"
-    for path in write_report(study, json.loads(failed.read_text(encoding="utf-8")) if failed.exists() else {}):
+    try:
+        with (study.folder / ".lock").open("w") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX)  # another who works on the study may be writing it too
+            paths = write_report(study)
+    except OSError as error:
+        print(f"no report: {error}", file=sys.stderr)
+        return
+    for path in paths:
         print(path)
     print(terminal_table(study))
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from retina.config import ConfigError, load_or_exit
+from retina.lifeline import end_with_parent
 
 
 def main() -> int:
@@ -22,7 +23,10 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, help="ours or torchvision's; default: best.pt of the run folder")
     parser.add_argument("--output", type=Path, help="folder to write to; default: the run folder")
     parser.add_argument("--time", action="store_true", help="measure the milliseconds an image at batch 1, too")
+    parser.add_argument("--end-with-parent", action="store_true", help="end when standard input closes, for ablate.py")
     arguments = parser.parse_intermixed_args()
+    if arguments.end_with_parent:
+        end_with_parent()
     config = load_or_exit(arguments.config, arguments.overrides)
 
     from tqdm import tqdm  # torch is imported only now: a usage error costs no time
