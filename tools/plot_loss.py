@@ -1,7 +1,8 @@
-"""The paper's figures 1, 5 and 6 from the losses as they are: python tools/plot_loss.py [--output docs/results].
+"""The paper's figures 1 and 5 to 7 from the losses as they are: python tools/plot_loss.py [--output docs/results].
 
-Writes loss_curves.png: the focal loss against p_t, then focal loss and FL* against x_t, and their slopes, by autograd.
-All without alpha, as in the paper.
+Writes loss_curves.png: the focal loss against p_t; focal loss and FL* against x_t, and their slopes, by autograd; and
+FL* over a range of gamma and beta, which the paper colours by the AP of a training each (configs/ablations/table3.yaml
+trains two of them). All without alpha, as in the paper.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def curve(loss: Callable[..., Tensor], x_t: Tensor) -> tuple[Tensor, Tensor]:
 
 def draw(output: Path) -> Path:
     """Writes the picture, 1600 pixels wide; returns its path."""
-    figure = Figure(figsize=(16, 6.2), layout="constrained")
-    against_p, against_x, slopes = figure.subplots(1, 3)
+    figure = Figure(figsize=(16, 13), layout="constrained")
+    (against_p, against_x), (slopes, star) = figure.subplots(2, 2)
     p_t = torch.linspace(0.002, 0.9999, 500, dtype=torch.float64)
     colors = [PALETTE[i] for i in (4, 1, 7, 2, 0, 5, 6)]
     for gamma, color in zip(GAMMAS, colors, strict=True):
@@ -65,6 +66,12 @@ def draw(output: Path) -> Path:
     _finish(
         slopes, "Figure 6: their slopes", "$x_t$, signed logit", "d loss / dx", (-4, 6), (-1.3, 0.05), "lower right"
     )
+    for gamma, color in zip((1.0, 2.0, 4.0), (PALETTE[4], PALETTE[5], PALETTE[2]), strict=True):
+        for beta, line in zip((0.0, 1.0, 2.0), ("-", "--", ":"), strict=True):
+            values, _ = curve(partial(focal_star_loss, gamma=gamma, beta=beta), x_t)
+            label = f"$\\gamma$ = {gamma:g}, $\\beta$ = {beta:g}"
+            star.plot(x_t, values, color=color, linestyle=line, linewidth=2, label=label)
+    _finish(star, "Figure 7: FL* over its settings", "$x_t$, signed logit", "loss", (-4, 6), (0, 4.2), "upper right")
     figure.savefig(output, format="png", dpi=100)
     return output
 
