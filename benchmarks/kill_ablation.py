@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=3, help="trainings at a time of each driver")
     parser.add_argument("--drivers", type=int, default=1, help="processes of tools/ablate.py")
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--pause", type=float, default=2.5, help="mean seconds between two kills")
     parser.add_argument("--storage", help="URL of the ledger; default: a file")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of instants and victims; printed")
     arguments = parser.parse_args()
@@ -59,7 +60,8 @@ def main() -> int:
         command += ["--workers", str(arguments.workers), "--lease", str(LEASE)]
         command += ["--storage", arguments.storage] if arguments.storage else []
         watch = Watch(study)
-        kills = disturb(command, arguments.drivers, arguments.kills, random.Random(arguments.seed), watch)
+        chance = random.Random(arguments.seed)
+        kills = disturb(command, arguments.drivers, arguments.kills, arguments.pause, chance, watch)
         time.sleep(1)
         watch.stop()
         left = [pid for pids in trainings(study).values() for pid in pids]
@@ -86,7 +88,9 @@ def make_study(root: Path, cells: int) -> Study:
     return load_study(root / "kill.yaml", output=root / "out")
 
 
-def disturb(command: list[str], number: int, kills: int, chance: random.Random, watch: Watch) -> Counter[str]:
+def disturb(
+    command: list[str], number: int, kills: int, pause: float, chance: random.Random, watch: Watch
+) -> Counter[str]:
     """Run drivers until they end by themselves; kill `kills` times at random, and start killed drivers again."""
     drivers = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(number)]
     done: Counter[str] = Counter()
@@ -108,7 +112,7 @@ def disturb(command: list[str], number: int, kills: int, chance: random.Random, 
             done["training"] += 1
         else:
             continue
-        due = time.monotonic() + chance.uniform(0.5, 4)
+        due = time.monotonic() + chance.uniform(0.25, 1.75) * pause
     return done
 
 

@@ -478,21 +478,21 @@ def test_a_cell_on_two_processes(tiny_yaml: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_study_trains(path: Path, tiny_yaml: Path, tmp_path: Path) -> None:
-    """Two of its cells, as their base has them but for the data: a step each."""
+    """A step of its last cell, as the base has it but for the data; and its report."""
     tiny = load(tiny_yaml).data
     data = [
         f"data.{name}={getattr(tiny, name)}" for name in tiny.model_dump() if name.split("_")[0] in ("train", "val")
     ]
     small = ["train.steps=1", "train.batch_size=2", "train.precision=fp32", "data.zoom=[1,1]"]
     study = load_study(path, overrides=[*data, *small], output=tmp_path)
-    for cell in (study.cells[0], study.cells[-1]):
-        cell.folder.mkdir(parents=True)
-        (cell.folder / "config.yaml").write_text(cell.config.to_yaml())
-        metrics = train(load(cell.folder / "config.yaml"), resume=True)
-        assert metrics["step"] == 1 and is_trained(cell)
-        trainings.write_result(cell, None, 1.0)
+    cell = study.cells[-1]
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "config.yaml").write_text(cell.config.to_yaml())
+    metrics = train(load(cell.folder / "config.yaml"), resume=True)
+    assert metrics["step"] == 1 and is_trained(cell) and not study.done(cell)
+    trainings.write_result(cell, None, 1.0)
     write_report(study)
-    assert study.done(study.cells[0]) and (study.folder / "report.html").is_file()
+    assert study.done(cell) and (study.folder / "report.html").is_file()
 
 
 def test_an_attempt_is_a_trial_that_optunas_dashboard_can_show(make: Callable[..., Study]) -> None:

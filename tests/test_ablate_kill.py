@@ -32,7 +32,7 @@ def harness(cells: int, *arguments: object) -> None:
 
 
 def test_killed_workers_and_drivers_cost_no_cell_and_no_bit() -> None:
-    harness(4, "--workers", 2, "--kills", 5)
+    harness(3, "--workers", 2, "--kills", 3, "--pause", 1)  # less than a start takes, so that all come in time
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def server() -> Iterator[str]:
 
 
 def test_two_processes_that_share_only_a_postgresql_and_the_folder(server: str) -> None:
-    harness(3, "--drivers", 2, "--workers", 1, "--kills", 3, "--storage", server)
+    harness(2, "--drivers", 2, "--workers", 1, "--kills", 3, "--pause", 1, "--storage", server)
 
 
 def test_of_two_that_claim_at_once_on_postgresql(make: Callable[..., Study], server: str) -> None:  # noqa: F811
