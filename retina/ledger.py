@@ -68,6 +68,7 @@ class Ledger:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         for tries_left in (2, 1, 0):
             try:
+                study.folder.mkdir(parents=True, exist_ok=True)
                 self.storage = _open(parsed, Path(self.where), lease)
                 self.optuna = optuna.create_study(
                     storage=self.storage, study_name=study.name, direction="maximize", load_if_exists=True
@@ -192,7 +193,6 @@ def _parse(url: str) -> URL:
 def _open(url: URL | None, path: Path, lease: float) -> BaseStorage:
     """A server that stays silent must not keep its asker from noticing: all waits end within half a lease."""
     if url is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(_Journal(path))
     patience = max(1, int(lease / 4))
     if url.drivername.startswith("redis"):
