@@ -74,6 +74,7 @@ class Runner:
         self.given_up: set[str] = set()
         self.kills: Counter[str] = Counter()
         self.busy: dict[str, float] = {}  # cells that another process trains outside of the ledger, and since when
+        self.lacking = 0.0  # since when cells are finished in the ledger and not on the disk; 0: there are none
         self.signals: list[int] = []
         self.stopping = False
         self.reached = time.monotonic()  # when the ledger last answered
@@ -137,12 +138,8 @@ class Runner:
         attempts = self.ledger.attempts()
         owners = {key: live(trials)[0] for key, trials in attempts.items() if live(trials)}
         is_complete = {key for key, owner in owners.items() if owner.state == TrialState.COMPLETE}
-        for cell in self.study.cells:
-            if cell.key in is_complete and not self.study.done(cell):
-                raise StudyError(
-                    f"{self.ledger.where} says that {cell.label} is finished, but {cell.folder} has no result: "
-                    "is --output the same folder for all who work on it? (Without this ledger it is trained again.)"
-                )
+        lacking = [cell for cell in self.study.cells if cell.key in is_complete and not self.study.done(cell)]
+        self._wait_for_results(lacking)
         now = time.monotonic()
         self.busy = {key: since for key, since in self.busy.items() if now - since < self.ledger.lease}
         left = [cell for cell in self.study.cells if cell.key not in is_complete | self.given_up]
@@ -162,7 +159,16 @@ class Runner:
                 self.say(f"{cell.label}: was finished before, {outcome(result)}")
             else:
                 self._start(cell, trial, places.pop())
-        return bool(left)
+        return bool(left or lacking)
+
+    def _wait_for_results(self, lacking: list[Cell]) -> None:
+        """A network disk may show a result later than the ledger does, but not by more than a lease."""
+        self.lacking = (self.lacking or time.monotonic()) if lacking else 0.0
+        if lacking and time.monotonic() - self.lacking > self.ledger.lease:
+            raise StudyError(
+                f"{self.ledger.where} says that {lacking[0].label} is finished, but {lacking[0].folder} has no result: "
+                "is --output the same folder for all who work on it? (Without this ledger it is trained again.)"
+            )
 
     def _start(self, cell: Cell, trial: FrozenTrial, place: int) -> None:
         cell.folder.mkdir(parents=True, exist_ok=True)

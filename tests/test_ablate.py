@@ -176,6 +176,20 @@ def test_a_signal_stops_the_trainings_and_the_same_command_goes_on(make: Callabl
     assert runner(study).run() and states(study)["gamma 1, seed 0"] == ["FAIL", "COMPLETE"]
 
 
+def test_results_that_are_elsewhere_are_missed(make: Callable[..., Study]) -> None:
+    """As on a machine whose --output is another folder than that of the machine that trained."""
+    study = make([0, 1])
+    assert runner(study).run()
+    result = study.cells[0].folder / "result.json"
+    text = result.read_text()
+    result.unlink()
+    threading.Timer(0.5, result.write_text, [text]).start()
+    assert runner(study).run() and tries(study) == [1, 1], "a network disk may be late"
+    result.unlink()
+    with pytest.raises(StudyError, match=r"gamma 0, seed 0 is finished, but .* has no result: is --output the same"):
+        runner(study, lease=1).run()
+
+
 def test_a_second_signal_ends_at_once_and_gives_the_cells_back(make: Callable[..., Study]) -> None:
     study = make([0], **{"g0.0": ["deaf", "finish"]})
     run = runner(study, lease=1000)
