@@ -15,7 +15,7 @@ ORDER = [
     "data", "data.scenes", "data.shapes", "data.coco", "data.voc", "data.augment", "data.loader",
     "model", "model.backbone", "model.anchors", "model.retinanet", "model.pretrained",
     "assign_triton", "assign", "criterion", "detect", "device", "evaluate", "checkpoint", "plots", "logbook",
-    "schedule", "train", "predict", "results", "markup", "study_plots", "report",
+    "schedule", "train", "predict", "loss_distribution", "results", "markup", "study_plots", "report",
 ]  # fmt: skip
 
 

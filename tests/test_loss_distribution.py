@@ -10,6 +10,7 @@ from PIL import Image
 from retina_tools import loss_distribution as tool
 
 from retina import checkpoint
+from retina import loss_distribution as library
 from retina.config import Config, from_yaml, load
 from retina.data.coco import CocoDataset, DataError
 from retina.device import autocast, pick_device
@@ -47,7 +48,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_histogram_agrees_with_sorting(mean: float, spread: float) -> None:
     """Log-normal losses, given in parts: from nearly equal ones to those below the lowest bin and up to 100."""
     losses = np.random.default_rng(0).lognormal(mean, spread, 200_000)
-    histogram = tool.LossHistogram()
+    histogram = library.LossHistogram()
     for part in np.array_split(losses, 7):
         histogram.add(torch.from_numpy(part).reshape(1, -1))
     exact = np.append(0, np.cumsum(np.sort(losses))) / losses.sum()
@@ -60,7 +61,7 @@ def test_histogram_agrees_with_sorting(mean: float, spread: float) -> None:
 
 def test_known_shares() -> None:
     """99 losses of 1 and one of 99: the hardest hundredth has half. Zeros and tiny losses take room, and no share."""
-    histogram = tool.LossHistogram()
+    histogram = library.LossHistogram()
     histogram.add(torch.tensor([1.0] * 99 + [99.0]))
     assert histogram.hardest(0.01) == pytest.approx(0.5) and histogram.hardest(1) == pytest.approx(1)
     histogram.add(torch.tensor([0.0] * 60 + [1e-30] * 40))
@@ -68,7 +69,7 @@ def test_known_shares() -> None:
 
 
 def test_equal_losses_give_a_straight_line() -> None:
-    histogram = tool.LossHistogram()
+    histogram = library.LossHistogram()
     histogram.add(torch.full((1000,), 0.37))
     x = np.linspace(0, 1, 11)
     np.testing.assert_allclose(np.interp(x, *histogram.curve()), x, atol=1e-12)
@@ -79,18 +80,18 @@ def test_sums_are_those_of_the_training_loss(trained: Path) -> None:
     """Image by image, all levels at once, by the path of the loss that training takes."""
     config, dataset, model = open_run(trained)
     device = pick_device()
-    found = tool.measure(model, dataset, config, device)
+    found = library.measure(model, dataset, config, device)
     sums, counts, anchors = [0.0, 0.0], [0, 0], 0  # of positives and of negatives
-    for batch in tool.eval_batches(dataset, config):
+    for batch in library.eval_batches(dataset, config):
         batch = batch.to(device)
-        boxes = tool.make_anchors(config.anchors, *batch.images.shape[2:], device)
+        boxes = library.make_anchors(config.anchors, *batch.images.shape[2:], device)
         with torch.no_grad(), autocast(device, config.train.precision):
             logits = torch.cat(model(batch.normalized()).logits, dim=1)
         for i, image_id in enumerate(batch.image_ids):
             record = next(record for record in dataset.records if record.image_id == image_id)
-            target = tool.truth(record, batch.sizes[i])
+            target = library.truth(record, batch.sizes[i])
             target = type(target)(*(part.to(device) for part in target))
-            labels = tool.assign(boxes, [target], [batch.sizes[i]], 3, config.assign).labels_NR[0]
+            labels = library.assign(boxes, [target], [batch.sizes[i]], 3, config.assign).labels_NR[0]
             anchors += len(labels)
             for which, is_wanted in enumerate([(labels >= 0) & (labels < 3), labels == 3]):
                 kept = torch.where(is_wanted, labels, -1)
@@ -107,7 +108,7 @@ def test_sums_are_those_of_the_training_loss(trained: Path) -> None:
 def test_boxes_follow_the_resizing(trained: Path) -> None:
     _, dataset, _ = open_run(trained)
     record = next(record for record in dataset.records if len(record.boxes) and len(record.ignore))
-    target = tool.truth(record, (record.height * 2, record.width * 3))
+    target = library.truth(record, (record.height * 2, record.width * 3))
     for part, original in ((target.boxes, record.boxes), (target.ignore, record.ignore)):
         np.testing.assert_allclose(part.numpy(), original * [3, 2, 3, 2], rtol=1e-6)
     assert target.labels.tolist() == record.labels.tolist()
@@ -142,11 +143,11 @@ def test_nothing_to_compare_is_said(trained: Path) -> None:
     empty = evenly_chosen(dataset, 1)
     empty.records = [record for record in dataset.records if not len(record.boxes)][:1]
     with pytest.raises(DataError, match="1 images have 0 positive anchors"):
-        tool.measure(model, empty, config, pick_device())
+        library.measure(model, empty, config, pick_device())
     for parameter in model.parameters():
         parameter.data.fill_(torch.nan)
     with pytest.raises(DataError, match="add up to nan: expected a finite number"):
-        tool.measure(model, dataset, config, pick_device())
+        library.measure(model, dataset, config, pick_device())
 
 
 def test_mistakes_are_answered_in_a_sentence(

@@ -8,138 +8,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from retina import checkpoint
-from retina.assign import assign
-from retina.config import Config, ConfigError, fail, from_yaml
-from retina.data.coco import CocoDataset, DataError, Record
-from retina.data.loader import Target, eval_batches
-from retina.device import autocast, pick_device
+from retina.config import ConfigError, fail, from_yaml
+from retina.data.coco import CocoDataset, DataError
+from retina.device import pick_device
 from retina.files import write_text
-from retina.losses import sigmoid_focal_loss
-from retina.model.anchors import make_anchors
+from retina.loss_distribution import Distribution, measure
 from retina.model.pretrained import WeightsError
-from retina.model.retinanet import RetinaNet
 from retina.plots import PALETTE
 from retina.predict import evenly_chosen, load_detector
 
 COLORS = {0.0: PALETTE[4], 0.5: PALETTE[2], 1.0: PALETTE[0], 2.0: PALETTE[5]}  # by gamma, as in tools/plot_loss.py
-BINS, LOWEST, HIGHEST = 4096, -12.0, 3.0  # bins of log10(loss): each 0.85 % wide
-
-
-class LossHistogram:
-    """Any number of losses in constant memory: `counts` and `sums`, float64 (BINS,), by falling into bins of log loss.
-
-    500 images of 800 px have 100 million negatives; sorted they would take gigabytes for each gamma.
-    """
-
-    def __init__(self) -> None:
-        self.counts, self.sums = np.zeros(BINS), np.zeros(BINS)
-
-    def add(self, losses: Tensor) -> None:
-        """Losses, at least 0, of any shape. What is beyond the outermost bins goes into them; the sums stay exact."""
-        losses = losses.double().flatten()
-        place = (losses.log10() - LOWEST) / (HIGHEST - LOWEST) * BINS
-        bins = place.nan_to_num(0).clamp(0, BINS - 1).long()  # of NaN only the sum must know
-        self.counts += torch.bincount(bins, minlength=BINS).cpu().numpy()
-        self.sums += torch.bincount(bins, losses, minlength=BINS).cpu().numpy()
-
-    def curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Fractions of the losses, the lowest first, and the part of the whole sum that they have; both 0 to 1."""
-        filled = self.counts > 0
-        fraction, part = (np.append(0, np.cumsum(values[filled])) for values in (self.counts, self.sums))
-        return fraction / fraction[-1], part / part[-1]
-
-    def hardest(self, fraction: float) -> float:
-        """The part of the whole sum that the highest `fraction` of the losses has; both 0 to 1."""
-        return float(1 - np.interp(1 - fraction, *self.curve()))
-
-
-class Distribution(NamedTuple):
-    """Histograms by gamma, of anchors whose loss is the sum over their classes, and what they were taken from."""
-
-    positives: dict[float, LossHistogram]
-    negatives: dict[float, LossHistogram]
-    images: int
-    anchors: int  # of all images together, ignored ones included
-
-    def summary(self) -> dict[str, Any]:
-        """The numbers for the JSON file; shares from 0 to 1."""
-        positives, negatives = (by_gamma[0.0].counts.sum() for by_gamma in (self.positives, self.negatives))
-        return {
-            "images": self.images,
-            "anchors_per_image": self.anchors / self.images,
-            "positives_per_image": positives / self.images,
-            "negatives_per_positive": negatives / positives,
-            "gammas": [
-                {
-                    "gamma": gamma,
-                    "hardest_1_percent_of_negatives": negative.hardest(0.01),
-                    "hardest_10_percent_of_negatives": negative.hardest(0.1),
-                    "hardest_20_percent_of_positives": positive.hardest(0.2),
-                    "negatives_of_class_loss": negative.sums.sum() / (negative.sums.sum() + positive.sums.sum()),
-                }
-                for (gamma, positive), negative in zip(self.positives.items(), self.negatives.values(), strict=True)
-            ],
-        }
-
-
-@torch.inference_mode()
-def measure(
-    model: RetinaNet, dataset: CocoDataset, config: Config, device: torch.device, progress: Any = iter
-) -> Distribution:
-    """Run the model over the data set, match anchors as in training, and take the class loss at each gamma of COLORS.
-
-    Without alpha: a constant factor for all positives, another for all negatives, so that it changes no curve. Ignored
-    anchors and unreadable images are left out. `progress` wraps the iterable of batches. Raises DataError where there
-    is no curve to draw: no positives, or losses that are not finite. Source: paper, section 5.1, "Analysis".
-    """
-    records, classes = {record.image_id: record for record in dataset.records}, dataset.num_classes
-    positives, negatives = ({gamma: LossHistogram() for gamma in COLORS} for _ in range(2))
-    images = anchors = 0
-    for batch in progress(eval_batches(dataset, config)):
-        targets = [truth(records[i], size) for i, size in zip(batch.image_ids, batch.sizes, strict=True)]
-        batch = batch._replace(targets=targets).to(device)
-        boxes = make_anchors(config.anchors, *batch.images.shape[2:], device)
-        labels_NR = assign(boxes, batch.targets, batch.sizes, classes, config.assign).labels_NR
-        with autocast(device, config.train.precision):
-            outputs = model(batch.normalized().contiguous(memory_format=torch.channels_last))
-        levels = list(zip(outputs.logits, torch.split(labels_NR, [len(level) for level in boxes], dim=1), strict=True))
-        for i, image_id in enumerate(batch.image_ids):  # one by one: a loss for each element is large
-            if image_id in batch.unreadable:
-                continue
-            images, anchors = images + 1, anchors + labels_NR.shape[1]
-            for gamma in COLORS:
-                for logits, labels in levels:
-                    losses = sigmoid_focal_loss(logits[i], labels[i], alpha=None, gamma=gamma, reduction="none").sum(-1)
-                    positives[gamma].add(losses[(labels[i] >= 0) & (labels[i] < classes)])
-                    negatives[gamma].add(losses[labels[i] == classes])
-    for name, by_gamma in (("positive", positives), ("negative", negatives)):
-        for gamma, histogram in by_gamma.items():
-            if not 0 < histogram.sums.sum() < math.inf:
-                raise DataError(
-                    f"{dataset.annotations}: {images} images have {histogram.counts.sum():.0f} {name} anchors, their "
-                    f"losses at gamma {gamma:g} add up to {histogram.sums.sum()}: expected a finite number above 0"
-                )
-    return Distribution(positives, negatives, images, anchors)
-
-
-def truth(record: Record, size: tuple[int, int]) -> Target:
-    """What is on an image, in pixels of its evaluation `size` (height, width)."""
-    scale = torch.tensor([size[1] / record.width, size[0] / record.height] * 2)
-    boxes, ignore = (torch.from_numpy(part) * scale for part in (record.boxes, record.ignore))
-    return Target(boxes, torch.from_numpy(record.labels), ignore)
 
 
 def draw(found: Distribution, output: Path) -> Path:
