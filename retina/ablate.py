@@ -205,6 +205,7 @@ class Runner:
             seconds = None if attempt.before else round(time.monotonic() - attempt.started, 1)
             result = write_result(cell, seconds, _milliseconds(cell) if attempt.timing else None)
             if result is not None:
+                (cell.folder / "previous.pt").unlink(missing_ok=True)  # there is nothing left to resume
                 self.ledger.finish(attempt.trial, score_of(result))
                 self._drop(attempt)
                 took = f" in {timedelta(seconds=round(seconds))}" if seconds else ""
