@@ -131,7 +131,7 @@ class Study:
         for cell in self.cells:
             flat = cell.config.flat()
             shared = {key: value for key, value in shared.items() if flat[key] == value}
-        shared = {key: value for key, value in shared.items() if key not in NEUTRAL}
+        shared = {key: value for key, value in shared.items() if key not in (*NEUTRAL, "seed")}
         if self.milliseconds:
             shared["milliseconds"] = True
         return {"cells": {cell.key: cell.label for cell in self.cells}, "shared": shared}
