@@ -32,7 +32,7 @@ def harness(cells: int, *arguments: object) -> None:
 
 
 def test_killed_workers_and_drivers_cost_no_cell_and_no_bit() -> None:
-    harness(3, "--workers", 2, "--kills", 3, "--pause", 1)  # less than a start takes, so that all come in time
+    harness(2, "--workers", 2, "--kills", 3, "--pause", 1)  # less than a start takes, so that all come in time
 
 
 @pytest.fixture(scope="module")
