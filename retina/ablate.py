@@ -94,8 +94,10 @@ class Runner:
         finally:
             for attempt in self.running:
                 kill(attempt.process)
-                with contextlib.suppress(Exception):  # or the next owner waits for a lease
+                try:
                     self.ledger.fail(attempt.trial, "stopped")
+                except Exception as error:  # the others are to be stopped too, whatever the storage raises
+                    self.say(f"{attempt.cell.label}: the ledger holds it for a lease more: {first_line(error)}")
             for number, handler in before.items():
                 signal.signal(number, handler)
         return not self.stopping and not self.given_up
@@ -117,8 +119,9 @@ class Runner:
                 self._look_after(attempt)
             for trial in self.ledger.expire({a.trial._trial_id for a in self.running}, self.pause):
                 self.say(f"{trial.user_attrs['label']}: its owner {trial.user_attrs['owner']} is lost")
-            over = self.stopping or not self._start_some()
-            self._status()
+            attempts = self.ledger.attempts()
+            over = self.stopping or not self._start_some(attempts)
+            self._status(attempts)
             self.reached = time.monotonic()
         except Exception as error:
             if not is_of_storage(error):
@@ -133,9 +136,8 @@ class Runner:
             return False
         return over and not self.running
 
-    def _start_some(self) -> bool:
+    def _start_some(self, attempts: dict[str, list[FrozenTrial]]) -> bool:
         """Fill the free workers; False when every cell is done or given up."""
-        attempts = self.ledger.attempts()
         owners = {key: live(trials)[0] for key, trials in attempts.items() if live(trials)}
         is_complete = {key for key, owner in owners.items() if owner.state == TrialState.COMPLETE}
         lacking = [cell for cell in self.study.cells if cell.key in is_complete and not self.study.done(cell)]
@@ -244,9 +246,9 @@ class Runner:
         kill(attempt.process)
         self.running.remove(attempt)
 
-    def _status(self) -> None:
+    def _status(self, attempts: dict[str, list[FrozenTrial]]) -> None:
         mine = {attempt.trial._trial_id for attempt in self.running}
-        owners = [live(trials)[0] for trials in self.ledger.attempts().values() if live(trials)]
+        owners = [live(trials)[0] for trials in attempts.values() if live(trials)]
         others = [t for t in owners if t.state == TrialState.RUNNING and t._trial_id not in mine]
         if not self.running and others and not self.stopping:
             waiting = "; ".join(f"{t.user_attrs['label']} by {t.user_attrs['owner']}" for t in others)

@@ -83,7 +83,6 @@ def _class_loss(
     positives_only: bool = False,
 ) -> Tensor:
     weight_NR = (1 / normalizer_N)[:, None].expand_as(labels_NR)
-    is_positive_NR = (labels_NR >= 0) & (labels_NR < logits[0].shape[-1])
     if config.cls in ("ohem", "ohem_1_3"):
         loss_NR = ohem_loss(
             torch.cat(logits, dim=1),
@@ -95,9 +94,10 @@ def _class_loss(
             weight=weight_NR,
             reduction="none",
         )
+        is_positive_NR = (labels_NR >= 0) & (labels_NR < logits[0].shape[-1])
         return (loss_NR * is_positive_NR if positives_only else loss_NR).sum()
     if positives_only:
-        labels_NR = torch.where(is_positive_NR, labels_NR, -1)
+        labels_NR = torch.where(labels_NR < logits[0].shape[-1], labels_NR, -1)
     if config.cls == "focal_star":
         loss = partial(focal_star_loss, gamma=config.gamma, beta=config.beta, alpha=config.alpha)
     else:
