@@ -16,10 +16,10 @@ import speed
 import torch
 from torch.nn import functional as F
 
-from retina.config import load
+from retina.config_file import load
 from retina.data.coco import CocoDataset, read_image
 from retina.detect import Detections
-from retina.evaluate import coco_results, score, table
+from retina.evaluate.coco import coco_results, score, table
 
 
 def main() -> None:

@@ -27,14 +27,16 @@ import torch
 import torchvision
 from torch.profiler import ProfilerActivity, profile
 
-from retina.config import Config, load
+from retina.config import Config
+from retina.config_file import load
 from retina.data.coco import CocoDataset
 from retina.data.loader import train_batches
 from retina.device import pick_device
-from retina.evaluate import table
+from retina.evaluate.coco import table
 from retina.model.retinanet import RetinaNet
-from retina.schedule import build_optimizer
-from retina.train import train, train_step
+from retina.train.loop import train
+from retina.train.schedule import build_optimizer
+from retina.train.step import train_step
 
 WARM_UP, PROFILED = 5, 5
 

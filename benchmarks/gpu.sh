@@ -12,7 +12,7 @@ if compgen -G 'wheels/*.whl' > /dev/null; then
 fi
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 "$python" -c 'import torch; assert torch.cuda.is_available(), "no CUDA device here: make gpu needs one"'
-"$python" -m pytest tests/test_cuda.py tests/test_focal_triton.py tests/test_assign.py
+"$python" -m pytest tests/test_cuda.py tests/losses/test_focal_triton.py tests/test_assign.py
 "$python" benchmarks/focal_loss.py --device cuda
 "$python" benchmarks/assign.py
 "$python" tools/make_shapes.py --output data/shapes640 --size 640 --train 2000 --val 250

@@ -28,9 +28,10 @@ import torch
 from kill_resume import SETTINGS, digest_run, finish
 from optuna.trial import TrialState
 
-from retina.data.shapes import write_shapes
-from retina.ledger import Ledger
-from retina.study import Study, load_study
+from retina.shapes.writing import write_shapes
+from retina.study.cells import Study
+from retina.study.study_file import load_study
+from retina.study.trial_storage import Ledger
 
 TOOL = Path(__file__).parents[1] / "tools/ablate.py"
 LEASE = 3.0

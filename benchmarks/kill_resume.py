@@ -22,10 +22,11 @@ from pathlib import Path
 
 import torch
 
-from retina import checkpoint
-from retina.config import Config, load
-from retina.data.shapes import write_shapes
-from retina.train import train
+from retina.config import Config
+from retina.config_file import load
+from retina.model import checkpoint
+from retina.shapes.writing import write_shapes
+from retina.train.loop import train
 
 THREADS = torch.get_num_threads()
 SETTINGS = """

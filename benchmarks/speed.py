@@ -30,8 +30,8 @@ from retina.device import autocast, pick_device
 from retina.model.anchors import make_anchors
 from retina.model.pretrained import from_torchvision, load_exactly
 from retina.model.retinanet import RetinaNet
-from retina.schedule import build_optimizer
-from retina.train import train_step
+from retina.train.schedule import build_optimizer
+from retina.train.step import train_step
 
 CLASSES, BOXES = 80, 8
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from retina.config import Config, load
+from retina.config import Config
+from retina.config_file import load
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run on the CPU, slowly

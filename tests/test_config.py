@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from retina.config import Config, ConfigError, load
-from retina.study import load_study
+from retina.config import Config
+from retina.config_file import ConfigError, load
+from retina.study.study_file import load_study
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from retina import checkpoint
 from retina.assign import assign
-from retina.config import Anchors, Assign, Config, Detect, Loss, load
+from retina.config import Anchors, Assign, Config, Detect, Loss
+from retina.config_file import load
 from retina.criterion import count_positives, detection_loss
 from retina.data.loader import Target
 from retina.detect import detect
 from retina.losses import sigmoid_focal_loss
+from retina.model import checkpoint
 from retina.model.anchors import make_anchors
 from retina.model.retinanet import Outputs, RetinaNet
-from retina.train import train
+from retina.train.loop import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")

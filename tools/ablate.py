@@ -13,8 +13,10 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from retina.config import ConfigError, fail
-from retina.study import Study, StudyError, load_study
+from retina.command_line import fail
+from retina.config_file import ConfigError
+from retina.study.cells import Study, StudyError
+from retina.study.study_file import load_study
 
 
 def main() -> int:
@@ -58,9 +60,10 @@ def main() -> int:
 
 
 def run(study: Study, arguments: argparse.Namespace) -> int:
-    from retina.ablate import Runner
-    from retina.ledger import Ledger
-    from retina.trainings import Machine, check_space, estimate, probe
+    from retina.study.estimate import check_space, estimate, probe
+    from retina.study.launch import Machine
+    from retina.study.loop import Runner
+    from retina.study.trial_storage import Ledger
 
     machine = Machine.find(arguments.workers, study.devices, Path(__file__).resolve().parent)
     waiting = [cell for cell in study.cells if not study.done(cell)]
@@ -104,7 +107,7 @@ def check_data(study: Study) -> None:
 
 def report(study: Study) -> None:
     """Of what is there now."""
-    from retina.report import terminal_table, write_report
+    from retina.study.report import terminal_table, write_report
 
     try:
         with (study.folder / ".lock").open("w") as lock:

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from retina.config import fail
+from retina.command_line import fail
 from retina.losses import class_weights, focal_nll_loss, softmax_focal_loss
-from retina.plots import PALETTE
+from retina.plots.style import PALETTE
 
 GAMMA, STEPS, BATCH, RATE = 2.0, 800, 128, 3e-3
 TRAIN, BINS, VOCABULARY = 4000, 15, 600

@@ -11,8 +11,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from retina.data.voc import convert_voc
-from retina.files import write_text
+from retina.atomic_files import write_text
+from retina.convert.voc import convert_voc
 
 
 def main() -> int:

@@ -11,8 +11,9 @@ import json
 import sys
 from pathlib import Path
 
-from retina.config import ConfigError, load_or_exit
-from retina.lifeline import end_with_parent
+from retina.command_line import load_or_exit
+from retina.config_file import ConfigError
+from retina.study.parent_process import end_with_parent
 
 
 def main() -> int:
@@ -31,13 +32,14 @@ def main() -> int:
 
     from tqdm import tqdm  # torch is imported only now: a usage error costs no time
 
-    from retina.checkpoint import CheckpointError
+    from retina.atomic_files import write_text
     from retina.data.coco import CocoDataset, DataError
     from retina.device import pick_device
-    from retina.evaluate import run_detector, score, table
-    from retina.files import write_text
+    from retina.evaluate.coco import run_detector, score, table
+    from retina.evaluate.inference import load_detector
+    from retina.evaluate.latency import milliseconds
+    from retina.model.checkpoint import CheckpointError
     from retina.model.pretrained import WeightsError
-    from retina.predict import load_detector, milliseconds
 
     device = pick_device()
     try:

@@ -15,15 +15,17 @@ from typing import Any
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from retina import checkpoint
-from retina.config import ConfigError, fail, from_yaml
+from retina.atomic_files import write_text
+from retina.command_line import fail
+from retina.config_file import ConfigError, from_yaml
 from retina.data.coco import CocoDataset, DataError
 from retina.device import pick_device
-from retina.files import write_text
-from retina.loss_distribution import Distribution, measure
+from retina.evaluate.inference import load_detector
+from retina.evaluate.latency import evenly_chosen
+from retina.evaluate.loss_distribution import Distribution, measure
+from retina.model import checkpoint
 from retina.model.pretrained import WeightsError
-from retina.plots import PALETTE
-from retina.predict import evenly_chosen, load_detector
+from retina.plots.style import PALETTE
 
 COLORS = {0.0: PALETTE[4], 0.5: PALETTE[2], 1.0: PALETTE[0], 2.0: PALETTE[5]}  # by gamma, as in tools/plot_loss.py
 

@@ -9,8 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from retina.config import load_or_exit
-from retina.plots import plot_detections, plot_run
+from retina.command_line import load_or_exit
+from retina.plots.detections import plot_detections
+from retina.plots.run import plot_run
 
 
 def main() -> int:

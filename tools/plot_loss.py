@@ -17,9 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from retina.config import fail
+from retina.command_line import fail
 from retina.losses import focal_star_loss, sigmoid_focal_loss
-from retina.plots import PALETTE
+from retina.plots.style import PALETTE
 
 GAMMAS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 FIGURE_5 = {  # label: loss and colour; the settings of table 3

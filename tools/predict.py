@@ -10,7 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-from retina.config import ConfigError, fail, load_or_exit
+from retina.command_line import fail, load_or_exit
+from retina.config_file import ConfigError
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -35,14 +36,14 @@ def main() -> int:
 
     from PIL import Image  # torch is imported only now: a usage error costs no time
 
-    from retina.checkpoint import CheckpointError
+    from retina.atomic_files import write_text
     from retina.data.coco import DataError, read_image
     from retina.detect import Detections
     from retina.device import pick_device
-    from retina.files import write_text
+    from retina.evaluate.inference import as_json, load_detector, predict
+    from retina.model.checkpoint import CheckpointError
     from retina.model.pretrained import WeightsError
-    from retina.plots import draw_boxes
-    from retina.predict import as_json, load_detector, predict
+    from retina.plots.boxes import draw_boxes
 
     device = pick_device()
     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from retina.config import BUSY, fail, load_or_exit
-from retina.lifeline import end_with_parent
+from retina.command_line import BUSY, fail, load_or_exit
+from retina.study.parent_process import end_with_parent
 
 
 def main() -> int:
@@ -27,9 +27,9 @@ def main() -> int:
         return 0
 
     from retina.data.coco import DataError  # torch is imported only now: a usage error costs no time
-    from retina.logbook import RunError, RunFolderBusy, RunFolderError
     from retina.model.pretrained import WeightsError
-    from retina.train import train
+    from retina.train.errors import RunError, RunFolderBusy, RunFolderError
+    from retina.train.loop import train
 
     try:
         train(config, arguments.resume)

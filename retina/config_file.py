@@ -1,0 +1,139 @@
+"""Reads a configuration: YAML file, its base files, then `section.key=value` -> a checked `Config`, or a ConfigError.
+
+A YAML file states differences from the defaults in config.py and may name a `base` file beside it. OmegaConf reads and
+merges, pydantic checks. torch is never imported here, so a mistyped key costs milliseconds, not seconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, get_args
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from yaml import YAMLError
+
+from retina.config import Config, Section
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names file or flag, key, value and what is accepted."""
+
+
+def load(file: str | Path, overrides: list[str] | None = None, said: str = "argument") -> Config:
+    """Read `file` (and the base it names), then `section.key=value` overrides; errors call each of them a `said`.
+
+    Raises ConfigError naming the file or flag, the key, the value, what is accepted and the nearest known name.
+    """
+    path = Path(file)
+    merged: dict[str, Any] = {"name": path.stem}
+    origin: dict[str, str] = {}
+    for source, tree in [*_files(path), *_flags(overrides or [], said)]:
+        _check_names(tree, Config, source)
+        for key in _leaves(tree):
+            origin[key] = source
+        merged = OmegaConf.to_container(OmegaConf.merge(merged, tree))  # type: ignore[assignment]
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(item, origin, path) for item in error.errors())) from None
+
+
+def from_yaml(text: str) -> Config:
+    """What `Config.to_yaml` wrote. Raises ConfigError where it is of another version of the program."""
+    try:
+        return Config.model_validate(OmegaConf.to_container(OmegaConf.create(text)))
+    except (ValidationError, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"settings of another version: {error}") from None
+
+
+def _files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """(file name, contents) from the outermost base to `path` itself."""
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: base files name each other in a circle")
+    if not path.is_file():
+        near = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f"; there is {', '.join(near)}" if near else ""
+        raise ConfigError(f"{path}: no such configuration file{hint}")
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected `section: {{key: value}}`, found {type(tree).__name__}")
+    base = tree.pop("base", None)
+    if base is None:
+        return [(str(path), tree)]  # type: ignore[list-item]
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: expected a file name, given {base!r}")
+    return [*_files(path.parent / base, (*seen, path.resolve())), (str(path), tree)]  # type: ignore[list-item]
+
+
+def _flags(overrides: list[str], said: str) -> list[tuple[str, dict[str, Any]]]:
+    for flag in overrides:
+        if "=" not in flag or flag.startswith("-"):
+            raise ConfigError(f"{flag!r}: expected section.key=value, for example train.lr=0.005")
+    try:
+        return [(f"{said} {flag!r}", OmegaConf.to_container(OmegaConf.from_dotlist([flag]))) for flag in overrides]  # type: ignore[misc]
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"{' '.join(overrides)!r}: not readable: {error}") from None
+
+
+def _check_names(tree: dict[str, Any], section: type[BaseModel], source: str, prefix: str = "") -> None:
+    for key, value in tree.items():
+        field = section.model_fields.get(str(key))
+        if field is None:
+            known = _known_keys()
+            near = difflib.get_close_matches(f"{prefix}{key}", known, 1, 0.5) or [
+                name for name in known if name.rpartition(".")[2] == key
+            ]
+            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(section.model_fields)}"
+            raise ConfigError(f"{source}: unknown key {prefix}{key}{hint}")
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{source}: {prefix}{key}: expected a section with keys, given {value!r}")
+            _check_names(value, kind, source, f"{prefix}{key}.")
+
+
+def _known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        is_section = isinstance(kind, type) and issubclass(kind, Section)
+        keys += _known_keys(kind, f"{prefix}{name}.") if is_section else [f"{prefix}{name}"]  # type: ignore[arg-type]
+    return keys
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in tree.items():
+        keys += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return keys
+
+
+def _explain(error: Any, origin: dict[str, str], path: Path) -> str:
+    """One pydantic error as a sentence with its place: "file: key: given value, what is accepted"."""
+    known = _known_keys()
+    parts = [part for part in error["loc"] if isinstance(part, str)]
+    key = next((name for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in known), ".".join(parts))
+    # A check over several keys has no key of its own: the last place that set one of them is to blame.
+    source = next((place for name, place in reversed(origin.items()) if name.startswith(key)), str(path))
+    given = "" if isinstance(error["input"], (dict, BaseModel)) else f"given {error['input']!r}; "
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    message = message.replace("a valid tuple", "a list, for example [800]").replace("Tuple should", "the list should")
+    hint = ""
+    if error["type"] == "literal_error":
+        choices = [str(choice) for choice in get_args(_annotation(key)) if isinstance(choice, str)]
+        near = difflib.get_close_matches(str(error["input"]), choices, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{source}: {key + ': ' if key else ''}{given}{message}{hint}"
+
+
+def _annotation(key: str) -> Any:
+    section: Any = Config
+    for part in key.split("."):
+        section = section.model_fields[part].annotation
+    return section

@@ -1,0 +1,5 @@
+"""Other annotation formats -> COCO JSON, the only format that training reads. Imports no torch."""
+
+from retina.convert.voc import convert_voc
+
+__all__ = ["convert_voc"]

@@ -1,0 +1,8 @@
+"""Pictures: boxes on images, curves, pages. Reads the files of a run; imports neither torch nor any other room."""
+
+from retina.plots.boxes import draw_boxes
+from retina.plots.detections import plot_detections
+from retina.plots.run import plot_run, precision_recall
+from retina.plots.style import PALETTE, class_color
+
+__all__ = ["PALETTE", "class_color", "draw_boxes", "plot_detections", "plot_run", "precision_recall"]

@@ -1,0 +1,9 @@
+"""A grid of runs as a resumable study: its file, its cells, who runs which, the loop and the report. Imports no torch.
+
+`retina.study.loop` and `retina.study.report` are imported by name: they bring Optuna and matplotlib.
+"""
+
+from retina.study.cells import Cell, Study, StudyError
+from retina.study.study_file import load_study
+
+__all__ = ["Cell", "Study", "StudyError", "load_study"]

@@ -1,0 +1,213 @@
+"""The pictures of a study's report; never imports torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
+
+from retina.plots.document import DPI, Picture
+from retina.plots.style import MANY_CLASSES, PALETTE, finish
+from retina.study.cells import short, show
+from retina.study.results import Group, as_number, best_of, distinct, mean, sd, with_ap
+
+LINES = [PALETTE[index] for index in (4, 5, 2, 0, 1, 6, 7)]  # without yellow, which is lost on white
+MARKERS = "osD^vPX"
+
+
+def _picture(figure: Figure, file: str, alt: str) -> Picture:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return Picture(file, alt, buffer.getvalue())
+
+
+def heat_map(groups: list[Group]) -> Picture | None:
+    """Of two keys that were combined: AP by colour and in words. None for other studies."""
+    keys = list(groups[0].settings)
+    sizes = [len(distinct(groups, key)) for key in keys]
+    if len(keys) != 2 or min(sizes) < 2 or 2 * len(groups) < math.prod(sizes):
+        return None
+    columns, rows = (list(map(json.dumps, distinct(groups, key))) for key in keys)
+    means = [group.mean() for group in with_ap(groups)]
+    # a scale down to zero would make all that learned look the same
+    lowest = max(min(means), max(means) / 2)
+    norm = Normalize(lowest, max(means))
+    figure = Figure(figsize=(max(6.4, 1.02 * sizes[0] + 2.4), 0.74 * sizes[1] + 1.5), layout="constrained")
+    axes, colors, best = figure.add_subplot(), colormaps["viridis"], best_of(groups)
+    axes.add_patch(Rectangle((-0.5, -0.5), *sizes, facecolor="#f2f2f2", edgecolor="#d0d0d0", hatch="///", linewidth=0))
+    for group in groups:
+        x, y = (place.index(json.dumps(group.settings[key])) for place, key in zip((columns, rows), keys, strict=True))
+        if not group.values():
+            states = [state for state in ("diverged", "failed", "waiting") if group.count(state)]
+            axes.text(x, y, states[0] if states else "", ha="center", va="center", fontsize=8.5, color="#444444",
+                      bbox={"facecolor": "#f2f2f2", "edgecolor": "none", "pad": 1.5})  # fmt: skip
+            continue
+        color = colors(norm(group.mean()))
+        axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=color, edgecolor="white", linewidth=1))
+        ink = "black" if np.dot(color[:3], (0.299, 0.587, 0.114)) > 0.46 else "white"  # the better contrast
+        spread = len(group.values()) > 1
+        weight = "bold" if group is best else "normal"
+        axes.text(
+            x, y + 0.08 * spread, f"{group.mean():.1f}", color=ink, ha="center", va="center", fontsize=12, weight=weight
+        )
+        if spread:
+            axes.text(x, y - 0.24, f"± {group.sd():.1f}", color=ink, ha="center", va="center", fontsize=8.5)
+        if group is best:
+            axes.add_patch(Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, fill=False, edgecolor=ink, linewidth=2))
+    names = [short(key) for key in keys]
+    axes.set(xlim=(-0.5, sizes[0] - 0.5), ylim=(-0.5, sizes[1] - 0.5), xlabel=names[0], ylabel=names[1])
+    axes.set_xticks(range(sizes[0]), [show(json.loads(value)) for value in columns])
+    axes.set_yticks(range(sizes[1]), [show(json.loads(value)) for value in rows])
+    finish(axes, "AP, mean ± standard deviation over seeds; framed: the best", "")
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    figure.colorbar(
+        ScalarMappable(norm, colors), ax=axes, label="AP", extend="min" if lowest > min(means) else "neither"
+    )
+    return _picture(figure, "heat_map.png", f"AP over {names[0]} and {names[1]}, as colours")
+
+
+def curves(groups: list[Group]) -> Iterator[Picture]:
+    """AP over each key that is a number, a line for each combination of the others, the paper's curves beside."""
+    keys = list(groups[0].settings)
+    names = {key: short(key) for key in keys}
+    for key in keys:
+        values = distinct(groups, key)
+        if len(values) < 3 or any(as_number(value) is None for value in values):
+            continue
+        alone = len(values) == len(groups)  # the other keys go along with this one: one line
+        lines: dict[str, dict[int, Group]] = {}
+        for group in groups:
+            others = ", ".join(f"{names[k]} {show(v)}" for k, v in group.settings.items() if k != key)
+            lines.setdefault("" if alone else others, {})[values.index(group.settings[key])] = group
+        if len(lines) > len(LINES):
+            continue
+        ticks = [show(value) for value in values]
+        if alone and len(keys) > 1:
+            by_place = next(iter(lines.values()))
+            ticks = ["\n".join(map(show, by_place[place].settings.values())) for place in range(len(values))]
+        label = "\n".join(names.values()) if alone else names[key]
+        yield _curve(lines, ticks, label, f"AP_over_{names[key]}.png")
+        if alone:
+            return
+
+
+def _curve(lines: dict[str, dict[int, Group]], ticks: list[str], label: str, file: str) -> Picture:
+    beside = any("AP" in group.paper for line in lines.values() for group in line.values())
+    figure = Figure(figsize=(11 if beside else 7.5, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2 if beside else 1, squeeze=False)[0]
+    handles = []
+    for index, line in enumerate(lines.values()):
+        style: dict[str, Any] = {"color": LINES[index], "marker": MARKERS[index], "markersize": 5}
+        shift = 0.05 * (index - (len(lines) - 1) / 2)  # error bars side by side
+        groups = [line.get(place) for place in range(len(ticks))]  # where there is none, the line has a gap
+        means, spread = ([math.nan if g is None else number(g) for g in groups] for number in (Group.mean, Group.sd))
+        handles.append(_bars(panels[0], [place + shift for place in range(len(ticks))], means, spread, style))
+        paper = [math.nan if g is None else g.paper.get("AP", math.nan) for g in groups]
+        if beside:
+            style |= {"color": "#777777"} if len(lines) == 1 else {}
+            panels[1].plot(paper, linestyle="--", **style)
+    titles = ("AP, mean and standard deviation over seeds", "the paper's AP, on COCO")
+    for axes, title in zip(panels, titles, strict=False):
+        axes.set_xticks(range(len(ticks)), ticks)
+        axes.set(xlim=(-0.4, len(ticks) - 0.6), xlabel=label)
+        finish(axes, title, "")
+    if len(lines) > 1:
+        figure.legend(handles, list(lines), loc="outside right upper", frameon=False)
+    return _picture(figure, file, f"AP over {label.splitlines()[0]}")
+
+
+def _bars(
+    axes: Axes,
+    x: Sequence[float],
+    means: Sequence[float],
+    spread: Sequence[float],
+    style: dict[str, Any],
+) -> Any:
+    """A line with error bars (none where the spread is nan); gives the line, for a legend."""
+    bars = axes.errorbar(x, means, np.nan_to_num(spread), capsize=2.5, elinewidth=1, linewidth=1.4, **style)
+    return bars.lines[0]
+
+
+def class_picture(chosen: list[Group], counts: dict[str, int]) -> Picture:
+    """AP of each class, the most frequent in training first."""
+    found = {name: None for group in chosen for run in group.runs for name in run.metrics.get("per_class", {})}
+    classes = [*(name for name in counts if name in found), *(name for name in found if name not in counts)]
+    many = len(classes) > MANY_CLASSES
+    figure = Figure(figsize=(14, 7) if many else (max(11, 4 + 0.6 * len(classes)), 4.8), layout="constrained")
+    axes, handles = figure.add_subplot(), []
+    for index, group in enumerate(chosen):
+        columns = [
+            [100 * value for run in group.runs if (value := run.metrics.get("per_class", {}).get(name)) is not None]
+            for name in classes
+        ]
+        shift = 0.08 * (index - (len(chosen) - 1) / 2)
+        style = {"color": LINES[index], "marker": MARKERS[index], "markersize": 3 if many else 5}
+        places, means = [at + shift for at in range(len(classes))], [mean(values) for values in columns]
+        handles.append(_bars(axes, places, means, [sd(values) for values in columns], style))
+    ticks = [f"{name}{' ' if many else chr(10)}({counts[name]:,})" if name in counts else name for name in classes]
+    crowded = many or max(map(len, ticks), default=0) > 16
+    axes.set_xticks(range(len(classes)), ticks, rotation=90 if crowded else 0, fontsize=8 if many else 10)
+    axes.set(xlim=(-0.6, len(classes) - 0.4), xlabel="class and its training objects, frequent to rare", ylabel="AP")
+    finish(axes, "AP of each class, mean and standard deviation over seeds", "no AP yet")
+    labels = [f"{group.label}: {group.mean():.1f}" for group in chosen]
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": 3} if many else {"loc": "outside right upper"}
+    figure.legend(handles, labels, frameon=False, **place)
+    return _picture(figure, "classes.png", "AP of each class, frequent to rare")
+
+
+def loss_picture(chosen: list[Group]) -> Picture | None:
+    """The two halves of the class loss over the steps, mean over seeds and over a fiftieth of the run."""
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    handles, labels = [], []
+    for index, group in enumerate(chosen):
+        curves = [curve for run in group.runs if run.metrics and len(curve := _losses(run.cell.folder / "metrics.csv"))]
+        if not curves:
+            continue
+        steps = sorted(set.intersection(*(set(curve[:, 0]) for curve in curves)))
+        table = np.mean([curve[np.isin(curve[:, 0], steps)] for curve in curves], axis=0)
+        window = max(1, len(table) // 50)
+        smooth = [np.convolve(column, np.ones(window) / window, "valid") for column in table.T]
+        for at, axes in enumerate(panels, start=1):
+            (line,) = axes.plot(smooth[0], smooth[at], color=LINES[index], linewidth=1.4)
+        handles.append(line)
+        labels.append(group.label)
+    if not handles:
+        return None
+    panels[0].set_ylabel("class loss / number of positives")
+    for axes, kind in zip(panels, ("positive", "negative"), strict=True):
+        axes.set_yscale("log", nonpositive="mask")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_xlabel("step")
+        finish(axes, f"{kind} anchors", "no loss yet")
+    figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    return _picture(figure, "losses.png", "Class loss of the positive and of the negative anchors over the steps")
+
+
+def _losses(path: Path) -> NDArray[np.float64]:
+    """(T, 3) steps, loss_pos, loss_neg. Of a step that is there twice (a resumed training) the later counts."""
+    if not path.is_file():
+        return np.empty((0, 3))
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [[row.get(name) for name in ("step", "loss_pos", "loss_neg")] for row in csv.DictReader(file)]
+    by_step = {float(row[0]): [float(value) for value in row] for row in rows if all(row)}  # type: ignore[arg-type]
+    return np.array([by_step[step] for step in sorted(by_step)]).reshape(-1, 3)

@@ -1,0 +1,30 @@
+"""The paper's results, to set ours beside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from retina.config import Config
+
+PAPER_TABLES = Path(__file__).with_name("paper_tables.yaml")
+
+
+def paper_tables() -> dict[str, Any]:
+    """The paper's results by table: {"title", "columns", "rows": [{"set": settings, "result": numbers or a word}]}."""
+    tables: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(PAPER_TABLES))  # type: ignore[assignment]
+    return tables
+
+
+def paper_row(tables: Sequence[dict[str, Any]], config: Config) -> dict[str, Any] | None:
+    """{column: value} of the first row, or {"said": word}, whose settings `config` has; None without one."""
+    flat = config.flat()
+    for table in tables:
+        for row in table["rows"]:
+            if all(flat[key] == value for key, value in row["set"].items()):
+                result = row["result"]
+                return {"said": result} if isinstance(result, str) else dict(zip(table["columns"], result, strict=True))
+    return None

@@ -1,0 +1,283 @@
+"""The report of a study at any stage: a page, its pictures and two tables; never imports torch.
+
+Both reports are written from one list of blocks, so they cannot differ. Equal inputs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from retina.atomic_files import atomic_file, write_text
+from retina.config import METRICS
+from retina.plots.document import Block, Heading, Paragraph, Picture, Table, html_page, markdown
+from retina.study.cells import Study, short, show
+from retina.study.figures import class_picture, curves, heat_map, loss_picture
+from retina.study.paper import paper_tables
+from retina.study.results import (
+    LEARNED,
+    Group,
+    Noise,
+    Run,
+    best_of,
+    census,
+    distinct,
+    group_cells,
+    mean,
+    sd,
+    seed_noise,
+    to_show,
+    with_ap,
+)
+
+MAIN = METRICS[:3]
+
+
+def write_report(study: Study) -> list[Path]:
+    """Write report.html, report.md, their pictures, results.csv and trainings.csv into the folder of the study.
+
+    Any part of the cells may be trained; what is there is reported. Returns the files, report.html first.
+    """
+    groups = group_cells(study)
+    blocks = list(_blocks(study, groups))
+    study.folder.mkdir(parents=True, exist_ok=True)
+    pictures = [block for block in blocks if isinstance(block, Picture)]
+    for picture in pictures:
+        with atomic_file(study.folder / picture.file) as temporary:
+            temporary.write_bytes(picture.png)
+    texts = {
+        "report.html": html_page(blocks),
+        "report.md": markdown(blocks),
+        "results.csv": _csv(_result_rows(groups)),
+        "trainings.csv": _csv(_training_rows(study, groups)),
+    }
+    for name, text in texts.items():
+        write_text(study.folder / name, text)
+    return [study.folder / name for name in [*texts, *(picture.file for picture in pictures)]]
+
+
+def terminal_table(study: Study) -> str:
+    """The main table as aligned columns of plain text; the spread of AP alone, for the width."""
+    table = _main_table(group_cells(study), spread=("AP",))
+    lines = [table.head, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = list(zip(widths, table.right(), strict=True))
+    return "\n".join(
+        "  ".join(text.rjust(w) if right else text.ljust(w) for text, (w, right) in zip(line, aligned, strict=True))
+        .rstrip()
+        for line in lines
+    )  # fmt: skip
+
+
+def _blocks(study: Study, groups: list[Group]) -> Iterator[Block]:
+    place = {run.cell.key: run for group in groups for run in group.runs}
+    runs = [place[cell.key] for cell in study.cells]
+    yield Heading(1, study.name)
+    yield Paragraph(_introduction(study, groups, runs))
+    yield Heading(2, "Average precision")
+    yield _main_table(groups, spread=MAIN)
+    yield from (Paragraph(text) for text in _judgement(groups))
+    chosen = to_show(groups)
+    if chosen:
+        if heat := heat_map(groups):
+            yield heat
+        yield from curves(groups)
+        _, counts = census(study.cells[0].config.data.train_annotations)
+        yield Heading(2, "Classes and losses")
+        if len(chosen) < len(with_ap(groups)):
+            labels = "; ".join(group.label for group in chosen)
+            yield Paragraph(
+                f"Shown are the best cell, the worst, and {len(chosen) - 2} evenly between by AP: {labels}."
+            )
+        yield class_picture(chosen, counts)
+        if picture := loss_picture(chosen):
+            yield picture
+    if lost := [run for run in runs if run.status in ("diverged", "failed")]:
+        yield Heading(2, "Diverged and failed")
+        yield Table(["training", "what happened", "log"], [_lost(study, run) for run in lost])
+    if any((run.result or {}).get("milliseconds") is not None for run in runs):
+        yield Heading(2, "Speed")
+        yield _speed_table(groups)
+    yield Heading(2, "Every training")
+    yield Table([*map(short, study.keys), "seed", *MAIN, "seconds", "folder"], [_run_row(run) for run in runs])
+
+
+def _introduction(study: Study, groups: list[Group], runs: list[Run]) -> str:
+    configs = [cell.config for cell in study.cells]
+    data = configs[0].data
+    varied = "; ".join(f"{key} {', '.join(map(show, distinct(groups, key)))}" for key in study.keys)
+    steps, batch = (
+        " or ".join(map(str, sorted({getattr(config.train, name) for config in configs})))
+        for name in ("steps", "batch_size")
+    )
+    images = (
+        f"{'an unknown number of' if (number := census(path)[0]) is None else number} {what} images"
+        for path, what in ((data.train_annotations, "training"), (data.val_annotations, "validation"))
+    )
+    seeds = ", ".join(map(str, sorted({cell.seed for cell in study.cells})))
+    said = Counter(run.status for run in runs)
+    tables = paper_tables()
+    paper = "".join(f" The paper's numbers: {tables[name]['title']}." for name in study.paper)
+    return (
+        f"{study.file.name} varies {varied}. The rest is {study.base.as_posix()}: {steps} steps of {batch} images, "
+        f"{' and '.join(images)}, {'seed' if ',' not in seeds else 'seeds'} {seeds}. "
+        f"{said['finished'] + said['diverged']} of {len(runs)} trainings are done; {said['diverged']} diverged, "
+        f"{said['failed']} failed.{paper}"
+    )
+
+
+def _judgement(groups: list[Group]) -> Iterator[str]:
+    """What the differences are worth, in sentences."""
+    measured, noise = with_ap(groups), seed_noise(groups)
+    if noise:
+        widest = max(measured, key=lambda group: len(group.values()))
+        seeds = len(widest.values())
+        yield (
+            f"Seed noise: the standard deviation over seeds, pooled over {noise.cells} cells with an AP of at least "
+            f"{LEARNED:g} percent, is s = {noise.sd:.2f} percent AP ({noise.freedom} degrees of freedom). Two means of "
+            f"{seeds} seeds must differ by more than {noise.least(widest, widest):.2f} to exceed it (Fisher's least "
+            "significant difference, t(0.975) s sqrt(1/n_a + 1/n_b)). Among many cells a few such differences come by "
+            "chance, the more so beside the best, which was chosen for being high."
+        )
+    elif measured:
+        single = all(len(group.values()) == 1 for group in measured)
+        reason = "One seed" if single else f"No cell with an AP of at least {LEARNED:g} has two seeds yet"
+        yield f"{reason}: noise unknown, so no difference is marked."
+    matched = [group for group in measured if "AP" in group.paper]
+    if len(matched) < 3:
+        return
+    ours, theirs = [group.mean() for group in matched], [group.paper["AP"] for group in matched]
+    tau = float(stats.kendalltau(ours, theirs).statistic)
+    if math.isnan(tau):  # all equal
+        return
+    text = f"Order beside the paper's: Kendall tau {tau:.2f} over {len(matched)} cells (1 same order, -1 reversed)"
+    if noise:
+        pairs = list(itertools.combinations(matched, 2))
+        apart = [(a, b) for a, b in pairs if abs(a.mean() - b.mean()) > noise.least(a, b)]
+        agreed = sum((a.mean() - b.mean()) * (a.paper["AP"] - b.paper["AP"]) > 0 for a, b in apart)
+        text += f"; {len(apart)} of their {len(pairs)} pairs differ here by more than the noise"
+        text += f", {agreed} of these as in the paper"
+    yield f"{text}."
+
+
+def _main_table(groups: list[Group], spread: Sequence[str]) -> Table:
+    """A row a group; `spread` names the metrics that are followed by their standard deviation."""
+    best, noise = best_of(groups), seed_noise(groups)
+    has_paper = any(group.paper for group in groups)
+    rows = []
+    for group in groups:
+        row = [*map(show, group.settings.values()), f"{group.count('finished')}/{len(group.runs)}"]
+        row += [_written(group.values(name), name in spread) for name in MAIN]
+        row += [_paper_text(group, "AP")] if has_paper else []
+        row.append(f"{group.mean() - best.mean():+.1f}" if best and group is not best and group.values() else "")
+        rows.append([*row, _remark(group, best, noise)])
+    head = [*map(short, groups[0].settings), "seeds", *MAIN, *["paper AP"] * has_paper, "to best", ""]
+    return Table(head, rows, None if best is None else groups.index(best))
+
+
+def _remark(group: Group, best: Group | None, noise: Noise | None) -> str:
+    said = []
+    if group is best:
+        said.append("best")
+    elif (worse := _is_worse(group, best, noise)) is not None:
+        said.append("worse" if worse else "within noise of best")
+    total = len(group.runs)
+    counts = {status: group.count(status) for status in ("diverged", "failed")}
+    said += [status if n == total else f"{n} of {total} {status}" for status, n in counts.items() if n]
+    return "; ".join(said) or ("" if group.values() else "waiting")
+
+
+def _is_worse(group: Group, best: Group | None, noise: Noise | None) -> bool | None:
+    """Whether the difference to the best exceeds the seed noise; None where that cannot be said."""
+    if group is best or best is None or noise is None or not group.values() or group.count("diverged"):
+        return None
+    return best.mean() - group.mean() > noise.least(group, best)
+
+
+def _speed_table(groups: list[Group]) -> Table:
+    has_paper = any("ms" in group.paper for group in groups)
+    rows = []
+    for group in groups:
+        times = [run.result["milliseconds"] for run in group.runs if run.result and run.result["milliseconds"]]
+        row = [*map(show, group.settings.values()), _written(group.values()), _written(times)]
+        rows.append(row + [_paper_text(group, "AP"), _paper_text(group, "ms")] * has_paper)
+    paper = ["paper AP", "paper ms"] * has_paper
+    return Table([*map(short, groups[0].settings), "AP", "ms an image", *paper], rows)
+
+
+def _lost(study: Study, run: Run) -> list[str]:
+    step = (run.result or {}).get("diverged")
+    said = run.failure or "" if step is None else f"diverged at step {step}"
+    log = Path(os.path.relpath(run.cell.folder / "log.txt", study.folder)).as_posix()
+    return [run.cell.label, said, log]
+
+
+def _run_row(run: Run) -> list[str]:
+    numbers = [_written([100 * value]) if (value := run.metrics.get(name)) is not None else "" for name in MAIN]
+    if run.status != "finished":
+        numbers[0] = run.status
+    seconds = f"{value:.0f}" if (value := (run.result or {}).get("seconds")) is not None else ""
+    return [*map(show, run.cell.settings.values()), str(run.cell.seed), *numbers, seconds, run.cell.key]
+
+
+def _written(values: Sequence[float], spread: bool = True) -> str:
+    """Mean ± sample standard deviation, where there are two or more."""
+    if not values:
+        return "-"
+    return f"{mean(values):.1f}" + (f" ± {sd(values):.1f}" if spread and len(values) > 1 else "")
+
+
+def _paper_text(group: Group, column: str) -> str:
+    value = group.paper.get(column, group.paper.get("said", ""))
+    return value if isinstance(value, str) else f"{value:.1f}"
+
+
+def _result_rows(groups: list[Group]) -> Iterator[list[Any]]:
+    """A row a cell, over its seeds; AP in percent, as the paper has it."""
+    best, noise = best_of(groups), seed_noise(groups)
+    numbers = [f"{name}_{kind}" for name in MAIN for kind in ("mean", "sd")]
+    yield [*groups[0].settings, "seeds", "diverged", *numbers, "paper_AP", "to_best", "exceeds_noise"]
+    for group in groups:
+        values = [value for name in MAIN for value in (group.mean(name), group.sd(name))]
+        compared = best is not None and bool(group.values())
+        yield [
+            *map(_plain, group.settings.values()),
+            len(group.values()),
+            group.count("diverged"),
+            *("" if math.isnan(value) else round(value, 4) for value in values),
+            group.paper.get("AP", group.paper.get("said")),
+            round(group.mean() - best.mean(), 4) if best is not None and compared else "",
+            _is_worse(group, best, noise),
+        ]
+
+
+def _training_rows(study: Study, groups: list[Group]) -> Iterator[list[Any]]:
+    """A row a training; metrics are fractions, as pycocotools has them."""
+    runs = {run.cell.key: run for group in groups for run in group.runs}
+    yield [*study.keys, "seed", "key", "status", *METRICS, "milliseconds", "seconds"]
+    for cell in study.cells:
+        run = runs[cell.key]
+        result = run.result or {}
+        metrics = [run.metrics.get(name) for name in METRICS]
+        rest = [*metrics, result.get("milliseconds"), result.get("seconds")]
+        yield [*map(_plain, cell.settings.values()), cell.seed, cell.key, run.status, *rest]
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _csv(rows: Iterator[list[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

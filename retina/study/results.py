@@ -1,0 +1,157 @@
+"""The results of a study: its cells grouped by their settings, and what their differences are worth.
+
+The seed moves a result too. How much is estimated from all cells together, and a difference is called one only where
+the seed alone would hardly make it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from retina.study.cells import Cell, Settings, Study, short, show
+from retina.study.paper import paper_row, paper_tables
+
+LEARNED = 1.0  # percent AP; cells below have no noise, and would make the others' look small
+MANY = 7  # groups that a picture can tell apart
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, and what became of it so far."""
+
+    cell: Cell
+    result: dict[str, Any] | None
+    failure: str | None  # a sentence
+
+    @property
+    def status(self) -> str:
+        if self.result is None:
+            return "waiting" if self.failure is None else "failed"
+        return "finished" if self.result["diverged"] is None else "diverged"
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return (self.result or {}).get("metrics") or {}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The trainings that differ by their seed alone. All numbers are percent."""
+
+    settings: Settings
+    runs: list[Run]
+    paper: dict[str, Any]  # {column: number}, or {"said": word}, or empty
+
+    @property
+    def label(self) -> str:
+        return ", ".join(f"{short(key)} {show(value)}" for key, value in self.settings.items())
+
+    def count(self, status: str) -> int:
+        return sum(run.status == status for run in self.runs)
+
+    def values(self, name: str = "AP") -> list[float]:
+        return [100 * run.metrics[name] for run in self.runs if run.metrics.get(name) is not None]
+
+    def mean(self, name: str = "AP") -> float:
+        return mean(self.values(name))
+
+    def sd(self, name: str = "AP") -> float:
+        return sd(self.values(name))
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What the seed alone does to AP: the standard deviation pooled over `cells` groups."""
+
+    sd: float
+    freedom: int
+    cells: int
+
+    def least(self, a: Group, b: Group) -> float:
+        """Fisher's least significant difference of two means, at 5 percent."""
+        quantile = float(stats.t.ppf(0.975, self.freedom))
+        return quantile * self.sd * math.sqrt(1 / len(a.values()) + 1 / len(b.values()))
+
+
+def group_cells(study: Study) -> list[Group]:
+    every = paper_tables()
+    tables = [every[name] for name in study.paper]
+    found: dict[str, Group] = {}
+    for cell in study.cells:
+        group = found.setdefault(
+            json.dumps(cell.settings), Group(cell.settings, [], paper_row(tables, cell.config) or {})
+        )
+        group.runs.append(Run(cell, cell.result(), cell.failure()))
+    return list(found.values())
+
+
+def seed_noise(groups: list[Group]) -> Noise | None:
+    """None where no two seeds can be compared."""
+    pool = [group.values() for group in groups if len(group.values()) > 1 and group.mean() >= LEARNED]
+    freedom = sum(len(values) - 1 for values in pool)
+    if not freedom:
+        return None
+    squares = sum(statistics.variance(values) * (len(values) - 1) for values in pool)
+    return Noise(math.sqrt(squares / freedom), freedom, len(pool))
+
+
+def with_ap(groups: list[Group]) -> list[Group]:
+    return [group for group in groups if group.values()]
+
+
+def best_of(groups: list[Group]) -> Group | None:
+    """Of those that did not diverge with any seed."""
+    return max((group for group in with_ap(groups) if not group.count("diverged")), key=Group.mean, default=None)
+
+
+def to_show(groups: list[Group]) -> list[Group]:
+    """All that have an AP, or seven of them: the best, the worst, and those evenly between."""
+    measured = with_ap(groups)
+    if len(measured) <= MANY:
+        return measured
+    ranked = sorted(measured, key=Group.mean, reverse=True)
+    return [ranked[round(place)] for place in np.linspace(0, len(ranked) - 1, MANY)]
+
+
+@cache  # COCO's file takes seconds
+def census(annotations: str) -> tuple[int | None, dict[str, int]]:
+    """(number of images, objects by class, the most frequent class first); (None, {}) without the file."""
+    path = Path(annotations)
+    if not path.is_file():
+        return None, {}
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    counts = Counter(item["category_id"] for item in tree["annotations"] if not item.get("iscrowd"))
+    classes = {entry["name"]: counts[entry["id"]] for entry in tree["categories"]}
+    return len(tree["images"]), dict(sorted(classes.items(), key=lambda item: -item[1]))
+
+
+def mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else math.nan
+
+
+def sd(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def as_number(value: Any) -> float | None:
+    """2, 0.5 and [400] are numbers; none, a word and true are not."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def distinct(groups: list[Group], key: str) -> list[Any]:
+    """The values of a key: numbers by size, others in the study's order."""
+    values = list({json.dumps(group.settings[key]): group.settings[key] for group in groups}.values())
+    return sorted(values, key=lambda v: as_number(v) or 0) if all(as_number(v) is not None for v in values) else values

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_coco
+
+from retina.assign import assign
+from retina.config import Config
+from retina.config_file import load
+from retina.data.augment import MEAN, STD, draw_short_side, resized, train_view
+from retina.data.coco import CocoDataset, DataError, read_image
+from retina.data.loader import Batch, epoch_order, eval_batches, step_keys, train_batches
+from retina.model.anchors import make_anchors
+
+
+def dataset(config: Config) -> CocoDataset:
+    return CocoDataset(config.data.train_annotations, config.data.train_images)
+
+
+def hashes(batches: list[Batch], first_step: int) -> dict[tuple[int, int], str]:
+    """(step, image id) -> SHA-256 of what the network would see of it, boxes included."""
+    result = {}
+    for step, batch in enumerate(batches, first_step):
+        for image, target, image_id in zip(batch.images, batch.targets, batch.image_ids, strict=True):
+            content = (
+                image.contiguous().numpy().tobytes() + target.boxes.numpy().tobytes() + target.labels.numpy().tobytes()
+            )
+            result[step, image_id] = hashlib.sha256(content).hexdigest()
+    return result
+
+
+def run(config: Config, start: int, workers: int) -> dict[tuple[int, int], str]:
+    config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
+    return hashes([batch for step in train_batches(dataset(config), config, start) for batch in step], start)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_pixels_do_not_depend_on_workers_or_on_a_resume(tiny_yaml: Path, workers: int) -> None:
+    config = load(tiny_yaml, ["train.steps=12"])
+    whole = run(config, 0, 0)
+    assert run(config, 0, workers) == whole
+    resumed = run(config, 7, workers)
+    assert resumed == {key: value for key, value in whole.items() if key[0] >= 7} and len(resumed) == 20
+
+
+def test_draws_of_an_image_differ_between_epochs(tiny_yaml: Path) -> None:
+    config = load(tiny_yaml, ["train.steps=20"])  # 22 images in batches of 4: five steps an epoch
+    seen: dict[int, set[str]] = {}
+    for (_, image_id), value in run(config, 0, 2).items():
+        seen.setdefault(image_id, set()).add(value)
+    counts: dict[int, int] = {}
+    for _, image_id in run(config, 0, 0):
+        counts[image_id] = counts.get(image_id, 0) + 1
+    assert all(len(values) == counts[image_id] for image_id, values in seen.items()) and max(counts.values()) >= 3
+
+
+def test_draws_of_two_images_differ(tiny_yaml: Path) -> None:
+    config = load(tiny_yaml, ["data.short_side=[64]"])
+    record = dataset(config).records[0]
+    image = read_image(record.path)
+    views = [train_view(image, record._replace(image_id=i), config.data, 0, 0)[0] for i in range(20)]
+    assert len({np.asarray(view).tobytes() for view in views}) > 10
+
+
+def test_every_epoch_sees_every_image_but_a_rest() -> None:
+    wide = tuple(i % 7 != 0 for i in range(50))
+    batches = epoch_order(wide, 8, 0, 3)
+    flat = [i for batch in batches for i in batch]
+    assert len(batches) == 6 and len(set(flat)) == 48
+    assert sum(len({wide[i] for i in batch}) == 2 for batch in batches) <= 1  # orientations mix in one batch at most
+    assert epoch_order(wide, 8, 0, 4) != batches and epoch_order(wide, 8, 1, 3) != batches
+    seen = {i for epoch in range(12) for batch in epoch_order(wide, 8, 0, epoch) for i in batch}
+    assert seen == set(range(50))
+    assert epoch_order((True, False, True), 8, 0, 0)[0].count(0) in (2, 3)  # fewer images than a batch: repeated
+
+
+def test_processes_and_micro_batches_share_the_global_batch(tiny_yaml: Path) -> None:
+    config = load(tiny_yaml, ["train.steps=3", "train.accumulate=2"])
+    data = dataset(config)
+    alone = [[i for b in step for i in b.image_ids] for step in train_batches(data, config, 0)]
+    parts = [list(train_batches(data, config, 0, rank, 2)) for rank in range(2)]
+    for step in range(3):
+        together = [i for part in parts for batch in part[step] for i in batch.image_ids]
+        assert together == alone[step] == [data.records[key.position].image_id for key in step_keys(data, config, step)]
+        frames = {tuple(batch.images.shape[2:]) for part in parts for batch in part[step]}
+        assert len(frames) == 1  # both pad alike, whatever their own images need
+        assert all(len(part[step]) == 2 and len(part[step][0].image_ids) == 1 for part in parts)
+
+
+def test_boxes_move_with_the_pixels(tiny_yaml: Path) -> None:
+    """The oracle is the picture itself: each class is the only thing bright in its own channel."""
+    config = load(tiny_yaml, ["data.photometric=0", "data.flip=0.5", "data.vertical_flip=0.5", "train.steps=15"])
+    checked = 0
+    for (batch,) in train_batches(dataset(config), config, 0):
+        for image, target in zip(batch.images, batch.targets, strict=True):
+            if len(target.labels) != 1:
+                continue
+            (box,), (label,) = target.boxes.tolist(), target.labels.tolist()
+            rows, columns = np.nonzero(image[label].numpy() > 170)
+            edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            assert np.abs(np.array(box) - edges).max() <= 1.5
+            checked += 1
+    assert checked > 10
+
+
+def test_images_are_normalised_and_padding_is_zero(tiny_yaml: Path) -> None:
+    config = load(tiny_yaml)
+    ((batch,), *_) = train_batches(dataset(config), config, 0)
+    images = batch.normalized()
+    assert batch.images.is_contiguous(memory_format=torch.channels_last) and images.shape[2] % 32 == 0
+    for image, raw, (height, width) in zip(images, batch.images, batch.sizes, strict=True):
+        assert not image[:, height:].any() and not image[:, :, width:].any()
+        mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+        inside = raw[:, :height, :width].float() / 255
+        torch.testing.assert_close(image[:, :height, :width], (inside - mean) / std)
+
+
+def test_evaluation_sees_each_image_once_in_its_own_frame(tiny_yaml: Path) -> None:
+    config = load(tiny_yaml, ["train.eval_batch=3"])
+    data = dataset(config)
+    for world in (1, 2):
+        batches = [batch for rank in range(world) for batch in eval_batches(data, config, rank, world)]
+        assert sorted(i for batch in batches for i in batch.image_ids) == [record.image_id for record in data.records]
+        for batch in batches:
+            for height, width in batch.sizes:
+                assert tuple(batch.images.shape[2:]) == (-(-height // 32) * 32, -(-width // 32) * 32)
+
+
+def test_resize_keeps_to_both_limits() -> None:
+    config = Config().data
+    assert resized(480, 640, 800, config) == (800, 1067)
+    assert resized(500, 1500, 800, config) == (444, 1333)
+    drawn = {draw_short_side(config.model_copy(update={"short_side": (600, 700, 800)}), 0, e, 5) for e in range(30)}
+    assert drawn == {600, 700, 800}
+
+
+def test_unreadable_images_stop_or_are_skipped_and_named(tiny_yaml: Path, tmp_path: Path) -> None:
+    annotations = write_coco(tmp_path, "train", 4, seed=5)
+    (tmp_path / "train/0002.png").write_bytes(b"no picture")
+    flags = [f"data.train_annotations={annotations}", f"data.train_images={tmp_path}/train", "train.steps=1"]
+    config = load(tiny_yaml, flags)
+    with pytest.raises(DataError, match=r"0002\.png"):
+        list(train_batches(dataset(config), config, 0))
+    config = load(tiny_yaml, [*flags, "data.unreadable=skip"])
+    (((batch,)),) = train_batches(dataset(config), config, 0)
+    assert len(batch.unreadable) == 1 and "0002.png" in next(iter(batch.unreadable.values()))
+    place = batch.image_ids.index(json.loads(annotations.read_text())["images"][2]["id"])
+    anchors = make_anchors(config.anchors, *batch.images.shape[2:], torch.device("cpu"))
+    assigned = assign(anchors, batch.targets, batch.sizes, 3, config.assign).labels_NR
+    assert (assigned[place] == -1).all()  # its anchors teach nothing, not "background"
+    assert (assigned[(place + 1) % 4] != -1).any()

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from retina.config import METRICS, Config
+from retina.data.coco import CocoDataset
+from retina.detect import Detections, class_nms
+from retina.evaluate.coco import coco_results, run_detector, score, table
+from retina.model.retinanet import RetinaNet
+
+
+def perfect(dataset: CocoDataset) -> list[dict[str, Any]]:
+    results = []
+    for record in dataset.records:
+        boxes = torch.from_numpy(record.boxes)
+        found = Detections(boxes, torch.full((len(boxes),), 0.9), torch.from_numpy(record.labels))
+        results += coco_results(record.image_id, found, torch.ones(4), dataset.category_ids)
+    return results
+
+
+@pytest.fixture
+def val(coco_root: Path) -> CocoDataset:
+    return CocoDataset(coco_root / "val.json", coco_root / "val")
+
+
+def test_perfect_detections_score_one_with_ids_mapped_back(val: CocoDataset) -> None:
+    results = perfect(val)
+    assert {entry["category_id"] for entry in results} <= set(val.category_ids) == {3, 7, 20}
+    evaluation = score(results, val)
+    assert evaluation.metrics["AP"] == evaluation.metrics["AP50"] == evaluation.metrics["AR100"] == 1.0
+    assert set(evaluation.metrics) == {*METRICS, "per_class"}
+    assert [value for value in evaluation.metrics["per_class"].values() if value is not None] == [1.0] * len(
+        evaluation.precision
+    )
+
+
+def test_annotation_ids_from_zero_cost_nothing(val: CocoDataset, tmp_path: Path) -> None:
+    tree = json.loads(val.annotations.read_text())
+    for i, annotation in enumerate(tree["annotations"]):
+        annotation["id"] = i
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps(tree))
+    assert score(perfect(val), CocoDataset(path, val.folder)).metrics["AP"] == 1.0
+
+
+def test_images_that_could_not_be_read_are_not_counted(val: CocoDataset) -> None:
+    record = next(record for record in val.records if len(record.boxes))
+    results = [entry for entry in perfect(val) if entry["image_id"] != record.image_id]
+    assert score(results, val).metrics["AR100"] < 1.0
+    assert score(results, val, without=[record.image_id]).metrics["AR100"] == 1.0
+
+
+def test_no_detections_score_zero(val: CocoDataset) -> None:
+    metrics = score([], val).metrics
+    assert metrics["AP"] == metrics["AR100"] == 0.0
+
+
+def test_false_positives_and_shifted_boxes_cost(val: CocoDataset) -> None:
+    shifted = [{**entry, "bbox": [entry["bbox"][0] + 3, *entry["bbox"][1:]]} for entry in perfect(val)]
+    metrics = score(shifted, val).metrics
+    assert metrics["AP50"] == 1.0 > metrics["AP"] > 0
+    wrong = [{**entry, "category_id": 7 if entry["category_id"] == 3 else 3} for entry in perfect(val)]
+    assert score(wrong, val).metrics["AP"] < 0.5
+
+
+def test_permutation_of_images_changes_nothing(val: CocoDataset, tmp_path: Path) -> None:
+    tree = json.loads(val.annotations.read_text())
+    random.Random(0).shuffle(tree["images"])
+    random.Random(1).shuffle(tree["annotations"])
+    path = tmp_path / "shuffled.json"
+    path.write_text(json.dumps(tree))
+    shifted = [{**e, "bbox": [e["bbox"][0] + (i % 4), *e["bbox"][1:]]} for i, e in enumerate(perfect(val))]
+    expected = score(shifted, val)
+    again = list(shifted)
+    random.Random(2).shuffle(again)
+    assert score(again, CocoDataset(path, val.folder)) == expected
+
+
+def test_model_over_data_set_does_not_depend_on_the_batch(tiny: Config, val: CocoDataset) -> None:
+    torch.manual_seed(0)
+    model = RetinaNet(tiny, val.num_classes)
+    torch.nn.init.normal_(model.cls_logits.weight, std=0.3)
+    whole = run_detector(model, val, tiny, torch.device("cpu"))[0]
+    alone_config = tiny.model_copy(update={"train": tiny.train.model_copy(update={"eval_batch": 1})})
+    alone = run_detector(model, val, alone_config, torch.device("cpu"))[0]
+    assert len(whole) == len(alone) > 20
+    for a, b in zip(whole, alone, strict=True):
+        assert (a["image_id"], a["category_id"]) == (b["image_id"], b["category_id"])
+        assert a["bbox"] == pytest.approx(b["bbox"], abs=0.01) and a["score"] == pytest.approx(b["score"], abs=1e-5)
+    sizes = {record.image_id: (record.width, record.height) for record in val.records}
+    for entry in whole:  # back in pixels of the original image
+        x, y, w, h = entry["bbox"]
+        width, height = sizes[entry["image_id"]]
+        assert -0.01 <= x <= x + w <= width + 0.01 and -0.01 <= y <= y + h <= height + 0.01
+
+
+def test_nms_is_class_by_class_and_exact_for_many_classes() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.9], [0.0, 0.0, 10.0, 9.8]])
+    scores, labels = torch.tensor([0.5, 0.9, 0.7]), torch.tensor([3, 900, 900])
+    assert class_nms(boxes, scores, labels, 0.5).tolist() == [1, 0]
+    assert class_nms(boxes[:0], scores[:0], labels[:0], 0.5).tolist() == []
+
+
+def test_table_shows_percent_and_a_dash_for_nothing() -> None:
+    metrics = dict.fromkeys(METRICS, 0.1234) | {"APs": None, "per_class": {"cat": 0.5, "none": None}}
+    text = table(metrics)
+    assert "12.3" in text and "cat" in text and "50.0" in text and text.count("-") >= 2

@@ -1,0 +1,109 @@
+"""Compiles every kernel to machine code of a Hopper card, which needs no card; prints registers, spills, instructions.
+
+    python tests/losses/compile_kernels.py
+
+Triton's interpreter accepts more than its compiler does, so test_focal_triton.py runs this too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from retina import assign_triton
+from retina.losses import focal_triton
+
+POINTERS = {
+    "logits": "*{dtype}", "gradient": "*{dtype}", "targets": "*i16", "labels": "*i64", "label_NR": "*i16",
+    "images": "*i32", "weights": "*fp32", "positive_shares": "*fp32", "negative_shares": "*fp32", "divisor": "*fp32",
+    "partial": "*fp32", "upstream": "*fp32", "anchors": "*fp32", "boxes": "*fp32", "ignores": "*fp32",
+    "best_BT": "*fp32", "best_T": "*fp32", "box_NR4": "*fp32",
+}  # fmt: skip
+FLOATS = {"positive_share", "negative_share", "gamma", "rest", "scale", "positive_iou", "negative_iou"}
+
+
+def build(kernel: Any, constants: dict[str, Any], dtype: str = "fp32", warps: int = 4, fusion: bool = True) -> Any:
+    """The compiled kernel, with pointers that are aligned as PyTorch's are."""
+    signature, aligned = {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        stored = "fp32" if dtype == "fp16" and name == "gradient" else dtype  # as the launcher has it
+        kind = POINTERS.get(name, "fp32" if name in FLOATS else "i32").format(dtype=stored)
+        signature[name] = "constexpr" if name in constants else kind
+        if kind.startswith("*") or name == "total":
+            aligned[(place,)] = [["tt.divisibility", 16]]
+    values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=aligned)
+    options = {"num_warps": warps, "enable_fp_fusion": fusion}
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+def describe(name: str, built: Any, elements: int) -> str:
+    """Registers and spills of a thread, and machine instructions for each of the elements that it handles."""
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(built.asm["cubin"])
+        usage, code = (
+            subprocess.run([tools / "cuobjdump", flag, file.name], check=True, capture_output=True, text=True).stdout
+            for flag in ("-res-usage", "-sass")
+        )
+    registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))  # type: ignore[index]
+    count = sum(op != "NOP" for op in re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)", code, re.M))
+    return (
+        f"{name:44} registers {registers:3}, stack {stack}, instructions {count:4}, {count / elements:.1f} an element"
+    )
+
+
+def main() -> None:
+    """One line for each kernel and specialisation."""
+    block, warps = focal_triton.BLOCK, focal_triton.WARPS
+    each = block // (32 * warps)
+    common = {"CONTIGUOUS": True, "PER_CLASS": False, "WEIGHTED": False, "DIVIDED": True, "GRADIENT": True}
+    common |= {"BLOCK": block, "EACH": focal_triton.BLOCKS_EACH, "INTERPRETED": False}
+    for dtype in ("fp32", "bf16", "fp16"):
+        for classes, halves, rest in (
+            (80, 4, False),
+            (91, 4, False),
+            (80, 2, False),
+            (80, 0, False),
+            (80, 1, True),
+            (1, 4, False),
+        ):
+            constants = common | {"K": classes, "HALVES": halves, "HAS_REST": rest}
+            built = build(focal_triton._focal_kernel, constants, dtype, warps)
+            print(describe(f"focal {dtype} K {classes} gamma {halves / 2:g}{' + rest' if rest else ''}", built, each))
+    full = common | {
+        "K": 80,
+        "HALVES": 4,
+        "HAS_REST": False,
+        "CONTIGUOUS": False,
+        "PER_CLASS": True,
+        "WEIGHTED": True,
+    }
+    print(describe("focal fp32, strided, weights, alphas", build(focal_triton._focal_kernel, full), each))
+    bare = common | {"K": 80, "HALVES": 4, "HAS_REST": False, "GRADIENT": False}
+    print(describe("focal bf16, no gradient", build(focal_triton._focal_kernel, bare, "bf16"), each))
+    print(describe("rescale bf16", build(focal_triton._rescale_kernel, {"BLOCK": block}, "bf16", warps), each))
+    block, warps = assign_triton.BLOCK, assign_triton.WARPS
+    each = block // (32 * warps)
+    best = build(assign_triton._best_of_boxes_kernel, {"BLOCK": block}, warps=warps, fusion=False)
+    assert "fma.rn.f32" not in best.asm["ptx"], "a fused multiply-add would move ties"
+    print(describe("best anchors of boxes", best, each))
+    for overwrite in (False, True):
+        constants = {"RESCUE": True, "OVERWRITE": overwrite, "PADDING_IS_IGNORED": overwrite, "BLOCK": block}
+        built = build(assign_triton._match_kernel, constants, warps=warps, fusion=False)
+        assert "fma.rn.f32" not in built.asm["ptx"], "a fused multiply-add would move ties"
+        print(describe(f"match{', overwrite' if overwrite else ''}", built, each))
+
+
+if __name__ == "__main__":
+    main()

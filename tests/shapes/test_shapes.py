@@ -1,0 +1,218 @@
+"""The generated data set: its pixels are the oracle for its boxes, pycocotools the one for its files."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from retina.shapes import layout, painting, writing
+from retina.shapes.layout import CATEGORIES
+from retina.shapes.outlines import CLASSES
+from retina.shapes.scene import draw_scene
+from retina.shapes.writing import write_shapes
+
+REPOSITORY = Path(__file__).parents[2]
+SIZE = 128
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[list[dict[str, Any]]]:
+    return [draw_scene(0, index, SIZE)[1] for index in range(800)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shapes")
+    write_shapes(root, train=40, val=3, size=SIZE, processes=1)
+    return root
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_any_number_of_processes_writes_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    write_shapes(tmp_path, train=40, val=3, size=SIZE, processes=2)
+    written = files(tmp_path)
+    assert len(written) == 40 + 3 + 2
+    assert written == files(folder)
+
+
+def test_scenes_do_not_depend_on_the_counts(folder: Path, tmp_path: Path) -> None:
+    write_shapes(tmp_path, train=2, val=4, size=SIZE, processes=1)
+    few, many = files(tmp_path), files(folder)
+    for name in ("train/000000.jpg", "train/000001.jpg", "val/000000.jpg", "val/000002.jpg"):
+        assert few[name] == many[name]
+    assert few["train/000000.jpg"] != few["val/000000.jpg"]
+
+
+def test_a_scene_is_a_function_of_seed_index_and_size_only() -> None:
+    threads = cv2.getNumThreads()
+    image, annotations = draw_scene(3, 5, 640)
+    try:
+        cv2.setNumThreads(1)
+        np.random.seed(1)  # noqa: NPY002 - the global state must not matter
+        again, same = draw_scene(3, 5, 640)
+    finally:
+        cv2.setNumThreads(threads)
+    assert image.shape == (640, 640, 3)
+    assert image.dtype == np.uint8
+    assert np.array_equal(image, again)
+    assert annotations == same
+    assert not np.array_equal(image, draw_scene(4, 5, 640)[0])
+    assert not np.array_equal(image, draw_scene(3, 6, 640)[0])
+
+
+def visible_coverage(monkeypatch: pytest.MonkeyPatch, index: int, size: int) -> list[np.ndarray]:
+    """Of each annotated shape, how much of each pixel shows it: the scene with it dark against the scene with it light.
+
+    All other shapes are grey. Objects are painted last, so theirs are the last calls that choose a colour.
+    """
+    choose = painting._colours
+    calls, light, grey = 0, -1, 127.0
+
+    def colours(rng: np.random.Generator, under: np.ndarray, hue: float) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        choose(rng, np.zeros_like(under), hue)  # to draw the same random numbers
+        return np.full((2, 3), 200.0 if calls == light else grey, np.float32)
+
+    monkeypatch.setattr(painting, "_colours", colours)
+    dark, annotations = draw_scene(0, index, size)
+    total, masks = calls, []
+    for number in range(len(annotations)):
+        calls, light = 0, total - len(annotations) + number + 1
+        masks.append((draw_scene(0, index, size)[0].astype(float) - dark).mean(2) / (200 - grey))
+    monkeypatch.undo()
+    return masks
+
+
+def test_boxes_are_tight_around_the_pixels_that_show_the_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = []
+    for index in range(25):
+        masks = visible_coverage(monkeypatch, index, 192)
+        for mask, annotation in zip(masks, draw_scene(0, index, 192)[1], strict=True):
+            x, y, w, h = annotation["bbox"]
+            rows, columns = np.flatnonzero((mask > 0.1).any(1)), np.flatnonzero((mask > 0.1).any(0))
+            pixels = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            errors.append(np.subtract([x, y, x + w, y + h], pixels))
+            assert annotation["area"] == pytest.approx(mask.sum(), rel=0.15, abs=6)
+    assert len(errors) > 100
+    assert np.abs(errors).max() < 2.5
+    assert np.abs(errors).mean() < 0.5
+    # The pixel's edge lies outside of a free side, by a third of a pixel on average: no side is pushed in or out.
+    assert np.mean(errors, axis=0) == pytest.approx([0.33, 0.33, -0.33, -0.33], abs=0.12)
+
+
+def test_what_is_annotated_can_be_seen() -> None:
+    for index in range(400):
+        items, owner = layout._layout(np.random.default_rng([9, index]), 128)
+        for number, item in enumerate(items, 1):
+            whole = np.count_nonzero(item.coverage > 127)
+            assert np.count_nonzero(owner == number) >= 0.5 * whole > 0
+
+
+def test_boxes_are_inside_the_image_and_sizes_span_the_range(scenes: list[list[dict[str, Any]]]) -> None:
+    objects = [a for scene in scenes for a in scene if not a["iscrowd"]]
+    boxes = np.array([a["bbox"] for a in objects])
+    assert boxes[:, :2].min() >= 0
+    assert (boxes[:, :2] + boxes[:, 2:]).max() <= SIZE
+    assert boxes[:, 2:].min() > 2
+    longer = boxes[:, 2:].max(1)
+    assert longer.max() == pytest.approx(SIZE / 2, rel=0.05)
+    assert longer.max() <= SIZE / 2
+    assert np.quantile(longer, 0.02) < 11
+    assert np.quantile(longer, 0.9) > SIZE / 4
+
+
+def test_classes_have_a_long_tail(scenes: list[list[dict[str, Any]]]) -> None:
+    counts = Counter(a["category_id"] for scene in scenes for a in scene if not a["iscrowd"])
+    by_class = [counts[category["id"]] for category in CATEGORIES]
+    assert by_class[0] == max(by_class)
+    assert 3.5 < by_class[0] / by_class[-1] < 7.5
+    assert all(more > less for more, less in zip(by_class, by_class[2:], strict=False))
+
+
+def test_scenes_without_objects_and_crowds_exist(scenes: list[list[dict[str, Any]]]) -> None:
+    objects = np.array([sum(not a["iscrowd"] for a in scene) for scene in scenes])
+    assert 0.03 < np.mean(objects == 0) < 0.08
+    assert 9 < objects.mean() < 13
+    assert objects.max() >= 18
+    assert max(sum(a["iscrowd"] for a in scene) for scene in scenes) == 1
+    assert not any(scene for scene, count in zip(scenes, objects, strict=True) if count == 0)
+    crowds = [a for index in range(300) for a in draw_scene(1, index, 320)[1] if a["iscrowd"]]
+    assert 0.03 < len(crowds) / 300 < 0.08
+    assert min(min(a["bbox"][2:]) for a in crowds) > 30
+
+
+def test_pycocotools_reads_the_files_and_finds_the_truth_perfect(folder: Path) -> None:
+    coco = COCO(str(folder / "annotations" / "train.json"))
+    assert sorted(coco.cats) != list(range(1, len(CLASSES) + 1))
+    assert [coco.cats[i]["name"] for i in sorted(coco.cats)] == list(CLASSES)
+    assert any(a["iscrowd"] for a in coco.anns.values())
+    for image in coco.imgs.values():
+        pixels = cv2.imread(str(folder / "train" / image["file_name"]))
+        assert pixels is not None
+        assert pixels.shape == (image["height"], image["width"], 3)
+    truth = [a for a in coco.anns.values() if not a["iscrowd"]]
+    found = coco.loadRes([{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.9} for a in truth])
+    evaluation = COCOeval(coco, found, "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1.0)
+
+
+def test_a_finished_folder_is_left_alone_and_other_settings_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    paths = write_shapes(folder, train=40, val=3, size=SIZE)
+    assert "nothing to do" in capsys.readouterr().out
+    assert paths == {split: folder / "annotations" / f"{split}.json" for split in ("train", "val")}
+    with pytest.raises(
+        FileExistsError, match=r"seed 0 there, 1 asked; val 3 there, 4 asked.*another folder, or delete"
+    ):
+        write_shapes(folder, train=40, val=4, size=SIZE, seed=1)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_an_interrupted_folder_is_completed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match=r"no space"):
+        patched.setattr(writing.json, "dumps", broken)
+        write_shapes(tmp_path, train=40, val=3, size=SIZE, processes=1)
+    assert not list(tmp_path.glob("annotations/*.json"))
+    write_shapes(tmp_path, train=40, val=3, size=SIZE, processes=1)
+    assert files(tmp_path) == files(folder)
+
+
+@pytest.mark.parametrize("wrong", [{"train": 0}, {"val": 0}, {"size": 63}, {"seed": -1}, {"processes": 0}])
+def test_arguments_out_of_range_are_named(tmp_path: Path, wrong: dict[str, int]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=rf"got .*{name}={value}.* accepted are"):
+        write_shapes(tmp_path, **({"train": 1, "val": 1, "size": 64} | wrong))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_tool_shows_the_long_tail_and_refuses_with_2(folder: Path) -> None:
+    command = [sys.executable, REPOSITORY / "tools" / "make_shapes.py", "--output", folder, "--train", "40"]
+    done = subprocess.run(
+        [*command, "--val", "3", "--size", str(SIZE)], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    annotations = json.loads((folder / "annotations" / "train.json").read_text())["annotations"]
+    circles = sum(a["category_id"] == CATEGORIES[0]["id"] and not a["iscrowd"] for a in annotations)
+    assert any(line.split()[:2] == ["circle", str(circles)] for line in done.stdout.splitlines())
+    refused = subprocess.run([*command, "--val", "4"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "size 128 there, 320 asked" in refused.stderr

@@ -1,0 +1,180 @@
+"""The commands as a user types them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from retina.config import METRICS
+from retina.config_file import load
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+def run(tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, TOOLS / tool, *map(str, arguments)], capture_output=True, text=True, timeout=200
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A config file of its own and its finished run."""
+    folder = tmp_path_factory.mktemp("cli")
+    config = folder / "mine.yaml"
+    config.write_text(f"base: {tiny_yaml}\noutput_dir: {folder}/run\ndetect: {{score_threshold: 0.001}}\n")
+    done = run("train.py", config, "train.steps=4", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "step 4/4" in done.stdout and "evaluation at step 4" in done.stdout
+    assert "learning rate 0.01 for 4 images a step, 0.01 for 4" in done.stdout
+    return config, folder / "run"
+
+
+def test_print_config_reads_back(tiny_yaml: Path, tmp_path: Path) -> None:
+    shown = run("train.py", tiny_yaml, "train.lr=0.5", "--print-config")
+    assert shown.returncode == 0
+    (tmp_path / "shown.yaml").write_text(shown.stdout)
+    assert load(tmp_path / "shown.yaml") == load(tiny_yaml, ["train.lr=0.5"])
+
+
+def test_a_training_ends_with_the_process_that_started_it(tiny_yaml: Path, tmp_path: Path) -> None:
+    command = [sys.executable, TOOLS / "train.py", tiny_yaml, f"output_dir={tmp_path}/run", "train.steps=100000"]
+    process = subprocess.Popen(
+        [*command, "--end-with-parent"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None and process.stdin is not None
+    assert any(line.startswith(b"step 3/") for line in process.stdout)
+    process.stdin.close()  # what happens to it when its writer is killed
+    assert process.wait(20) == -9
+    process.stdout.close()
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETSIG"), reason="the kernel's own signal for a closed pipe is Linux's")
+def test_it_ends_even_while_an_import_keeps_all_threads_waiting() -> None:
+    code = (
+        "import ctypes; from retina.study.parent_process import end_with_parent; end_with_parent(); "
+        "print('armed', flush=True); ctypes.PyDLL(None).sleep(60)"  # a PyDLL keeps the interpreter to itself
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdin is not None and process.stdout.readline() == b"armed\n"
+    process.stdin.close()
+    assert process.wait(20) == -9
+    process.stdout.close()
+
+
+def test_a_used_run_folder_is_refused(trained: tuple[Path, Path]) -> None:
+    config, folder = trained
+    before = sorted(path.stat().st_mtime_ns for path in folder.iterdir())
+    again = run("train.py", config, "train.steps=4")
+    assert again.returncode == 2 and "is not empty; --resume continues" in again.stderr and "Trace" not in again.stderr
+    assert sorted(path.stat().st_mtime_ns for path in folder.iterdir()) == before
+
+
+def test_eval_writes_metrics_and_results(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    config, folder = trained
+    done = run("eval.py", config, "--checkpoint", folder / "last.pt", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert list(metrics) == [*METRICS, "per_class"]
+    assert set(metrics["per_class"]) == {"red", "green", "blue"}
+    last = json.loads((folder / "eval.json").read_text())[-1]
+    assert metrics == {key: value for key, value in last.items() if key != "step"}
+    entries = json.loads((tmp_path / "out/detections.json").read_text())
+    assert all(set(entry) == {"image_id", "category_id", "bbox", "score"} for entry in entries)
+    assert "AP50" in done.stdout and str(tmp_path / "out/metrics.json") in done.stdout
+
+
+def test_eval_measures_time_when_asked(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    config, folder = trained
+    done = run("eval.py", config, "--checkpoint", folder / "last.pt", "--output", tmp_path / "out", "--time")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert list(metrics) == [*METRICS, "per_class", "milliseconds"] and metrics["milliseconds"] > 0
+    assert f"{metrics['milliseconds']:.1f} ms an image at batch 1" in done.stdout
+
+
+def test_predict_draws_and_lists(trained: tuple[Path, Path], coco_root: Path, tmp_path: Path) -> None:
+    config, folder = trained
+    odd = tmp_path / "odd.png"
+    Image.new("L", (70, 50)).save(odd)
+    arguments = [config, coco_root / "val", odd, "--checkpoint", folder / "last.pt", "--output", tmp_path / "out"]
+    done = run("predict.py", *arguments, "--score", "0")
+    assert done.returncode == 0, done.stderr
+    entries = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert len(entries) == 11 and any(entry["detections"] for entry in entries)
+    assert {"category_id", "name", "score", "box_xyxy"} == set(entries[0]["detections"][0])
+    for entry in entries:
+        with (
+            Image.open(tmp_path / "out" / f"{Path(entry['file']).stem}.png") as drawn,
+            Image.open(entry["file"]) as seen,
+        ):
+            assert drawn.size == seen.size
+
+
+def test_plot_draws_the_run(trained: tuple[Path, Path]) -> None:
+    config, folder = trained
+    done = run("plot.py", config, "--count", 2)
+    assert done.returncode == 0, done.stderr
+    for name in ("results.png", "detections.png"):
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) > 200
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "status", "says"),
+    [
+        ("train.py", ["nowhere.yaml"], 2, "nowhere.yaml: no such configuration file"),
+        ("train.py", ["CONFIG", "train.stpes=3"], 2, "did you mean train.steps?"),
+        (
+            "train.py",
+            ["CONFIG", "data.train_annotations=no.json", "output_dir=OUT"],
+            1,
+            "no.json: no such annotation file",
+        ),
+        ("eval.py", ["CONFIG", "--checkpoint", "no.pt"], 1, "no.pt: no such checkpoint"),
+        ("eval.py", ["CONFIG", "output_dir=OUT"], 1, "train first, or give --checkpoint"),
+        ("eval.py", ["CONFIG", "--checkpoint", "CONFIG"], 1, "not readable as a checkpoint"),
+        ("predict.py", ["CONFIG", "no.jpg"], 2, "no such image or folder: no.jpg"),
+        ("predict.py", ["CONFIG", "CONFIG", "--score", "3"], 2, "--score: given 3"),
+    ],
+)
+def test_mistakes_are_answered_in_a_sentence(
+    tiny_yaml: Path, tmp_path: Path, tool: str, arguments: list[str], status: int, says: str
+) -> None:
+    filled = [part.replace("CONFIG", str(tiny_yaml)).replace("OUT", str(tmp_path / "run")) for part in arguments]
+    done = run(tool, *filled)
+    assert done.returncode == status and says in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_checkpoint_of_other_anchors_is_refused(trained: tuple[Path, Path]) -> None:
+    config, folder = trained
+    done = run("eval.py", config, "anchors.octave_base=2", "--checkpoint", folder / "last.pt")
+    assert done.returncode == 1 and "anchors.octave_base was 4.0, is 2.0" in done.stderr
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    config, folder = trained
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (40, 40), (name == "a" and "red") or "blue").save(tmp_path / name / "same.png")
+    arguments = [config, tmp_path / "a", tmp_path / "b", "--checkpoint", folder / "last.pt", "--output", tmp_path / "a"]
+    assert run("predict.py", *arguments).returncode == 0
+    assert Image.open(tmp_path / "a/same.png").getpixel((20, 20)) == (255, 0, 0)  # the input itself
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "predictions.json", "same.png", "same_2.png", "same_3.png"
+    ]  # fmt: skip
+
+
+def test_checkpoint_of_other_classes_is_refused(trained: tuple[Path, Path], coco_root: Path, tmp_path: Path) -> None:
+    config, folder = trained
+    tree = json.loads((coco_root / "val.json").read_text())
+    tree["categories"][0]["name"] = "purple"
+    (tmp_path / "val.json").write_text(json.dumps(tree))
+    done = run("eval.py", config, f"data.val_annotations={tmp_path}/val.json", "--checkpoint", folder / "last.pt")
+    assert done.returncode == 1 and "was trained on other categories" in done.stderr

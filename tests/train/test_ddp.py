@@ -1,0 +1,106 @@
+"""Two gloo processes at batch B against one process at batch B: same losses, same gradients."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed, multiprocessing, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from retina.config import Config
+from retina.config_file import load
+from retina.data.coco import CocoDataset
+from retina.data.loader import Batch, Target, train_batches
+from retina.model.retinanet import RetinaNet
+from retina.train.step import train_step
+
+NORMALIZERS = ("batch", "image", "ema")
+
+
+class KeepGradients(torch.optim.SGD):
+    """An optimizer that only notes what it was given."""
+
+    kept: dict[int, torch.Tensor]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        parameters = self.param_groups[0]["params"]
+        self.kept = {i: p.grad.clone() for i, p in enumerate(parameters) if p.grad is not None}
+
+
+def one_step(config: Config, data: CocoDataset, rank: int, world: int, only_first: bool) -> dict[str, Any]:
+    torch.manual_seed(0)
+    plain = RetinaNet(config, data.num_classes)
+    model: nn.Module = DistributedDataParallel(plain) if world > 1 else plain
+    optimizer = KeepGradients(plain.parameters(), lr=1.0)
+    (batches,) = train_batches(data, config, 0, rank, world)
+    if only_first:  # all objects of the batch are in its first half: the second process has no positives
+        batches = without_objects(batches, rank, world)
+    losses = train_step(model, optimizer, batches, data.num_classes, torch.tensor(100.0), config, 0)
+    return {"losses": {k: v.item() for k, v in losses.items()}, "gradients": optimizer.kept}
+
+
+def without_objects(batches: list[Batch], rank: int, world: int) -> list[Batch]:
+    empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    images = sum(len(batch.image_ids) for batch in batches) * world
+    position, result = rank * images // world, []
+    for batch in batches:
+        targets = []
+        for target in batch.targets:
+            targets.append(target if position < images // 2 else empty)
+            position += 1
+        result.append(batch._replace(targets=targets))
+    return result
+
+
+def worker(rank: int, port: int, yaml: Path, output: str) -> None:
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    data = CocoDataset(load(yaml).data.train_annotations, load(yaml).data.train_images)
+    results = {
+        f"{mode} {only_first} {accumulate}": one_step(settings(yaml, mode, accumulate), data, rank, 2, only_first)
+        for mode in NORMALIZERS
+        for only_first in (False, True)
+        for accumulate in (1, 2)
+    }
+    if rank == 0:
+        torch.save(results, output)
+    distributed.barrier()  # neither leaves while the other still talks to it
+    distributed.destroy_process_group()
+
+
+def settings(yaml: Path, mode: str, accumulate: int) -> Config:
+    return load(yaml, ["train.steps=1", f"loss.normalizer={mode}", f"train.accumulate={accumulate}"])
+
+
+@pytest.fixture(scope="module")
+def two_processes(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    output = tmp_path_factory.mktemp("ddp") / "results.pt"
+    multiprocessing.spawn(worker, (port, tiny_yaml, str(output)), nprocs=2)
+    results: dict[str, Any] = torch.load(output, weights_only=True)
+    return results
+
+
+@pytest.mark.parametrize("only_first", [False, True], ids=["all", "one process without positives"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("mode", NORMALIZERS)
+def test_two_processes_equal_one(
+    two_processes: dict[str, Any], tiny_yaml: Path, mode: str, accumulate: int, only_first: bool
+) -> None:
+    config = settings(tiny_yaml, mode, 1)
+    data = CocoDataset(config.data.train_annotations, config.data.train_images)
+    alone = one_step(config, data, 0, 1, only_first)
+    together = two_processes[f"{mode} {only_first} {accumulate}"]
+    for name in ("loss", "loss_cls", "loss_box", "positives"):
+        assert together["losses"][name] == pytest.approx(alone["losses"][name], rel=1e-5), name
+    assert together["gradients"].keys() == alone["gradients"].keys()
+    for index, gradient in alone["gradients"].items():
+        difference = (together["gradients"][index] - gradient).norm() / gradient.norm().clamp(min=1e-12)
+        assert difference < 1e-5 or gradient.norm() < 1e-7, f"parameter {index}: {difference}"

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from retina.config import Config, Train
+from retina.config_file import load
+from retina.data.coco import CocoDataset
+from retina.data.loader import train_batches
+from retina.model import checkpoint
+from retina.model.retinanet import RetinaNet
+from retina.train import loop
+from retina.train.errors import RunError, RunFolderError
+from retina.train.loop import train
+from retina.train.schedule import build_optimizer, learning_rate, update_average
+from retina.train.step import train_step
+
+
+def settings(yaml: Path, run: Path, *flags: str) -> Config:
+    return load(yaml, [f"output_dir={run}", *flags])
+
+
+def weights(run: Path) -> str:
+    return checkpoint.digest(checkpoint.load(run / checkpoint.LAST)["model"])
+
+
+def test_a_run_leaves_what_it_promises(tiny: Config) -> None:
+    last = train(tiny)
+    names = {path.name.split(".tfevents")[0] for path in tiny.run_dir.iterdir()}
+    assert names == {".lock", "config.yaml", "last.pt", "previous.pt", "best.pt", "metrics.csv", "eval.json",
+                     "detections.json", "events.out"}  # fmt: skip
+    assert load(tiny.run_dir / "config.yaml") == tiny
+    rows = list(csv.DictReader((tiny.run_dir / "metrics.csv").open()))
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(math.isfinite(float(value)) for row in rows for value in row.values())
+    for row in rows:
+        halves = float(row["loss_pos"]) + float(row["loss_neg"])
+        assert halves == pytest.approx(float(row["loss_cls"]), rel=1e-5) and min(halves, float(row["loss_neg"])) > 0
+    evaluations = json.loads((tiny.run_dir / "eval.json").read_text())
+    assert [entry["step"] for entry in evaluations] == [3, 6] and evaluations[-1] == last
+    board = EventAccumulator(str(tiny.run_dir))
+    board.Reload()
+    tags = board.Tags()
+    assert {"train/loss", "train/lr", "train/positives", "val/AP", "val_class/red"} <= set(tags["scalars"])
+    assert {"val/precision_recall_at_iou_50", "detections/0000.png"} <= set(tags["images"])
+    state = checkpoint.load(tiny.run_dir / checkpoint.LAST)
+    assert state["categories"] == [[3, "red"], [7, "green"], [20, "blue"]]
+
+
+def test_a_used_folder_is_refused_and_resume_wants_the_same_settings(tiny: Config, tiny_yaml: Path) -> None:
+    tiny.run_dir.mkdir()
+    (tiny.run_dir / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"not empty; --resume"):
+        train(tiny)
+    assert (tiny.run_dir / "notes.txt").read_text() == "mine"
+    train(tiny, resume=True)  # nothing to resume from: starts afresh
+    before = weights(tiny.run_dir)
+    with pytest.raises(RunError, match=r"train\.lr was 0\.01, is 0\.02"):
+        train(settings(tiny_yaml, tiny.run_dir, "train.lr=0.02"), resume=True)
+    train(settings(tiny_yaml, tiny.run_dir, "data.workers=1"), resume=True)  # finished already: nothing changes
+    assert weights(tiny.run_dir) == before
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(tiny: Config, tiny_yaml: Path) -> None:
+    train(settings(tiny_yaml, tiny.run_dir))
+    before = {path: path.read_bytes() for path in tiny.run_dir.iterdir()}
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, 2); print('has', flush=True); input()"
+    command = [sys.executable, "-c", code, str(tiny.run_dir / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"has\n"
+        with pytest.raises(RunFolderError, match=r"another process is training here"):
+            train(tiny, resume=True)
+        other.kill()
+    assert {path: path.read_bytes() for path in tiny.run_dir.iterdir()} == before
+    train(tiny, resume=True)
+
+
+def test_resume_passes_over_a_damaged_checkpoint(tiny: Config, tiny_yaml: Path, tmp_path: Path) -> None:
+    train(tiny)
+    again = settings(tiny_yaml, tmp_path / "again")
+    train(again)
+    (tmp_path / "again/last.pt").write_bytes((tmp_path / "again/last.pt").read_bytes()[:1000])
+    train(again, resume=True)
+    assert weights(tmp_path / "again") == weights(tiny.run_dir)
+    assert (tmp_path / "again/metrics.csv").read_bytes() == (tiny.run_dir / "metrics.csv").read_bytes()
+
+
+def test_seed_decides(tiny: Config, tiny_yaml: Path, tmp_path: Path) -> None:
+    train(tiny)
+    train(settings(tiny_yaml, tmp_path / "other", "seed=1"))
+    assert weights(tmp_path / "other") != weights(tiny.run_dir)
+
+
+def test_loss_falls_and_gradients_are_accumulated_exactly(tiny: Config, tiny_yaml: Path, tmp_path: Path) -> None:
+    flags = ["train.steps=24", "train.eval_every=0", "train.lr=2e-3", "train.optimizer=adamw", "data.zoom=[1,1]",
+             "data.photometric=0", "train.schedule=cosine"]  # fmt: skip
+    runs = {name: settings(tiny_yaml, tmp_path / name, *flags, f"train.accumulate={name}") for name in ("1", "2")}
+    losses = {}
+    for name, config in runs.items():
+        train(config)
+        losses[name] = [float(row["loss"]) for row in csv.DictReader((config.run_dir / "metrics.csv").open())]
+    assert sum(losses["1"][-5:]) < 0.8 * sum(losses["1"][:5])
+    assert losses["2"][:3] == pytest.approx(losses["1"][:3], rel=1e-3)
+
+
+def test_non_finite_loss_stops_before_the_update_and_names_the_images(
+    tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = CocoDataset(tiny.data.train_annotations, tiny.data.train_images)
+    model = RetinaNet(tiny, data.num_classes)
+    with torch.no_grad():
+        model.cls_logits.bias.fill_(float("nan"))  # type: ignore[union-attr]
+    before = checkpoint.digest(model.state_dict())
+    optimizer = build_optimizer(model, tiny.train)
+    batches = next(train_batches(data, tiny, 0))
+    with pytest.raises(RunError, match=r"step 1: the loss or its gradient is not finite"):
+        train_step(model, optimizer, batches, data.num_classes, torch.tensor(100.0), tiny, 0)
+    assert checkpoint.digest(model.state_dict()) == before
+
+    monkeypatch.setattr("retina.model.retinanet.prior_bias", lambda pi: float("nan"))
+    with pytest.raises(RunError, match=r"image ids are in .*nonfinite_step_1\.json"):
+        train(tiny)
+    noted = json.loads((tiny.run_dir / "nonfinite_step_1.json").read_text())
+    assert noted["image_ids"] == [i for batch in batches for i in batch.image_ids]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_a_checkpoint_and_ends_cleanly(
+    tiny: Config, tiny_yaml: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    train(tiny)
+    config = settings(tiny_yaml, tmp_path / "stopped", "train.checkpoint_every=1000")
+
+    def at_step_two() -> None:
+        path = config.run_dir / "metrics.csv"
+        while not path.exists() or path.read_text().count("\n") < 3:
+            pass
+        os.kill(os.getpid(), number)
+
+    watcher = threading.Thread(target=at_step_two)
+    watcher.start()
+    train(config)
+    watcher.join()
+    stopped_at = checkpoint.load(config.run_dir / checkpoint.LAST)["step"]
+    assert 2 <= stopped_at < 6
+    train(config, resume=True)
+    assert weights(config.run_dir) == weights(tiny.run_dir)
+
+
+def test_a_stop_before_an_evaluation_loses_nothing(tiny: Config, tiny_yaml: Path, tmp_path: Path) -> None:
+    train(tiny)
+    config = settings(tiny_yaml, tmp_path / "stopped")
+    step = loop.train_step
+
+    def stop_at_three(*args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        losses = step(*args, **kwargs)
+        return losses | {"stop": torch.tensor(float(args[6] == 2))}  # step 3 is an evaluation's
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_step", stop_at_three)
+        train(config)
+    assert json.loads((config.run_dir / "eval.json").read_text()) == []
+    train(config, resume=True)
+    assert (config.run_dir / "eval.json").read_text() == (tiny.run_dir / "eval.json").read_text()
+    assert weights(config.run_dir) == weights(tiny.run_dir)
+
+
+def test_a_signal_to_the_whole_group_reaches_only_the_trainer(tiny_yaml: Path, tmp_path: Path) -> None:
+    """As torchrun, Slurm and `timeout` send it: the loader's workers get it too, and must not die of it."""
+    tool = Path(__file__).parents[2] / "tools/train.py"
+    flags = ["train.steps=2000", "data.workers=2", "train.eval_every=0", f"output_dir={tmp_path}/run"]
+    process = subprocess.Popen(
+        [sys.executable, tool, tiny_yaml, *flags], start_new_session=True, stdout=subprocess.PIPE
+    )
+    metrics = tmp_path / "run/metrics.csv"
+    while not metrics.exists() or metrics.read_text().count("\n") < 4:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    output = process.communicate()[0].decode()
+    assert process.returncode == 0 and "stopped by a signal" in output
+    assert checkpoint.load(tmp_path / "run" / checkpoint.LAST)["step"] >= 3
+
+
+def test_random_frozen_stages_are_refused(tiny_yaml: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"frozen_stages=1 .* would stay random"):
+        train(settings(tiny_yaml, tmp_path / "run", "model.frozen_stages=1"))
+
+
+def test_frozen_statistics_without_weights_are_refused(tiny_yaml: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"model\.norm=frozen .* model\.norm=batch"):
+        train(settings(tiny_yaml, tmp_path / "run", "model.norm=frozen"))
+
+
+def test_missing_weights_say_what_to_do(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"'nowhere.pth' is no file here, and no name for resnet18: IMAGENET1K_V1"
+    ):
+        train(settings(tiny_yaml, tmp_path / "a", "model.weights=nowhere.pth"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    with pytest.raises(FileNotFoundError, match=r"put it at .*cache/hub/checkpoints/resnet18-.*\.pth"):
+        train(settings(tiny_yaml, tmp_path / "b", "model.weights=IMAGENET1K_V1"))
+
+
+def test_learning_rate_by_hand() -> None:
+    config = Train(steps=90, lr=0.01, batch_size=8, warmup_steps=10, warmup_factor=0.1)
+    assert learning_rate(0, config) == pytest.approx(0.0005)  # half the reference batch, a tenth of the peak
+    assert learning_rate(5, config) == pytest.approx(0.005 * 0.55)
+    assert [learning_rate(step, config) for step in (10, 59, 60, 79, 80, 89)] == pytest.approx(
+        [0.005, 0.005, 0.0005, 0.0005, 0.00005, 0.00005]
+    )
+    cosine = config.model_copy(update={"schedule": "cosine"})
+    assert [learning_rate(step, cosine) for step in (10, 50, 90)] == pytest.approx([0.005, 0.0025, 0.0])
+
+
+def test_weight_decay_of_norms_is_their_own(tiny_yaml: Path) -> None:
+    config = load(tiny_yaml, ["train.norm_weight_decay=0", "train.weight_decay=0.1"])
+    model = RetinaNet(config, 3)
+    plain, norms = build_optimizer(model, config.train).param_groups
+    assert (plain["weight_decay"], norms["weight_decay"]) == (0.1, 0.0)
+    assert all(p.dim() == 1 for p in norms["params"])
+    assert len(plain["params"]) + len(norms["params"]) == len(list(model.parameters()))
+
+
+def test_average_of_weights_by_hand() -> None:
+    model, average = torch.nn.BatchNorm1d(1), torch.nn.BatchNorm1d(1)
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+        average.weight.fill_(1.0)
+    model.num_batches_tracked.fill_(7)  # type: ignore[operator]
+    update_average(average, model, 0.75, step=10_000)
+    assert average.weight.item() == pytest.approx(1.5) and int(average.num_batches_tracked) == 7  # type: ignore[arg-type]
+    update_average(average, model, 0.75, step=0)  # early on: 1/10 of the old
+    assert average.weight.item() == pytest.approx(0.1 * 1.5 + 0.9 * 3)
+
+
+def test_torchrun_trains_as_one_process_does(tiny_yaml: Path, tmp_path: Path) -> None:
+    tool = Path(__file__).parents[2] / "tools/train.py"
+    flags = [tiny_yaml, "train.steps=2", "train.eval_every=0"]
+    alone = settings(tiny_yaml, tmp_path / "one", *map(str, flags[1:]))
+    train(alone)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tool, *flags]
+    run = subprocess.run(
+        [*command, f"output_dir={tmp_path}/two"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=200,
+    )
+    assert run.returncode == 0, run.stderr
+    rows = [list(csv.DictReader((tmp_path / name / "metrics.csv").open())) for name in ("one", "two")]
+    for one, two in zip(*rows, strict=True):
+        expected = pytest.approx({k: float(v) for k, v in one.items()}, rel=1e-4, abs=1e-6)  # loss_neg is a difference
+        assert {k: float(v) for k, v in two.items()} == expected
+    results = [json.loads((tmp_path / name / "eval.json").read_text())[-1]["AP"] for name in ("one", "two")]
+    assert results[0] == pytest.approx(results[1], abs=1e-3)
