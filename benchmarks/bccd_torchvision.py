@@ -16,10 +16,10 @@ import speed
 import torch
 from torch.nn import functional as F
 
-from retina.config_file import load
+from retina.config_file import load_config
 from retina.data.coco import CocoDataset, read_image
 from retina.detect import Detections
-from retina.evaluate.coco import coco_results, score, table
+from retina.evaluate.coco import coco_results, evaluate_detections, format_metrics
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--adamw", action="store_true")
     arguments = parser.parse_args()
-    config = load("configs/bccd.yaml")
+    config = load_config("configs/bccd.yaml")
     train_set = CocoDataset(config.data.train_annotations, config.data.train_images)
     val_set = CocoDataset(config.data.val_annotations, config.data.val_images)
     torch.manual_seed(0)
@@ -72,7 +72,8 @@ def main() -> None:
             (found,) = model([image])
         detections = Detections(found["boxes"], found["scores"], found["labels"])
         results += coco_results(record.image_id, detections, torch.ones(4), val_set.category_ids)
-    print(f"torchvision {step} steps of 8 images in {seconds:.0f} s\n{table(score(results, val_set).metrics)}")
+    metrics = evaluate_detections(results, val_set).metrics
+    print(f"torchvision {step} steps of 8 images in {seconds:.0f} s\n{format_metrics(metrics)}")
 
 
 if __name__ == "__main__":

@@ -28,11 +28,11 @@ import torchvision
 from torch.profiler import ProfilerActivity, profile
 
 from retina.config import Config
-from retina.config_file import load
+from retina.config_file import load_config
 from retina.data.coco import CocoDataset
 from retina.data.loader import train_batches
 from retina.device import pick_device
-from retina.evaluate.coco import table
+from retina.evaluate.coco import format_metrics
 from retina.model.retinanet import RetinaNet
 from retina.train.loop import train
 from retina.train.schedule import build_optimizer
@@ -55,10 +55,12 @@ def main() -> int:
     torch.set_float32_matmul_precision("high")
     card = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
     with tempfile.TemporaryDirectory() as folder:
-        config = load("configs/gpu.yaml", [f"output_dir={folder}/run", *arguments.overrides])
+        config = load_config("configs/gpu.yaml", [f"output_dir={folder}/run", *arguments.overrides])
         per_second, speed_table = measure_speed(config)
         steps = max(10, int(arguments.seconds * per_second / config.train.batch_size))
-        config = load("configs/gpu.yaml", [f"output_dir={folder}/run", *arguments.overrides, f"train.steps={steps}"])
+        config = load_config(
+            "configs/gpu.yaml", [f"output_dir={folder}/run", *arguments.overrides, f"train.steps={steps}"]
+        )
         shares = step_shares(config, device)
         start = time.perf_counter()
         metrics = train(config)
@@ -76,7 +78,7 @@ def main() -> int:
         "## Training from scratch on generated images",
         f"`configs/gpu.yaml`, {steps} steps: {seconds:.0f} s with start, loading, evaluation and checkpoints; "
         f"{images / seconds:.1f} images/s over all of it.",
-        f"```\n{table(metrics)}\n```",
+        f"```\n{format_metrics(metrics)}\n```",
         "## Where the time of a step goes",
         *(f"- {name}: {100 * share:.1f} %" for name, share in shares.items()),
         "",

@@ -25,13 +25,13 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # other numbers of threads add up in another order
 
 import torch
-from kill_resume import SETTINGS, digest_run, finish
+from kill_resume import SETTINGS, digest_run, run_to_end
 from optuna.trial import TrialState
 
 from retina.shapes.writing import write_shapes
 from retina.study.cells import Study
 from retina.study.study_file import load_study
-from retina.study.trial_storage import Ledger
+from retina.study.trial_storage import TrialStorage
 
 TOOL = Path(__file__).parents[1] / "tools/ablate.py"
 LEASE = 3.0
@@ -55,7 +55,7 @@ def main() -> int:
         study = make_study(root, arguments.cells)
         alone = {}
         for cell in study.cells:
-            alone[cell.key] = finish(cell.config.model_copy(update={"output_dir": str(root / "alone" / cell.key)}))
+            alone[cell.key] = run_to_end(cell.config.model_copy(update={"output_dir": str(root / "alone" / cell.key)}))
         print(f"{len(alone)} cells trained alone", flush=True)
         command = [sys.executable, str(TOOL), str(study.file), "--output", str(study.folder.parent)]
         command += ["--workers", str(arguments.workers), "--lease", str(LEASE)]
@@ -68,11 +68,13 @@ def main() -> int:
         left = [pid for pids in trainings(study).values() for pid in pids]
         print(f"killed {kills['training']} trainings and {kills['driver']} drivers")
         equal = sum(digest_run(cell.folder) == alone[cell.key] for cell in study.cells)
-        attempts = Ledger(study, arguments.storage, LEASE).attempts()
-        complete = [sum(t.state == TrialState.COMPLETE for t in attempts[cell.key]) for cell in study.cells]
-        open_ones = sum(t.state == TrialState.RUNNING for trials in attempts.values() for t in trials)
+        trials_by_cell = TrialStorage(study, arguments.storage, LEASE).trials_by_cell()
+        complete = [sum(t.state == TrialState.COMPLETE for t in trials_by_cell[cell.key]) for cell in study.cells]
+        open_ones = sum(t.state == TrialState.RUNNING for trials in trials_by_cell.values() for t in trials)
         number = len(study.cells)
-        print(f"{sum(map(len, attempts.values()))} attempts, {complete.count(1)} of {number} complete exactly once")
+        print(
+            f"{sum(map(len, trials_by_cell.values()))} attempts, {complete.count(1)} of {number} complete exactly once"
+        )
         print(f"{open_ones} attempts left open, {len(left)} processes left")
         print(f"{len(watch.twice)} times two owners {watch.twice or ''}")
         print(f"{equal} of {number} equal", flush=True)

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from retina.config import Config
-from retina.config_file import load
+from retina.config_file import load_config
 from retina.model import checkpoint
 from retina.shapes.writing import write_shapes
 from retina.train.loop import train
@@ -57,7 +57,7 @@ def main() -> int:
         write_shapes(root / "shapes", train=22, val=6, size=96, processes=1)
         (root / "kill.yaml").write_text(SETTINGS.format(root=root / "shapes", precision=arguments.precision))
         started = time.perf_counter()
-        expected = finish(settings(root, "alone", 0))
+        expected = run_to_end(settings(root, "alone", 0))
         duration = time.perf_counter() - started
         print(f"alone: {expected[:16]} in {duration:.1f} s", flush=True)
         cases = [("write" if i % 3 == 1 else "any", 1) for i in range(arguments.kills)]
@@ -65,7 +65,7 @@ def main() -> int:
         equal = 0
         for i, (when, kills) in enumerate(cases):
             reached = [kill_once(settings(root, str(i), k % 3), when, duration / kills, chance) for k in range(kills)]
-            result = finish(settings(root, str(i), (kills + i) % 3))
+            result = run_to_end(settings(root, str(i), (kills + i) % 3))
             equal += result == expected
             verdict = "equal" if result == expected else f"DIFFERS {result[:16]}"
             print(f"{i + 1}: killed {when} at step {', '.join(reached)}: {verdict}", flush=True)
@@ -75,7 +75,7 @@ def main() -> int:
 
 def settings(root: Path, name: str, workers: int) -> Config:
     """The run called `name`, with a number of loader workers that must not matter."""
-    return load(root / "kill.yaml", [f"output_dir={root / name}", f"data.workers={workers}"])
+    return load_config(root / "kill.yaml", [f"output_dir={root / name}", f"data.workers={workers}"])
 
 
 def start(config: Config) -> int:
@@ -110,7 +110,7 @@ def kill_once(config: Config, when: str, duration: float, chance: random.Random)
     return "the end"
 
 
-def finish(config: Config) -> str:
+def run_to_end(config: Config) -> str:
     """Train to the end and digest what is left: weights, average, optimizer, step, metrics.csv, eval.json."""
     _, status = os.waitpid(start(config), 0)
     if status:

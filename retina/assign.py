@@ -15,7 +15,7 @@ from torch import Tensor
 from retina import config as cfg
 from retina.boxes import box_iou, intersection_over_area
 from retina.data.loader import Target
-from retina.losses.focal import HAS_TRITON, say_that_triton_is_missing
+from retina.losses.focal import HAS_TRITON, warn_triton_missing
 
 
 class Assignment(NamedTuple):
@@ -44,7 +44,7 @@ def assign(
         raise ValueError(f"num_classes: given {num_classes}, expected at most {torch.iinfo(torch.int16).max}")
     anchors_R4 = torch.cat(anchors)
     if anchors_R4.is_cuda and not HAS_TRITON:
-        say_that_triton_is_missing()
+        warn_triton_missing()
     elif anchors_R4.is_cuda:
         from retina.assign_triton import match  # here, because importing Triton takes long
 
@@ -77,12 +77,12 @@ def _assign_image(
             best_M = iou_MR.amax(dim=1)
             # A box that no anchor touches has IoU 0 with all of them: that is no match.
             is_best_MR = (iou_MR == best_M[:, None]) & (best_M[:, None] > 0)
-            rescued_R = is_best_MR.any(dim=0)
-            positive_R |= rescued_R
+            is_best_R = is_best_MR.any(dim=0)
+            positive_R |= is_best_R
             if config.low_quality == "overwrite":
                 order_M1 = torch.arange(1, len(target.boxes) + 1, device=iou_MR.device)[:, None]
                 last_R = (is_best_MR * order_M1).amax(dim=0) - 1  # the later box wins, as in mmdetection
-                match_R = torch.where(rescued_R, last_R, match_R)
+                match_R = torch.where(is_best_R, last_R, match_R)
         labels_R = torch.where(between_R, -1, labels_R)
         labels_R = torch.where(positive_R, target.labels[match_R].to(labels_R.dtype), labels_R)
         boxes_R4 = torch.where(positive_R[:, None], target.boxes[match_R], boxes_R4)

@@ -25,7 +25,7 @@ BLOCK, WARPS = 512, 4
 
 
 @triton.jit
-def _anchors(at, inside):
+def _load_anchors(at, inside):
     """Corners and area; a unit square where there is none."""
     x1, y1 = tl.load(at, mask=inside, other=0.0), tl.load(at + 1, mask=inside, other=0.0)
     x2, y2 = tl.load(at + 2, mask=inside, other=1.0), tl.load(at + 3, mask=inside, other=1.0)
@@ -33,7 +33,7 @@ def _anchors(at, inside):
 
 
 @triton.jit
-def _frame(x1, y1, x2, y2, inside):
+def _bounding_box(x1, y1, x2, y2, inside):
     """Smallest box around the anchors of a block."""
     left, top = tl.min(tl.where(inside, x1, float("inf"))), tl.min(tl.where(inside, y1, float("inf")))
     right, bottom = tl.max(tl.where(inside, x2, float("-inf"))), tl.max(tl.where(inside, y2, float("-inf")))
@@ -55,21 +55,21 @@ def _iou(x1, y1, x2, y2, area, box):
 
 
 @triton.jit
-def _touches(left, top, right, bottom, box):
+def _overlaps(left, top, right, bottom, box):
     across = (tl.load(box) < right) & (tl.load(box + 2) > left)
     return across & (tl.load(box + 1) < bottom) & (tl.load(box + 3) > top)
 
 
 @triton.jit
-def _best_of_boxes_kernel(anchors, boxes, images, best_BT, R, T, BLOCK: tl.constexpr):
+def _best_iou_kernel(anchors, boxes, images, best_BT, R, T, BLOCK: tl.constexpr):
     block, image = tl.program_id(0), images + 6 * tl.program_id(1)
     r = block * BLOCK + tl.arange(0, BLOCK)
     inside = r < R
-    x1, y1, x2, y2, area = _anchors(anchors + 4 * r, inside)
-    left, top, right, bottom = _frame(x1, y1, x2, y2, inside)
+    x1, y1, x2, y2, area = _load_anchors(anchors + 4 * r, inside)
+    left, top, right, bottom = _bounding_box(x1, y1, x2, y2, inside)
     for m in range(tl.load(image), tl.load(image + 1)):
         box = boxes + 4 * m
-        if _touches(left, top, right, bottom, box):
+        if _overlaps(left, top, right, bottom, box):
             iou = _iou(x1, y1, x2, y2, area, box)
             tl.store(best_BT + block.to(tl.int64) * T + m, tl.max(tl.where(inside, iou, 0.0)))
 
@@ -77,32 +77,32 @@ def _best_of_boxes_kernel(anchors, boxes, images, best_BT, R, T, BLOCK: tl.const
 @triton.jit
 def _match_kernel(
     anchors, boxes, labels, ignores, images, best_T, label_NR, box_NR4, R, num_classes, positive_iou, negative_iou,
-    RESCUE: tl.constexpr, OVERWRITE: tl.constexpr, PADDING_IS_IGNORED: tl.constexpr, BLOCK: tl.constexpr,
+    LOW_QUALITY: tl.constexpr, OVERWRITE: tl.constexpr, PADDING_IS_IGNORED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     block, n = tl.program_id(0), tl.program_id(1)
     image = images + 6 * n
     r = block * BLOCK + tl.arange(0, BLOCK)
     inside = r < R
-    x1, y1, x2, y2, area = _anchors(anchors + 4 * r, inside)
-    left, top, right, bottom = _frame(x1, y1, x2, y2, inside)
+    x1, y1, x2, y2, area = _load_anchors(anchors + 4 * r, inside)
+    left, top, right, bottom = _bounding_box(x1, y1, x2, y2, inside)
 
     best = tl.zeros((BLOCK,), tl.float32)
     has_boxes = tl.load(image) < tl.load(image + 1)
     match = tl.zeros((BLOCK,), tl.int32) + tl.where(has_boxes, tl.load(image), -1)  # torch.max of zeros is the first
-    rescued = tl.zeros((BLOCK,), tl.int32) - 1  # the box whose best anchor this is; the last one, if several
+    best_of = tl.zeros((BLOCK,), tl.int32) - 1  # the box whose best anchor this is; the last one, if several
     for m in range(tl.load(image), tl.load(image + 1)):
         box = boxes + 4 * m
-        if _touches(left, top, right, bottom, box):
+        if _overlaps(left, top, right, bottom, box):
             iou = _iou(x1, y1, x2, y2, area, box)
             match = tl.where(iou > best, m, match)  # the first of equals, as torch.max
             best = tl.maximum(iou, best)
-            if RESCUE:
-                rescued = tl.where((iou == tl.load(best_T + m)) & (iou > 0.0), m, rescued)
+            if LOW_QUALITY:
+                best_of = tl.where((iou == tl.load(best_T + m)) & (iou > 0.0), m, best_of)
 
     label = tl.zeros((BLOCK,), tl.int32) + num_classes
     for u in range(tl.load(image + 2), tl.load(image + 3)):
         region = ignores + 4 * u
-        if _touches(left, top, right, bottom, region):
+        if _overlaps(left, top, right, bottom, region):
             share = tl.div_rn(_intersection(x1, y1, x2, y2, region), area)
             label = tl.where(share >= 0.5, -1, label)
     if PADDING_IS_IGNORED:
@@ -110,10 +110,10 @@ def _match_kernel(
         label = tl.where(outside, -1, label)
     label = tl.where((match >= 0) & (best >= negative_iou) & (best < positive_iou), -1, label)
     is_positive = (best >= positive_iou) & (match >= 0)
-    if RESCUE:
-        is_positive |= rescued >= 0
+    if LOW_QUALITY:
+        is_positive |= best_of >= 0
     if OVERWRITE:
-        match = tl.where(rescued >= 0, rescued, match)
+        match = tl.where(best_of >= 0, best_of, match)
     matched = inside & is_positive
     label = tl.where(is_positive, tl.load(labels + match, mask=matched, other=0).to(tl.int32), label)
     at = n.to(tl.int64) * R + r
@@ -135,16 +135,16 @@ def match(
     boxes_T4 = torch.cat([target.boxes for target in targets]).contiguous()
     labels_T = torch.cat([target.labels for target in targets])
     ignores_U4 = torch.cat([target.ignore for target in targets]).contiguous()
-    images_N6 = _images(targets, sizes).to(device, non_blocking=True)
+    images_N6 = _image_table(targets, sizes).to(device, non_blocking=True)
     blocks = triton.cdiv(rows, BLOCK)
     grid = (blocks, len(targets))
     exact = {"BLOCK": BLOCK, "num_warps": WARPS, "enable_fp_fusion": False}
     best_T = boxes_T4.new_empty(0)
-    rescue = config.low_quality != "none"
-    if rescue and len(boxes_T4):
+    low_quality = config.low_quality != "none"
+    if low_quality and len(boxes_T4):
         best_BT = boxes_T4.new_zeros(blocks, len(boxes_T4))
         with torch.cuda.device_of(anchors_R4):
-            _best_of_boxes_kernel[grid](anchors_R4, boxes_T4, images_N6, best_BT, rows, len(boxes_T4), **exact)
+            _best_iou_kernel[grid](anchors_R4, boxes_T4, images_N6, best_BT, rows, len(boxes_T4), **exact)
         best_T = best_BT.amax(dim=0)
     labels_NR = torch.empty(len(targets), rows, dtype=torch.int16, device=device)
     boxes_NR4 = anchors_R4.new_empty(len(targets), rows, 4)
@@ -152,13 +152,14 @@ def match(
         _match_kernel[grid](
             anchors_R4, boxes_T4, labels_T, ignores_U4, images_N6, best_T, labels_NR, boxes_NR4, rows, num_classes,
             config.positive_iou, config.negative_iou,
-            RESCUE=rescue, OVERWRITE=config.low_quality == "overwrite", PADDING_IS_IGNORED=config.padding == "ignore",
+            LOW_QUALITY=low_quality, OVERWRITE=config.low_quality == "overwrite",
+            PADDING_IS_IGNORED=config.padding == "ignore",
             **exact,
         )  # fmt: skip
     return labels_NR, boxes_NR4
 
 
-def _images(targets: list[Target], sizes: list[tuple[int, int]]) -> Tensor:
+def _image_table(targets: list[Target], sizes: list[tuple[int, int]]) -> Tensor:
     """int32 (N, 6): where its boxes and its ignore regions begin and end, height, width; all known to the host."""
     rows, box, region = [], 0, 0
     for target, (height, width) in zip(targets, sizes, strict=True):

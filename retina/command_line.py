@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import NoReturn
 
 from retina.config import Config
-from retina.config_file import ConfigError, load
+from retina.config_file import ConfigError, load_config
 
-BUSY = 75  # exit status of a training in whose folder another trains (sysexits.h: try again later)
+EXIT_FOLDER_IN_USE = 75  # exit status of a training in whose folder another trains (sysexits.h: try again later)
 
 
-def load_or_exit(file: str | Path, overrides: list[str] | None = None) -> Config:
+def load_config_or_exit(file: str | Path, overrides: list[str] | None = None) -> Config:
     """`load` for a command line: a ConfigError is printed and the process ends with status 2."""
     try:
-        return load(file, overrides)
+        return load_config(file, overrides)
     except ConfigError as error:
-        fail(str(error))
+        exit_with_error(str(error))
 
 
-def fail(message: str) -> NoReturn:
+def exit_with_error(message: str) -> NoReturn:
     """A usage error: `message` on stderr, exit status 2."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)

@@ -14,11 +14,15 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-NEUTRAL = ("output_dir", "data.workers", "train.checkpoint_every")  # keys that change no number of a training
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # COCO's
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+KEYS_WITHOUT_EFFECT = (
+    "output_dir",
+    "data.workers",
+    "train.checkpoint_every",
+)  # keys that change no number of a training
+COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # COCO's
 Backbone = Literal[
     "resnet18",
     "resnet34",
@@ -42,16 +46,16 @@ class Data(Section):
     train_images: str = "data/coco/train2017"
     val_annotations: str = "data/coco/annotations/instances_val2017.json"
     val_images: str = "data/coco/val2017"
-    short_side: tuple[Count, ...] = Field((800,), min_length=1, description="px; one is drawn for each sample")
-    eval_short_side: Count | None = Field(None, description="px; None is the last of short_side")
-    max_side: Count = 1333
+    short_side: tuple[PositiveInt, ...] = Field((800,), min_length=1, description="px; one is drawn for each sample")
+    eval_short_side: PositiveInt | None = Field(None, description="px; None is the last of short_side")
+    max_side: PositiveInt = 1333
     resize: Literal["opencv", "torchvision"] = Field("opencv", description="torchvision: bilinear on floats")
-    pad_multiple: Count = Field(
+    pad_multiple: PositiveInt = Field(
         16, description="px; torchvision, mmdetection, detectron2: 32; 128 gives fewer batch shapes"
     )
     flip: Probability = 0.5
     vertical_flip: Probability = 0.0
-    zoom: tuple[Positive, Positive] = Field((1.0, 1.0), description="random scale; above 1 crops a window")
+    zoom: tuple[PositiveFloat, PositiveFloat] = Field((1.0, 1.0), description="random scale; above 1 crops a window")
     photometric: Probability = Field(0.0, description="chance of a change of brightness, contrast, colour")
     empty_images: Literal["keep", "drop"] = Field("keep", description="drop: detectron2, mmdetection")
     crowd: Literal["ignore", "drop"] = Field("ignore", description="drop: torchvision, detectron2")
@@ -76,7 +80,7 @@ class Model(Section):
         "frozen",
         description="backbone; frozen: paper, torchvision V1; frozen_stats (affine trains): mmdetection",
     )
-    norm_eps: NonNegative = Field(1e-5, description="torchvision's published V1 weights need 0")
+    norm_eps: NonNegativeFloat = Field(1e-5, description="torchvision's published V1 weights need 0")
     frozen_stages: Annotated[int, Field(ge=-1, le=4)] = Field(
         1, description="-1 trains all, 0 freezes the stem, 1 the stem and layer1, ... (mmdetection's count)"
     )
@@ -89,9 +93,9 @@ class Model(Section):
 
 
 class Anchors(Section):
-    octave_base: Positive = Field(4.0, description="anchor side / stride at the first scale")
-    scales: Count = Field(3, description="per octave")
-    ratios: tuple[Positive, ...] = Field((0.5, 1.0, 2.0), min_length=1, description="height / width")
+    octave_base: PositiveFloat = Field(4.0, description="anchor side / stride at the first scale")
+    scales: PositiveInt = Field(3, description="per octave")
+    ratios: tuple[PositiveFloat, ...] = Field((0.5, 1.0, 2.0), min_length=1, description="height / width")
     quantize: bool = Field(False, description="integer sizes, rounded corners: torchvision")
     stride: Literal["level", "padded"] = Field("level", description="padded: image // grid, torchvision")
     offset: Probability = Field(0.0, description="centre offset in strides; the paper has about 0.5")
@@ -117,17 +121,17 @@ class Loss(Section):
         "focal", description="focal_star: appendix A; ohem: hard example mining, table 1d"
     )
     alpha: Probability | None = Field(0.25, description="weight of the positive class; null: no weighting")
-    gamma: NonNegative = 2.0
+    gamma: NonNegativeFloat = 2.0
     beta: float = Field(1.0, description="used by focal_star only")
-    ohem_batch: Count = Field(128, description="anchors an image; used by ohem and ohem_1_3 only")
+    ohem_batch: PositiveInt = Field(128, description="anchors an image; used by ohem and ohem_1_3 only")
     ohem_nms: Probability = Field(0.5, description="used by ohem and ohem_1_3 only")
     box: Literal["smooth_l1", "l1", "giou"] = Field("smooth_l1", description="l1: mmdetection, torchvision V1")
-    smooth_l1_beta: Positive = Field(0.11, description="used by smooth_l1 only")
-    cls_weight: NonNegative = 1.0
-    box_weight: NonNegative = 1.0
+    smooth_l1_beta: PositiveFloat = Field(0.11, description="used by smooth_l1 only")
+    cls_weight: NonNegativeFloat = 1.0
+    box_weight: NonNegativeFloat = 1.0
     normalizer: Literal["batch", "image", "ema"] = Field("batch", description="image: torchvision; ema: detectron2")
     ema_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    ema_start: Positive = 100.0
+    ema_start: PositiveFloat = 100.0
 
     @model_validator(mode="after")
     def _focal_star_divides_by_gamma(self) -> Self:
@@ -138,36 +142,36 @@ class Loss(Section):
 
 class Detect(Section):
     score_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    candidates: Count = Field(1000, description="per level, before NMS")
+    candidates: PositiveInt = Field(1000, description="per level, before NMS")
     nms_iou: Probability = 0.5
-    max_detections: Count = 100
+    max_detections: PositiveInt = 100
     max_ratio: Annotated[float, Field(gt=1)] = Field(
         62.5, description="box side / anchor side, 1000/16; in the GIoU loss too"
     )
 
 
 class Train(Section):
-    steps: Count = 90_000
-    batch_size: Count = Field(16, description="images a step, over all processes and accumulations")
-    accumulate: Count = 1
+    steps: PositiveInt = 90_000
+    batch_size: PositiveInt = Field(16, description="images a step, over all processes and accumulations")
+    accumulate: PositiveInt = 1
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: Positive = Field(0.01, description="for reference_batch images a step; scaled linearly with the batch")
-    reference_batch: Count = 16
+    lr: PositiveFloat = Field(0.01, description="for reference_batch images a step; scaled linearly with the batch")
+    reference_batch: PositiveInt = 16
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="sgd only")
-    weight_decay: NonNegative = 1e-4
-    norm_weight_decay: NonNegative | None = Field(None, description="null: as weight_decay")
+    weight_decay: NonNegativeFloat = 1e-4
+    norm_weight_decay: NonNegativeFloat | None = Field(None, description="null: as weight_decay")
     schedule: Literal["steps", "cosine"] = "steps"
     milestones: tuple[Probability, ...] = Field((2 / 3, 8 / 9), description="fractions of steps; each divides by 10")
     warmup_steps: Annotated[int, Field(ge=0)] = 1000
     warmup_factor: Annotated[float, Field(gt=0, le=1)] = 0.001
-    clip_norm: NonNegative = Field(0.0, description="largest gradient norm; 0 is off")
+    clip_norm: NonNegativeFloat = Field(0.0, description="largest gradient norm; 0 is off")
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="decay of the weights' average; 0 is off")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
     compile: bool = False
-    log_every: Count = 50
+    log_every: PositiveInt = 50
     eval_every: Annotated[int, Field(ge=0)] = Field(5000, description="steps; 0: only at the end")
-    checkpoint_every: Count = 1000
-    eval_batch: Count = 8
+    checkpoint_every: PositiveInt = 1000
+    eval_batch: PositiveInt = 8
 
 
 class Config(Section):

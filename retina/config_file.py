@@ -22,7 +22,7 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message names file or flag, key, value and what is accepted."""
 
 
-def load(file: str | Path, overrides: list[str] | None = None, said: str = "argument") -> Config:
+def load_config(file: str | Path, overrides: list[str] | None = None, said: str = "argument") -> Config:
     """Read `file` (and the base it names), then `section.key=value` overrides; errors call each of them a `said`.
 
     Raises ConfigError naming the file or flag, the key, the value, what is accepted and the nearest known name.
@@ -30,18 +30,18 @@ def load(file: str | Path, overrides: list[str] | None = None, said: str = "argu
     path = Path(file)
     merged: dict[str, Any] = {"name": path.stem}
     origin: dict[str, str] = {}
-    for source, tree in [*_files(path), *_flags(overrides or [], said)]:
-        _check_names(tree, Config, source)
-        for key in _leaves(tree):
+    for source, tree in [*_read_files(path), *_read_overrides(overrides or [], said)]:
+        _check_keys(tree, Config, source)
+        for key in _flat_keys(tree):
             origin[key] = source
         merged = OmegaConf.to_container(OmegaConf.merge(merged, tree))  # type: ignore[assignment]
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(item, origin, path) for item in error.errors())) from None
+        raise ConfigError("\n".join(_format_error(item, origin, path) for item in error.errors())) from None
 
 
-def from_yaml(text: str) -> Config:
+def config_from_yaml(text: str) -> Config:
     """What `Config.to_yaml` wrote. Raises ConfigError where it is of another version of the program."""
     try:
         return Config.model_validate(OmegaConf.to_container(OmegaConf.create(text)))
@@ -49,7 +49,7 @@ def from_yaml(text: str) -> Config:
         raise ConfigError(f"settings of another version: {error}") from None
 
 
-def _files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+def _read_files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
     """(file name, contents) from the outermost base to `path` itself."""
     if path.resolve() in seen:
         raise ConfigError(f"{path}: base files name each other in a circle")
@@ -68,10 +68,10 @@ def _files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str,
         return [(str(path), tree)]  # type: ignore[list-item]
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base: expected a file name, given {base!r}")
-    return [*_files(path.parent / base, (*seen, path.resolve())), (str(path), tree)]  # type: ignore[list-item]
+    return [*_read_files(path.parent / base, (*seen, path.resolve())), (str(path), tree)]  # type: ignore[list-item]
 
 
-def _flags(overrides: list[str], said: str) -> list[tuple[str, dict[str, Any]]]:
+def _read_overrides(overrides: list[str], said: str) -> list[tuple[str, dict[str, Any]]]:
     for flag in overrides:
         if "=" not in flag or flag.startswith("-"):
             raise ConfigError(f"{flag!r}: expected section.key=value, for example train.lr=0.005")
@@ -81,7 +81,7 @@ def _flags(overrides: list[str], said: str) -> list[tuple[str, dict[str, Any]]]:
         raise ConfigError(f"{' '.join(overrides)!r}: not readable: {error}") from None
 
 
-def _check_names(tree: dict[str, Any], section: type[BaseModel], source: str, prefix: str = "") -> None:
+def _check_keys(tree: dict[str, Any], section: type[BaseModel], source: str, prefix: str = "") -> None:
     for key, value in tree.items():
         field = section.model_fields.get(str(key))
         if field is None:
@@ -95,7 +95,7 @@ def _check_names(tree: dict[str, Any], section: type[BaseModel], source: str, pr
         if isinstance(kind, type) and issubclass(kind, Section):
             if not isinstance(value, dict):
                 raise ConfigError(f"{source}: {prefix}{key}: expected a section with keys, given {value!r}")
-            _check_names(value, kind, source, f"{prefix}{key}.")
+            _check_keys(value, kind, source, f"{prefix}{key}.")
 
 
 def _known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
@@ -107,14 +107,14 @@ def _known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str
     return keys
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
+def _flat_keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
     keys = []
     for key, value in tree.items():
-        keys += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+        keys += _flat_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
     return keys
 
 
-def _explain(error: Any, origin: dict[str, str], path: Path) -> str:
+def _format_error(error: Any, origin: dict[str, str], path: Path) -> str:
     """One pydantic error as a sentence with its place: "file: key: given value, what is accepted"."""
     known = _known_keys()
     parts = [part for part in error["loc"] if isinstance(part, str)]
@@ -126,13 +126,13 @@ def _explain(error: Any, origin: dict[str, str], path: Path) -> str:
     message = message.replace("a valid tuple", "a list, for example [800]").replace("Tuple should", "the list should")
     hint = ""
     if error["type"] == "literal_error":
-        choices = [str(choice) for choice in get_args(_annotation(key)) if isinstance(choice, str)]
+        choices = [str(choice) for choice in get_args(_type_of(key)) if isinstance(choice, str)]
         near = difflib.get_close_matches(str(error["input"]), choices, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
     return f"{source}: {key + ': ' if key else ''}{given}{message}{hint}"
 
 
-def _annotation(key: str) -> Any:
+def _type_of(key: str) -> Any:
     section: Any = Config
     for part in key.split("."):
         section = section.model_fields[part].annotation

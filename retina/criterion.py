@@ -24,22 +24,24 @@ def count_positives(assignment: Assignment, num_classes: int) -> Tensor:
     return ((labels_NR >= 0) & (labels_NR < num_classes)).sum(dim=1).float()
 
 
-def normalizer(positives_N: Tensor, batch_positives: Tensor, batch_images: int, average: Tensor, mode: str) -> Tensor:
+def normalizer(
+    positives_N: Tensor, batch_positives: Tensor, batch_images: int, ema_positives: Tensor, mode: str
+) -> Tensor:
     """What each image's loss is divided by, never less than 1; float32 (N,).
 
     `batch`: the positives of the whole global batch (`batch_positives`). `image`: the image's own, times the number of
     images of the global batch (`batch_images`), which is torchvision's mean over images. `ema`: the moving average
-    (detectron2), advanced by `advance_average`.
+    (detectron2), which `update_ema_positives` updates.
     """
     if mode == "image":
         return positives_N.clamp(min=1) * batch_images
-    value = average if mode == "ema" else batch_positives
+    value = ema_positives if mode == "ema" else batch_positives
     return value.clamp(min=1).expand_as(positives_N)
 
 
-def advance_average(average: Tensor, batch_positives: Tensor, momentum: float) -> Tensor:
+def update_ema_positives(ema_positives: Tensor, batch_positives: Tensor, momentum: float) -> Tensor:
     """The next value of the moving average of positives; detectron2 starts it at 100 with momentum 0.9."""
-    return momentum * average + (1 - momentum) * batch_positives.clamp(min=1)
+    return momentum * ema_positives + (1 - momentum) * batch_positives.clamp(min=1)
 
 
 def detection_loss(
@@ -64,7 +66,7 @@ def detection_loss(
 
 
 @torch.no_grad()
-def class_loss_of_positives(
+def positive_class_loss(
     outputs: Outputs, anchors: tuple[Tensor, ...], assignment: Assignment, normalizer_N: Tensor, config: cfg.Loss
 ) -> Tensor:
     """The part of `loss_cls` that positive anchors have, over all their classes; what is left is the negatives'.

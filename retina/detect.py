@@ -62,11 +62,11 @@ def _detect_image(
         labels.append(index % logits_RK.shape[1])
     all_boxes = clip_boxes_to_image(torch.cat(boxes), size)
     scores, label = torch.cat(kept_logits).sigmoid(), torch.cat(labels)
-    keep = class_nms(all_boxes, scores, label, config.nms_iou)[: config.max_detections]
+    keep = batched_nms(all_boxes, scores, label, config.nms_iou)[: config.max_detections]
     return Detections(all_boxes[keep], scores[keep], label[keep])
 
 
-def class_nms(boxes_D4: Tensor, scores_D: Tensor, labels_D: Tensor, iou: float) -> Tensor:
+def batched_nms(boxes_D4: Tensor, scores_D: Tensor, labels_D: Tensor, iou: float) -> Tensor:
     """Indices kept by NMS within each class, by falling score; int64.
 
     One NMS over boxes that are moved apart by class, in float64: in float32 the offset of class 90 would cost the
@@ -74,7 +74,7 @@ def class_nms(boxes_D4: Tensor, scores_D: Tensor, labels_D: Tensor, iou: float) 
     """
     if not len(boxes_D4):
         return labels_D
-    apart = boxes_D4.double()
-    offset = (apart.max() + 1) * labels_D
-    keep: Tensor = nms(apart + offset[:, None], scores_D.double(), iou)
+    boxes_f64 = boxes_D4.double()
+    offset = (boxes_f64.max() + 1) * labels_D
+    keep: Tensor = nms(boxes_f64 + offset[:, None], scores_D.double(), iou)
     return keep

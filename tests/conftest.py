@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from retina.config import Config
-from retina.config_file import load
+from retina.config_file import load_config
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run on the CPU, slowly
@@ -90,4 +90,4 @@ train: {{steps: 6, batch_size: 4, reference_batch: 4, lr: 0.01, warmup_steps: 2,
 
 @pytest.fixture
 def tiny(tiny_yaml: Path, tmp_path: Path) -> Config:
-    return load(tiny_yaml, [f"output_dir={tmp_path}/run"])
+    return load_config(tiny_yaml, [f"output_dir={tmp_path}/run"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from retina.config import Config
-from retina.config_file import ConfigError, load
+from retina.config_file import ConfigError, load_config
 from retina.study.study_file import load_study
 
 REPOSITORY = Path(__file__).parents[1]
@@ -28,16 +28,16 @@ def test_defaults_are_the_papers() -> None:
 def test_base_file_then_file_then_flags(tmp_path: Path) -> None:
     write(tmp_path / "base.yaml", "train: {lr: 0.5, steps: 7}\nloss: {gamma: 1}\n")
     path = write(tmp_path / "mine.yaml", "base: base.yaml\ntrain: {lr: 1e-3}\n")
-    config = load(path, ["train.steps=9"])
+    config = load_config(path, ["train.steps=9"])
     assert (config.train.lr, config.train.steps, config.loss.gamma) == (0.001, 9, 1.0)
     assert config.name == "mine" and config.run_dir == Path("runs/mine")
 
 
 def test_resolved_yaml_reads_back_equal(tmp_path: Path) -> None:
-    config = load(
+    config = load_config(
         write(tmp_path / "a.yaml", "data: {zoom: [0.5, 2], short_side: [640, 672]}\nmodel: {weights: null}\n")
     )
-    assert load(write(tmp_path / "b.yaml", config.to_yaml())) == config
+    assert load_config(write(tmp_path / "b.yaml", config.to_yaml())) == config
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_resolved_yaml_reads_back_equal(tmp_path: Path) -> None:
 )
 def test_errors_name_flag_key_value_and_what_is_accepted(tmp_path: Path, flag: str, says: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
-        load(write(tmp_path / "a.yaml", "{}"), [flag])
+        load_config(write(tmp_path / "a.yaml", "{}"), [flag])
     for part in [flag, *says]:
         assert part in str(error.value)
 
@@ -79,7 +79,7 @@ def test_errors_name_flag_key_value_and_what_is_accepted(tmp_path: Path, flag: s
 )
 def test_broken_files_are_named(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as error:
-        load(write(tmp_path / "a.yaml", text))
+        load_config(write(tmp_path / "a.yaml", text))
     assert ".yaml" in str(error.value)
 
 
@@ -107,7 +107,7 @@ def test_shipped_configs_load_and_say_their_command(path: Path) -> None:
     if path in STUDIES:
         load_study(path)
     else:
-        load(path)
+        load_config(path)
     header = path.read_text().split("\n\n")[0]
     assert (
         header.startswith("#") and f"python tools/{tool}.py {path.relative_to(REPOSITORY)}" in header

@@ -10,11 +10,11 @@ from retina.boxes import encode
 from retina.config import Anchors, Assign, Loss
 from retina.criterion import (
     _box_loss,
-    advance_average,
-    class_loss_of_positives,
     count_positives,
     detection_loss,
     normalizer,
+    positive_class_loss,
+    update_ema_positives,
 )
 from retina.data.loader import Target
 from retina.losses import focal_star_loss, giou_loss, l1_loss, ohem_loss, smooth_l1_loss
@@ -95,7 +95,7 @@ def test_the_positives_part_of_the_class_loss(cls: str) -> None:
             logits, labels, torch.cat(ANCHORS), batch_size=16, negatives_per_positive=ratio, reduction="none"
         )
     config = Loss(cls=cls, ohem_batch=16)  # type: ignore[arg-type]
-    given = class_loss_of_positives(outputs, ANCHORS, assignment, torch.tensor([5.0, 5.0]), config)
+    given = positive_class_loss(outputs, ANCHORS, assignment, torch.tensor([5.0, 5.0]), config)
     assert given.item() == pytest.approx(each[is_positive].sum().item() / 5, rel=1e-5)
     assert 0 < given.item() < loss(config)["loss_cls"] * 0.9
 
@@ -118,8 +118,8 @@ def test_normaliser_modes_by_hand() -> None:
     assert normalizer(positives, total, 2, average, "image").tolist() == [2, 12]  # torchvision: mean over images
     assert normalizer(positives, total, 2, average, "ema").tolist() == [100, 100]
     assert normalizer(positives[:1], torch.tensor(0.0), 2, average, "batch").tolist() == [1]  # never 0/0
-    assert advance_average(average, total, 0.9).item() == pytest.approx(90.6)  # detectron2: .9 * 100 + .1 * 6
-    assert advance_average(average, torch.tensor(0.0), 0.9).item() == pytest.approx(90.1)
+    assert update_ema_positives(average, total, 0.9).item() == pytest.approx(90.6)  # detectron2: .9 * 100 + .1 * 6
+    assert update_ema_positives(average, torch.tensor(0.0), 0.9).item() == pytest.approx(90.1)
 
 
 @pytest.mark.parametrize("box", ["smooth_l1", "l1", "giou"])

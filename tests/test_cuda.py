@@ -9,7 +9,7 @@ import torch
 
 from retina.assign import assign
 from retina.config import Anchors, Assign, Config, Detect, Loss
-from retina.config_file import load
+from retina.config_file import load_config
 from retina.criterion import count_positives, detection_loss
 from retina.data.loader import Target
 from retina.detect import detect
@@ -99,7 +99,7 @@ def test_loss_and_matching_never_wait(box: str) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_training_runs_and_resumes(tiny_yaml: Path, tmp_path: Path, precision: str) -> None:
-    config = load(tiny_yaml, [f"output_dir={tmp_path}/run", f"train.precision={precision}"])
+    config = load_config(tiny_yaml, [f"output_dir={tmp_path}/run", f"train.precision={precision}"])
     train(config)
     whole = checkpoint.load(config.run_dir / checkpoint.LAST)["model"]
     (config.run_dir / checkpoint.LAST).unlink()  # previous.pt is two steps younger: those are trained again

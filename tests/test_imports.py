@@ -18,7 +18,7 @@ ROOMS: dict[str, list[str]] = {
     "data": ["coco", "augment", "loader"],
     "model": ["backbone", "anchors", "retinanet", "pretrained", "checkpoint"],
     "detector": ["assign_triton", "assign", "criterion", "detect"],  # files at the top, as those of the first line
-    "evaluate": ["coco", "inference", "latency", "loss_distribution"],
+    "evaluate": ["inference", "coco", "latency", "loss_distribution"],
     "plots": ["style", "result_files", "boxes", "detections", "run", "document"],
     "train": ["errors", "distributed", "schedule", "logbook", "step", "state", "loop"],
     "shapes": ["outlines", "layout", "painting", "scene", "writing"],

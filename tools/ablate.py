@@ -13,7 +13,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from retina.command_line import fail
+from retina.command_line import exit_with_error
 from retina.config_file import ConfigError
 from retina.study.cells import Study, StudyError
 from retina.study.study_file import load_study
@@ -39,9 +39,9 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="only print the cells and how long they will take")
     arguments = parser.parse_intermixed_args()
     if arguments.workers is not None and arguments.workers < 1:
-        fail(f"--workers {arguments.workers}: expected 1 or more")
+        exit_with_error(f"--workers {arguments.workers}: expected 1 or more")
     if not arguments.lease >= 1:
-        fail(f"--lease {arguments.lease:g}: expected 1 or more seconds")
+        exit_with_error(f"--lease {arguments.lease:g}: expected 1 or more seconds")
     try:
         study = load_study(arguments.study, arguments.base, arguments.overrides, arguments.output)
         if arguments.report:
@@ -54,18 +54,18 @@ def main() -> int:
     except KeyboardInterrupt:
         return 1
     except ConfigError as error:
-        fail(str(error))
+        exit_with_error(str(error))
     except OSError as error:
-        fail(f"{error.filename or arguments.output}: {error.strerror}")
+        exit_with_error(f"{error.filename or arguments.output}: {error.strerror}")
 
 
 def run(study: Study, arguments: argparse.Namespace) -> int:
-    from retina.study.estimate import check_space, estimate, probe
+    from retina.study.estimate import check_disk_space, estimate_seconds, measure_step_time
     from retina.study.launch import Machine
     from retina.study.loop import Runner
-    from retina.study.trial_storage import Ledger
+    from retina.study.trial_storage import TrialStorage
 
-    machine = Machine.find(arguments.workers, study.devices, Path(__file__).resolve().parent)
+    machine = Machine.detect(arguments.workers, study.devices, Path(__file__).resolve().parent)
     waiting = [cell for cell in study.cells if not study.done(cell)]
     print(f"{study.name}: {len(study.cells)} cells, {len(study.cells) - len(waiting)} finished; {machine}", flush=True)
     if arguments.dry_run:
@@ -75,23 +75,23 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
     if arguments.storage and any(cell.config.train.precision == "auto" for cell in study.cells):
         raise StudyError("several machines may compute differently: with --storage give train.precision=bf16 or fp32")
     study.folder.mkdir(parents=True, exist_ok=True)
-    ledger = None if arguments.dry_run else Ledger(study, arguments.storage, arguments.lease)
+    trial_storage = None if arguments.dry_run else TrialStorage(study, arguments.storage, arguments.lease)
     checkpoint_bytes = 0
     if waiting:
-        seconds = estimate(study, machine.workers)
+        seconds = estimate_seconds(study, machine.workers)
         steps = waiting[0].config.train.steps
         if seconds is None and (arguments.dry_run or steps >= 100):
-            a_step, checkpoint_bytes = probe(study, machine)
+            a_step, checkpoint_bytes = measure_step_time(study, machine)
             a_cell = timedelta(seconds=round(a_step * steps))
             print(f"{a_step:.3f} s a step, {a_cell} a cell of {steps} steps, evaluation not counted")
             seconds = a_step * sum(cell.config.train.steps for cell in waiting) / machine.workers
         if seconds is not None:
             print(f"about {timedelta(seconds=round(seconds))} for {len(waiting)} cells", flush=True)
-        check_space(study, checkpoint_bytes)
-    if ledger is None:
+        check_disk_space(study, checkpoint_bytes)
+    if trial_storage is None:
         return 0
     try:
-        finished = Runner(study, ledger, machine).run()
+        finished = Runner(study, trial_storage, machine).run()
     except StudyError:
         report(study)
         raise

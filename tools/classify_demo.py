@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from retina.command_line import fail
+from retina.command_line import exit_with_error
 from retina.losses import class_weights, focal_nll_loss, softmax_focal_loss
 from retina.plots.style import PALETTE
 
@@ -332,14 +332,14 @@ def main() -> int:
     arguments = parser.parse_args()
     for name in ("seeds", "steps"):
         if getattr(arguments, name) < 1:
-            fail(f"--{name}: given {getattr(arguments, name)}, expected at least 1")
+            exit_with_error(f"--{name}: given {getattr(arguments, name)}, expected at least 1")
     if importlib.util.find_spec("sklearn") is None:
-        fail("this demonstration needs scikit-learn: pip install scikit-learn")
+        exit_with_error("this demonstration needs scikit-learn: pip install scikit-learn")
     try:
         arguments.output.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=arguments.output).close()
     except OSError as error:
-        fail(f"--output {arguments.output}: not a folder to write to: {error.strerror}")
+        exit_with_error(f"--output {arguments.output}: not a folder to write to: {error.strerror}")
 
     results = [run(problem, arguments.seeds, arguments.steps) for problem in make_problems()]
     for result in results:

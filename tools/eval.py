@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from retina.command_line import load_or_exit
+from retina.command_line import load_config_or_exit
 from retina.config_file import ConfigError
 from retina.study.parent_process import end_with_parent
 
@@ -28,16 +28,16 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     if arguments.end_with_parent:
         end_with_parent()
-    config = load_or_exit(arguments.config, arguments.overrides)
+    config = load_config_or_exit(arguments.config, arguments.overrides)
 
     from tqdm import tqdm  # torch is imported only now: a usage error costs no time
 
     from retina.atomic_files import write_text
     from retina.data.coco import CocoDataset, DataError
     from retina.device import pick_device
-    from retina.evaluate.coco import run_detector, score, table
+    from retina.evaluate.coco import evaluate_detections, format_metrics, inference_on_dataset
     from retina.evaluate.inference import load_detector
-    from retina.evaluate.latency import milliseconds
+    from retina.evaluate.latency import measure_latency
     from retina.model.checkpoint import CheckpointError
     from retina.model.pretrained import WeightsError
 
@@ -47,23 +47,23 @@ def main() -> int:
         categories = list(zip(dataset.category_ids, dataset.names, strict=True))
         model, _, source = load_detector(config, arguments.checkpoint, categories, device)
         print(f"{source}\n{len(dataset.records)} images of {dataset.folder} on {device}")
-        results, unreadable = run_detector(
+        results, unreadable = inference_on_dataset(
             model, dataset, config, device, lambda batches: tqdm(batches, unit="batch", disable=not sys.stderr.isatty())
         )
-        timing = {"milliseconds": milliseconds(model, dataset, config, device)} if arguments.time else {}
+        timing = {"milliseconds": measure_latency(model, dataset, config, device)} if arguments.time else {}
     except (ConfigError, DataError, CheckpointError, WeightsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for sentence in unreadable.values():
         print(f"not evaluated: {sentence}")
-    metrics = score(results, dataset, without=unreadable).metrics | timing
+    metrics = evaluate_detections(results, dataset, exclude=unreadable).metrics | timing
     output = arguments.output or config.run_dir
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "detections.json", json.dumps(results))
     write_text(output / "metrics.json", json.dumps(metrics, indent=1))
     if timing:
         print(f"{timing['milliseconds']:.1f} ms an image at batch 1, from pixels on {device} to boxes")
-    print(f"{table(metrics)}\n\n{output / 'metrics.json'}\n{output / 'detections.json'}")
+    print(f"{format_metrics(metrics)}\n\n{output / 'metrics.json'}\n{output / 'detections.json'}")
     return 0
 
 

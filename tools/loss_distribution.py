@@ -16,13 +16,12 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from retina.atomic_files import write_text
-from retina.command_line import fail
-from retina.config_file import ConfigError, from_yaml
+from retina.command_line import exit_with_error
+from retina.config_file import ConfigError, config_from_yaml
 from retina.data.coco import CocoDataset, DataError
 from retina.device import pick_device
 from retina.evaluate.inference import load_detector
-from retina.evaluate.latency import evenly_chosen
-from retina.evaluate.loss_distribution import Distribution, measure
+from retina.evaluate.loss_distribution import LossDistribution, measure_loss_distribution
 from retina.model import checkpoint
 from retina.model.pretrained import WeightsError
 from retina.plots.style import PALETTE
@@ -30,7 +29,7 @@ from retina.plots.style import PALETTE
 COLORS = {0.0: PALETTE[4], 0.5: PALETTE[2], 1.0: PALETTE[0], 2.0: PALETTE[5]}  # by gamma, as in tools/plot_loss.py
 
 
-def draw(found: Distribution, output: Path) -> Path:
+def draw(found: LossDistribution, output: Path) -> Path:
     """Writes the picture, 1600 pixels wide; returns its path."""
     figure = Figure(figsize=(16, 7), layout="constrained")
     for axes, name, by_gamma in zip(
@@ -78,22 +77,22 @@ def main() -> int:
     arguments = parser.parse_args()
     file, output = arguments.checkpoint, arguments.output or arguments.checkpoint.parent
     if not file.is_file():
-        fail(f"{file}: no such checkpoint; expected best.pt or last.pt of a run folder")
+        exit_with_error(f"{file}: no such checkpoint; expected best.pt or last.pt of a run folder")
     if arguments.images < 1:
-        fail(f"--images: given {arguments.images}, expected a number of at least 1")
+        exit_with_error(f"--images: given {arguments.images}, expected a number of at least 1")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        fail(f"--output {output}: cannot be written to: {error.strerror}")
+        exit_with_error(f"--output {output}: cannot be written to: {error.strerror}")
     device = pick_device()
     try:
-        config = from_yaml(checkpoint.load(file)["config"])
+        config = config_from_yaml(checkpoint.load(file)["config"])
         dataset = CocoDataset(config.data.val_annotations, config.data.val_images, crowd=config.data.crowd)
-        dataset = evenly_chosen(dataset, arguments.images)
+        dataset = dataset.evenly_spaced(arguments.images)
         categories = list(zip(dataset.category_ids, dataset.names, strict=True))
         model, _, source = load_detector(config, file, categories, device)
         print(f"{source}\n{len(dataset.records)} images of {dataset.folder} on {device}")
-        found = measure(
+        found = measure_loss_distribution(
             model, dataset, config, device, lambda batches: tqdm(batches, unit="batch", disable=not sys.stderr.isatty())
         )
     except DataError as error:

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from retina.command_line import load_or_exit
+from retina.command_line import load_config_or_exit
 from retina.plots.detections import plot_detections
 from retina.plots.run import plot_run
 
@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=8, help="images in detections.png (%(default)s)")
     parser.add_argument("--score", type=float, default=0.3, help="least score to show, 0 to 1 (%(default)s)")
     arguments = parser.parse_intermixed_args()
-    config = load_or_exit(arguments.config, arguments.overrides)
+    config = load_config_or_exit(arguments.config, arguments.overrides)
     run, annotations, images = config.run_dir, Path(config.data.val_annotations), Path(config.data.val_images)
     try:
         print(plot_run(run, run / "results.png"))

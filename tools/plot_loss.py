@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from retina.command_line import fail
+from retina.command_line import exit_with_error
 from retina.losses import focal_star_loss, sigmoid_focal_loss
 from retina.plots.style import PALETTE
 
@@ -105,7 +105,7 @@ def main() -> int:
         arguments.output.mkdir(parents=True, exist_ok=True)
         print(draw(arguments.output / "loss_curves.png"))
     except OSError as error:
-        fail(f"--output {arguments.output}: cannot be written to: {error.strerror}")
+        exit_with_error(f"--output {arguments.output}: cannot be written to: {error.strerror}")
     return 0
 
 

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from retina.command_line import fail, load_or_exit
+from retina.command_line import exit_with_error, load_config_or_exit
 from retina.config_file import ConfigError
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -25,14 +25,14 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder to write to (%(default)s)")
     parser.add_argument("--score", type=float, default=0.3, help="least score to show, 0 to 1 (%(default)s)")
     arguments = parser.parse_intermixed_args()
-    config = load_or_exit(arguments.config)
+    config = load_config_or_exit(arguments.config)
     if not 0 <= arguments.score <= 1:
-        fail(f"--score: given {arguments.score}, expected a number from 0 to 1")
+        exit_with_error(f"--score: given {arguments.score}, expected a number from 0 to 1")
     if missing := [str(path) for path in arguments.inputs if not path.exists()]:
-        fail(f"no such image or folder: {', '.join(missing)}")
+        exit_with_error(f"no such image or folder: {', '.join(missing)}")
     files = [file for path in arguments.inputs for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     if not (files := [file for file in files if file.suffix.lower() in ENDINGS or file in arguments.inputs]):
-        fail(f"no images ({', '.join(sorted(ENDINGS))}) in {', '.join(map(str, arguments.inputs))}")
+        exit_with_error(f"no images ({', '.join(sorted(ENDINGS))}) in {', '.join(map(str, arguments.inputs))}")
 
     from PIL import Image  # torch is imported only now: a usage error costs no time
 
@@ -40,7 +40,7 @@ def main() -> int:
     from retina.data.coco import DataError, read_image
     from retina.detect import Detections
     from retina.device import pick_device
-    from retina.evaluate.inference import as_json, load_detector, predict
+    from retina.evaluate.inference import detections_to_dict, load_detector, predict
     from retina.model.checkpoint import CheckpointError
     from retina.model.pretrained import WeightsError
     from retina.plots.boxes import draw_boxes
@@ -68,7 +68,7 @@ def main() -> int:
         path = free_path(arguments.output / f"{file.stem}.png", written | inputs)
         written.add(path.resolve())
         picture.save(path)
-        entries.append(as_json(file, found, categories))
+        entries.append(detections_to_dict(file, found, categories))
         print(f"{path}: {len(names)} objects")
     write_text(arguments.output / "predictions.json", json.dumps(entries, indent=1))
     print(arguments.output / "predictions.json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from retina.command_line import BUSY, fail, load_or_exit
+from retina.command_line import EXIT_FOLDER_IN_USE, exit_with_error, load_config_or_exit
 from retina.study.parent_process import end_with_parent
 
 
@@ -21,23 +21,23 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     if arguments.end_with_parent:
         end_with_parent()
-    config = load_or_exit(arguments.config, arguments.overrides)
+    config = load_config_or_exit(arguments.config, arguments.overrides)
     if arguments.print_config:
         print(config.to_yaml(), end="")
         return 0
 
     from retina.data.coco import DataError  # torch is imported only now: a usage error costs no time
     from retina.model.pretrained import WeightsError
-    from retina.train.errors import RunError, RunFolderBusy, RunFolderError
+    from retina.train.errors import RunError, RunFolderError, RunFolderInUseError
     from retina.train.loop import train
 
     try:
         train(config, arguments.resume)
-    except RunFolderBusy as error:
+    except RunFolderInUseError as error:
         print(f"error: {error}", file=sys.stderr)
-        return BUSY
+        return EXIT_FOLDER_IN_USE
     except RunFolderError as error:
-        fail(str(error))
+        exit_with_error(str(error))
     except (RunError, DataError, WeightsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

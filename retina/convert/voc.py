@@ -63,7 +63,7 @@ def convert_voc(root: Path, split: str, categories: list[str] | None = None) -> 
         xml_file = root / "Annotations" / f"{stem}.xml"
         if not xml_file.is_file():
             raise FileNotFoundError(f"{where}: no annotation; looked for {xml_file}")
-        image_file = _the_image(image_files[stem], where, root / "JPEGImages" / stem)
+        image_file = _single_image(image_files[stem], where, root / "JPEGImages" / stem)
         xml = _parse(xml_file)
         width, height = _image_size(xml, xml_file, image_file, notes)
         image_id = len(images) + 1
@@ -147,7 +147,7 @@ def _find_images(folder: Path) -> defaultdict[str, list[Path]]:
     return files
 
 
-def _the_image(found: list[Path], where: str, wanted: Path) -> Path:
+def _single_image(found: list[Path], where: str, wanted: Path) -> Path:
     if not found:
         raise FileNotFoundError(f"{where}: no image; looked for {wanted}.* (.jpg, .png or another of PIL's)")
     if len(found) > 1:
@@ -228,17 +228,19 @@ def _image_size(xml: ET.Element, xml_file: Path, image_file: Path, notes: list[s
 def _clip(box: list[float], width: int, height: int, what: str, notes: list[str]) -> list[float] | None:
     """The part of a box (corners) inside of the image; None where nothing is left of it."""
     if box[2] <= box[0] or box[3] <= box[1]:
-        notes.append(f"dropped: {what}, box {_show(box)}: xmax <= xmin or ymax <= ymin")
+        notes.append(f"dropped: {what}, box {_format_box(box)}: xmax <= xmin or ymax <= ymin")
         return None
     limits = (width, height, width, height)
     clipped = [min(max(value, 0.0), float(limit)) for value, limit in zip(box, limits, strict=True)]
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-        notes.append(f"dropped: {what}, box {_show(box)}: outside of the {width} x {height} image")
+        notes.append(f"dropped: {what}, box {_format_box(box)}: outside of the {width} x {height} image")
         return None
     if clipped != box:
-        notes.append(f"clipped: {what}, box {_show(box)}: to {_show(clipped)}, the {width} x {height} image")
+        notes.append(
+            f"clipped: {what}, box {_format_box(box)}: to {_format_box(clipped)}, the {width} x {height} image"
+        )
     return clipped
 
 
-def _show(box: list[float]) -> str:
+def _format_box(box: list[float]) -> str:
     return "({})".format(", ".join(f"{value:g}" for value in box))

@@ -22,17 +22,17 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it asks the network
 import albumentations as A
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB in 0..1
-MIN_VISIBLE = 0.2  # a box of which a crop leaves less is dropped
+MIN_VISIBLE_FRACTION = 0.2  # a box of which a crop leaves less is dropped
 
 
-def draw_short_side(config: Data, seed: int, epoch: int, image_id: int) -> int:
+def random_short_side(config: Data, seed: int, epoch: int, image_id: int) -> int:
     """The short side, in pixels, at which an image is trained in an epoch."""
     if len(config.short_side) == 1:
         return config.short_side[0]
     return int(_generator(seed, epoch, image_id, stream=0).choice(config.short_side))
 
 
-def resized(height: int, width: int, short_side: int, config: Data) -> tuple[int, int]:
+def resized_size(height: int, width: int, short_side: int, config: Data) -> tuple[int, int]:
     """(height, width) with the short side at `short_side`, unless the long one would pass `max_side`."""
     scale = min(short_side / min(height, width), config.max_side / max(height, width))
     if config.resize == "torchvision":
@@ -40,15 +40,15 @@ def resized(height: int, width: int, short_side: int, config: Data) -> tuple[int
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def train_view(
+def train_transform(
     image: NDArray[np.uint8], record: Record, config: Data, seed: int, epoch: int
 ) -> tuple[NDArray[np.uint8] | Tensor, Tensor, Tensor, Tensor]:
-    """Flip, zoom, resize, change of light -> image (as `eval_view`), boxes (M, 4), labels (M,), ignore (I, 4)."""
+    """Flip, zoom, resize, change of light -> image (as `eval_transform`), boxes (M, 4), labels (M,), ignore (I, 4)."""
     rng = _generator(seed, epoch, record.image_id, stream=1)
     height, width = image.shape[:2]
-    short_side = draw_short_side(config, seed, epoch, record.image_id)
+    short_side = random_short_side(config, seed, epoch, record.image_id)
     zoom = float(np.exp(rng.uniform(*np.log(config.zoom))))
-    full = resized(height, width, short_side, config)
+    full = resized_size(height, width, short_side, config)
     size = max(1, round(full[0] * min(zoom, 1.0))), max(1, round(full[1] * min(zoom, 1.0)))
     steps: list[Any] = [A.HorizontalFlip(p=config.flip), A.VerticalFlip(p=config.vertical_flip)]
     if zoom > 1:  # a window of the image, so that what it shows is zoomed when it fills the same size
@@ -67,15 +67,15 @@ def train_view(
         picture = resize_as_torchvision(picture, size)
     scale = size[0] / height * size[1] / width * max(zoom, 1.0) ** 2  # of areas, for what a crop leaves whole
     whole = torch.from_numpy((boxes[index, 2:] - boxes[index, :2]).prod(axis=1) * scale)
-    seen = (moved[:, 2:] - moved[:, :2]).prod(dim=1) >= MIN_VISIBLE * whole
+    seen = (moved[:, 2:] - moved[:, :2]).prod(dim=1) >= MIN_VISIBLE_FRACTION * whole
     is_object = torch.from_numpy(index < len(record.boxes))
     labels = torch.from_numpy(record.labels[index[(is_object & seen).numpy()]])
     return picture, moved[is_object & seen], labels, moved[~is_object]
 
 
-def eval_view(image: NDArray[np.uint8], config: Data) -> NDArray[np.uint8] | Tensor:
+def eval_transform(image: NDArray[np.uint8], config: Data) -> NDArray[np.uint8] | Tensor:
     """Resize alone -> uint8 (H, W, 3), or, with `resize: torchvision`, normalised float32 (3, H, W)."""
-    size = resized(image.shape[0], image.shape[1], config.eval_short_side or config.short_side[-1], config)
+    size = resized_size(image.shape[0], image.shape[1], config.eval_short_side or config.short_side[-1], config)
     if config.resize == "torchvision":
         return resize_as_torchvision(image, size)
     return np.asarray(A.Resize(*size, area_for_downscale="image")(image=image)["image"])

@@ -6,6 +6,7 @@ leave here as xyxy in pixels of the image; the JSON's xywh goes no further.
 
 from __future__ import annotations
 
+import copy
 import json
 import struct
 from collections.abc import Iterator
@@ -80,6 +81,13 @@ class CocoDataset:
         """K, the number of categories."""
         return len(self.names)
 
+    def evenly_spaced(self, count: int) -> CocoDataset:
+        """The data set with at most `count` of its records, at even distances."""
+        count = min(count, len(self.records))
+        subset = copy.copy(self)
+        subset.records = [self.records[i * len(self.records) // count] for i in range(count)]
+        return subset
+
     def _read(self, tree: dict[str, Any], crowd: str) -> list[Record]:
         label_of = {category_id: label for label, category_id in enumerate(self.category_ids)}
         found: dict[int, list[tuple[list[float], int, bool]]] = {int(image["id"]): [] for image in tree["images"]}
@@ -106,7 +114,7 @@ class CocoDataset:
                 continue
             found[image_id].append((inside, label_of[category], bool(annotation.get("iscrowd", 0))))
         if degenerate:
-            self.notes.append(f"{len(degenerate)} boxes without area dropped: annotations {_few(degenerate)}")
+            self.notes.append(f"{len(degenerate)} boxes without area dropped: annotations {_first_ids(degenerate)}")
         if clipped:
             self.notes.append(f"{clipped} boxes reached more than a pixel out of their image and were clipped")
         return [self._record(image, found[int(image["id"])], crowd) for image in _by_id(tree["images"])]
@@ -191,5 +199,5 @@ def _by_id(images: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     yield from sorted(images, key=lambda image: int(image["id"]))
 
 
-def _few(ids: list[Any]) -> str:
+def _first_ids(ids: list[Any]) -> str:
     return ", ".join(str(i) for i in ids[:10]) + (", ..." if len(ids) > 10 else "")

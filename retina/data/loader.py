@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from retina.config import Config, Data
-from retina.data.augment import MEAN, STD, draw_short_side, eval_view, resized, train_view
+from retina.data.augment import MEAN, STD, eval_transform, random_short_side, resized_size, train_transform
 from retina.data.coco import CocoDataset, DataError, Record, read_image
 
 
@@ -50,7 +50,7 @@ class Batch(NamedTuple):
         """float32 (N, 3, H, W) with ImageNet's mean and standard deviation, exactly zero outside of each image."""
         if self.images.is_floating_point():
             return self.images
-        mean, std = _statistics(self.images.device)
+        mean, std = _mean_and_std(self.images.device)
         images = (self.images.float() / 255 - mean) / std
         for image, (height, width) in zip(images, self.sizes, strict=True):
             image[:, height:] = 0
@@ -58,10 +58,10 @@ class Batch(NamedTuple):
         return images
 
 
-EVERYWHERE = torch.tensor([[-1e6, -1e6, 1e6, 1e6]])  # an ignore region around every anchor, however large
+IGNORE_WHOLE_IMAGE = torch.tensor([[-1e6, -1e6, 1e6, 1e6]])  # an ignore region around every anchor, however large
 
 
-class Key(NamedTuple):
+class SampleKey(NamedTuple):
     """What a worker needs to make a sample: which image, in which epoch, in which frame."""
 
     position: int  # in dataset.records
@@ -76,13 +76,13 @@ def train_batches(
     """For each step from `start` to the last: this process's `train.accumulate` micro-batches."""
     share = config.train.batch_size // (world * config.train.accumulate)
 
-    def keys() -> Iterator[list[Key]]:
+    def keys() -> Iterator[list[SampleKey]]:
         for step in range(start, config.train.steps):
             batch = step_keys(dataset, config, step)
             mine = batch[rank * len(batch) // world : (rank + 1) * len(batch) // world]
             yield from (mine[i : i + share] for i in range(0, len(mine), share))
 
-    loader = iter(_loader(_Samples(dataset, config, train=True), keys(), config))
+    loader = iter(_data_loader(_SampleDataset(dataset, config, train=True), keys(), config))
     for _ in range(start, config.train.steps):
         yield [next(loader) for _ in range(config.train.accumulate)]
 
@@ -90,29 +90,29 @@ def train_batches(
 def eval_batches(dataset: CocoDataset, config: Config, rank: int = 0, world: int = 1) -> Iterator[Batch]:
     """Every image once over all processes. Only images that share a frame share a batch, so no image's detections
     depend on its neighbours."""
-    by_frame: dict[tuple[int, int], list[Key]] = {}
+    by_frame: dict[tuple[int, int], list[SampleKey]] = {}
     short_side = config.data.eval_short_side or config.data.short_side[-1]
     for index, record in enumerate(dataset.records):
-        frame = _frame([resized(record.height, record.width, short_side, config.data)], config.data)
-        by_frame.setdefault(frame, []).append(Key(index, 0, *frame))
+        frame = _padded_size([resized_size(record.height, record.width, short_side, config.data)], config.data)
+        by_frame.setdefault(frame, []).append(SampleKey(index, 0, *frame))
     size = config.train.eval_batch
     batches = [keys[i : i + size] for keys in by_frame.values() for i in range(0, len(keys), size)]
-    yield from _loader(_Samples(dataset, config, train=False), batches[rank::world], config)
+    yield from _data_loader(_SampleDataset(dataset, config, train=False), batches[rank::world], config)
 
 
-def step_keys(dataset: CocoDataset, config: Config, step: int) -> list[Key]:
+def step_keys(dataset: CocoDataset, config: Config, step: int) -> list[SampleKey]:
     """The samples of a global batch; a function of (seed, step) alone."""
     size = config.train.batch_size
     per_epoch = max(1, len(dataset.records) // size)
     epoch, position = divmod(step, per_epoch)
-    indices = _order(dataset, size, config.seed, epoch)[position]
+    indices = _cached_epoch_order(dataset, size, config.seed, epoch)[position]
     records = [dataset.records[i] for i in indices]
-    frame = _frame([_train_size(record, config, epoch) for record in records], config.data)
-    return [Key(i, epoch, *frame) for i in indices]
+    frame = _padded_size([_train_size(record, config, epoch) for record in records], config.data)
+    return [SampleKey(i, epoch, *frame) for i in indices]
 
 
 @lru_cache(maxsize=2)
-def _order(dataset: CocoDataset, size: int, seed: int, epoch: int) -> list[list[int]]:
+def _cached_epoch_order(dataset: CocoDataset, size: int, seed: int, epoch: int) -> list[list[int]]:
     return epoch_order([record.width >= record.height for record in dataset.records], size, seed, epoch)
 
 
@@ -138,11 +138,11 @@ def epoch_order(wide: Sequence[bool], size: int, seed: int, epoch: int) -> list[
 
 
 def _train_size(record: Record, config: Config, epoch: int) -> tuple[int, int]:
-    short_side = draw_short_side(config.data, config.seed, epoch, record.image_id)
-    return resized(record.height, record.width, short_side, config.data)
+    short_side = random_short_side(config.data, config.seed, epoch, record.image_id)
+    return resized_size(record.height, record.width, short_side, config.data)
 
 
-def _frame(sizes: list[tuple[int, int]], config: Data) -> tuple[int, int]:
+def _padded_size(sizes: list[tuple[int, int]], config: Data) -> tuple[int, int]:
     multiple = config.pad_multiple
     height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
     return -(-height // multiple) * multiple, -(-width // multiple) * multiple
@@ -151,16 +151,16 @@ def _frame(sizes: list[tuple[int, int]], config: Data) -> tuple[int, int]:
 class _Sample(NamedTuple):
     image: NDArray[np.uint8] | Tensor
     target: Target
-    key: Key
+    key: SampleKey
     image_id: int
     unreadable: str
 
 
-class _Samples(Dataset[_Sample]):
+class _SampleDataset(Dataset[_Sample]):
     def __init__(self, dataset: CocoDataset, config: Config, train: bool) -> None:
         self.dataset, self.config, self.train = dataset, config, train
 
-    def __getitem__(self, key: Key) -> _Sample:
+    def __getitem__(self, key: SampleKey) -> _Sample:
         record = self.dataset.records[key.position]
         nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
         try:
@@ -170,29 +170,29 @@ class _Samples(Dataset[_Sample]):
                 raise
             # In place of the picture: an empty frame that is ignored as a whole, so that nothing is learnt from it.
             blank = np.zeros((key.height, key.width, 3), dtype=np.uint8)
-            return _Sample(blank, nothing._replace(ignore=EVERYWHERE), key, record.image_id, str(error))
+            return _Sample(blank, nothing._replace(ignore=IGNORE_WHOLE_IMAGE), key, record.image_id, str(error))
         if not self.train:
-            return _Sample(eval_view(image, self.config.data), nothing, key, record.image_id, "")
-        picture, *target = train_view(image, record, self.config.data, self.config.seed, key.epoch)
+            return _Sample(eval_transform(image, self.config.data), nothing, key, record.image_id, "")
+        picture, *target = train_transform(image, record, self.config.data, self.config.seed, key.epoch)
         return _Sample(picture, Target(*target), key, record.image_id, "")
 
 
-def _loader(samples: _Samples, batches: Iterable[list[Key]], config: Config) -> DataLoader[Any]:
+def _data_loader(samples: _SampleDataset, batches: Iterable[list[SampleKey]], config: Config) -> DataLoader[Any]:
     return DataLoader(
         samples,
         batch_sampler=batches,
         num_workers=config.data.workers,
         collate_fn=_collate,
-        worker_init_fn=_start_worker,
+        worker_init_fn=_init_worker,
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def frame_batch(image: NDArray[np.uint8] | Tensor, config: Data) -> Batch:
+def single_image_batch(image: NDArray[np.uint8] | Tensor, config: Data) -> Batch:
     """A batch of one image, as `eval_view` gives it, without ground truth."""
     height, width = image.shape[1:] if isinstance(image, Tensor) else image.shape[:2]
     nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
-    return _collate([_Sample(image, nothing, Key(0, 0, *_frame([(height, width)], config)), 0, "")])
+    return _collate([_Sample(image, nothing, SampleKey(0, 0, *_padded_size([(height, width)], config)), 0, "")])
 
 
 def _collate(samples: list[_Sample]) -> Batch:
@@ -214,11 +214,11 @@ def _collate(samples: list[_Sample]) -> Batch:
 
 
 @lru_cache
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.tensor(MEAN, device=device).view(3, 1, 1), torch.tensor(STD, device=device).view(3, 1, 1)
 
 
-def _start_worker(worker: int) -> None:
+def _init_worker(worker: int) -> None:
     cv2.setNumThreads(0)
     # Ctrl-C, torchrun and schedulers signal the whole group: the trainer finishes its step, then ends its workers.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

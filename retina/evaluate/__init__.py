@@ -1,6 +1,6 @@
-"""A trained detector at work: on a data set with its COCO numbers, on one image, and by the clock. Knows no training."""
+"""A trained detector: inference, COCO evaluation, latency, the distribution of its loss. Nothing here trains."""
 
-from retina.evaluate.coco import Evaluation, run_detector, score, table
+from retina.evaluate.coco import Evaluation, evaluate_detections, format_metrics, inference_on_dataset
 from retina.evaluate.inference import load_detector, predict
 
-__all__ = ["Evaluation", "load_detector", "predict", "run_detector", "score", "table"]
+__all__ = ["Evaluation", "evaluate_detections", "format_metrics", "inference_on_dataset", "load_detector", "predict"]

@@ -1,4 +1,4 @@
-"""A trained detector: load it, and run it on an image."""
+"""A trained detector: load it from a file, run it on a batch or on an image."""
 
 from __future__ import annotations
 
@@ -10,61 +10,67 @@ import torch
 from numpy.typing import NDArray
 
 from retina.config import Config
-from retina.config_file import from_yaml
-from retina.data.augment import eval_view
-from retina.data.loader import Batch, frame_batch
+from retina.config_file import config_from_yaml
+from retina.data.augment import eval_transform
+from retina.data.loader import Batch, single_image_batch
 from retina.detect import Detections, detect
 from retina.device import autocast
 from retina.model import checkpoint
 from retina.model.anchors import make_anchors
-from retina.model.pretrained import COCO_NAMES, DETECTORS, WeightsError, load_exactly, load_pretrained
+from retina.model.pretrained import COCO_NAMES, TORCHVISION_DETECTORS, WeightsError, load_exactly, load_pretrained
 from retina.model.retinanet import RetinaNet
 
-Categories = list[tuple[int, str]]
+Categories = list[tuple[int, str]]  # (id, name) of each label
 
 
 def load_detector(
     config: Config, file: Path | None, categories: Categories | None, device: torch.device
 ) -> tuple[RetinaNet, Categories, str]:
-    """The model of `config` with trained weights, its (id, name) for each label, and where the weights came from.
+    """The model of `config` with trained weights, its categories, and a sentence about where the weights come from.
 
-    `file`: a checkpoint of ours, or torchvision's RetinaNet weights; None is the run folder's best.pt or last.pt, else
-    `model.weights` where that names a whole detector. `categories`: what the data set has, to be checked against the
-    checkpoint (torchvision's weights need them, by COCO's names). The moving average of the weights is taken where
-    there is one.
+    Args:
+        config: the network and anchors that the weights were trained with.
+        file: a checkpoint of ours, or torchvision's RetinaNet weights. None takes best.pt or last.pt of the run folder,
+            or else `model.weights` where that names a whole detector.
+        categories: those of the data set, which the checkpoint must have too. torchvision's weights are matched by
+            COCO's names; None takes all of COCO's.
+        device: where the model goes.
 
-    Raises FileNotFoundError, CheckpointError, WeightsError; the last also where the checkpoint was trained with another
-    network or other anchors than `config` has, which no shape of a tensor would show.
+    Of a checkpoint with a moving average of the weights, the average is loaded.
+
+    Raises: FileNotFoundError, CheckpointError, WeightsError. The last also where the checkpoint was trained with
+        another network or other anchors than `config` has, which no shape of a tensor would show.
     """
     if file is None:
-        found = [
-            config.run_dir / name for name in (checkpoint.BEST, checkpoint.LAST) if (config.run_dir / name).exists()
-        ]
-        if not found and config.model.weights not in DETECTORS:
+        candidates = [config.run_dir / name for name in (checkpoint.BEST, checkpoint.LAST)]
+        file = next((path for path in candidates if path.exists()), None)
+        if file is None and config.model.weights not in TORCHVISION_DETECTORS:
             raise FileNotFoundError(f"no checkpoint in {config.run_dir}; train first, or give --checkpoint FILE")
-        file = found[0] if found else None
     elif not file.is_file():
         raise FileNotFoundError(f"{file}: no such checkpoint")
     if file is None or not checkpoint.is_checkpoint(file):
         categories = categories or list(enumerate(COCO_NAMES))
-        source = str(file or config.model.weights)
+        weights = str(file or config.model.weights)
         model = RetinaNet(config, len(categories))
-        whole, said = load_pretrained(model, config.model.backbone, source, [name for _, name in categories])
-        if not whole:
-            raise WeightsError(f"{source} is not a detector for these classes ({said})")
+        is_detector, source = load_pretrained(model, config.model.backbone, weights, [name for _, name in categories])
+        if not is_detector:
+            raise WeightsError(f"{weights} is not a detector for these classes ({source})")
     else:
         state = checkpoint.load(file)
-        own = [(int(i), str(name)) for i, name in state["categories"]]
-        if categories is not None and own != categories:
-            raise WeightsError(f"{file} was trained on other categories, {own}; the data set has {categories}")
-        _check_settings(config, from_yaml(state["config"]), file)
-        model = RetinaNet(config, len(own))
+        trained_categories = [(int(i), str(name)) for i, name in state["categories"]]
+        if categories is not None and trained_categories != categories:
+            raise WeightsError(
+                f"{file} was trained on other categories, {trained_categories}; the data set has {categories}"
+            )
+        _check_settings(config, config_from_yaml(state["config"]), file)
+        model = RetinaNet(config, len(trained_categories))
         load_exactly(model, state["ema"] or state["model"], str(file))
-        categories, said = own, f"{file}, step {state['step']}"
-    return model.to(device, memory_format=torch.channels_last).eval(), categories, said  # type: ignore[call-overload]
+        categories, source = trained_categories, f"{file}, step {state['step']}"
+    return model.to(device, memory_format=torch.channels_last).eval(), categories, source  # type: ignore[call-overload]
 
 
 def _check_settings(config: Config, trained: Config, file: Path) -> None:
+    """WeightsError where `config` describes another network or other anchors than the checkpoint was trained with."""
     differing = [
         f"{section}.{key} was {value}, is {now}"
         for section in ("model", "anchors")
@@ -78,25 +84,28 @@ def _check_settings(config: Config, trained: Config, file: Path) -> None:
 
 
 @torch.inference_mode()
-def predict(model: RetinaNet, image: NDArray[np.uint8], config: Config, device: torch.device) -> Detections:
-    """Detections on one RGB image, uint8 (H, W, 3); boxes xyxy in its own pixels, on the CPU."""
-    batch = frame_batch(eval_view(image, config.data), config.data).to(device)
-    (found,) = _detect_batch(model, batch, config, device)
-    height, width = batch.sizes[0]
-    scale = torch.tensor([image.shape[1] / width, image.shape[0] / height] * 2)
-    return Detections(found.boxes.cpu() * scale, found.scores.cpu(), found.labels.cpu())
-
-
-def _detect_batch(model: RetinaNet, batch: Batch, config: Config, device: torch.device) -> list[Detections]:
-    anchors = make_anchors(config.anchors, batch.images.shape[2], batch.images.shape[3], device)
-    with autocast(device, config.train.precision):
-        outputs = model(batch.normalized().contiguous(memory_format=torch.channels_last))
+def detect_batch(model: RetinaNet, batch: Batch, config: Config) -> list[Detections]:
+    """Detections on each image of a batch, on its device; boxes in pixels of the padded frame."""
+    images = batch.normalized().contiguous(memory_format=torch.channels_last)
+    anchors = make_anchors(config.anchors, images.shape[2], images.shape[3], images.device)
+    with autocast(images.device, config.train.precision):
+        outputs = model(images)
     return detect(outputs, anchors, batch.sizes, config.detect)
 
 
-def as_json(file: Path, found: Detections, categories: Categories) -> dict[str, Any]:
-    """One image's detections in plain values, boxes xyxy in pixels."""
-    entries = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+@torch.inference_mode()
+def predict(model: RetinaNet, image: NDArray[np.uint8], config: Config, device: torch.device) -> Detections:
+    """Detections on one RGB image, uint8 (H, W, 3), on the CPU; boxes xyxy in pixels of that image."""
+    batch = single_image_batch(eval_transform(image, config.data), config.data).to(device)
+    (detections,) = detect_batch(model, batch, config)
+    height, width = batch.sizes[0]
+    scale = torch.tensor([image.shape[1] / width, image.shape[0] / height] * 2)
+    return Detections(detections.boxes.cpu() * scale, detections.scores.cpu(), detections.labels.cpu())
+
+
+def detections_to_dict(file: Path, detections: Detections, categories: Categories) -> dict[str, Any]:
+    """The detections on one image in plain values; boxes xyxy in pixels."""
+    entries = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)
     return {
         "file": str(file),
         "detections": [

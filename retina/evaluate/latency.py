@@ -1,8 +1,7 @@
-"""How long a trained detector takes for one image."""
+"""The latency of a trained detector: milliseconds for one image."""
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 
@@ -11,48 +10,39 @@ import torch
 from retina.config import Config
 from retina.data.coco import CocoDataset, DataError
 from retina.data.loader import eval_batches
-from retina.evaluate.inference import _detect_batch
+from retina.evaluate.inference import detect_batch
 from retina.model.retinanet import RetinaNet
 
 
-@torch.inference_mode()
-def milliseconds(
+def measure_latency(
     model: RetinaNet, dataset: CocoDataset, config: Config, device: torch.device, images: int = 30
 ) -> float:
-    """Median wall time of one image at batch 1, over `images` of `dataset` at their evaluation size.
+    """Median wall time of one image at batch 1 in milliseconds, over `images` of `dataset` at their evaluation size.
 
-    Inside of the time: normalising, the network, and detections from its outputs (threshold, decoding, NMS), which stay
-    on the device. Outside of it: reading, decoding and resizing the file, the copy to the device, and one run on the
-    same image before, so that no shape is new. With `resize: torchvision` the resizing has normalised already. `model`
-    is as `load_detector` gives it.
+    The time includes normalising, the network, and detections from its outputs (threshold, decoding, NMS), which stay
+    on the device. It does not include reading, decoding and resizing the file, nor the copy to the device, nor one
+    warm-up run on the same image. With `resize: torchvision` the resizing has normalised already. `model` is as
+    `load_detector` returns it.
 
     Raises DataError if none of the images can be read.
     """
-    alone = config.model_copy(update={"train": config.train.model_copy(update={"eval_batch": 1})})
-    # All of them before the first is timed: a loader's workers would take the processor's time.
-    batches = [b for b in eval_batches(evenly_chosen(dataset, images), alone) if not b.unreadable]
+    single = config.model_copy(update={"train": config.train.model_copy(update={"eval_batch": 1})})
+    # All are read before the first is timed: the workers of a loader would take time of the processor.
+    batches = [b for b in eval_batches(dataset.evenly_spaced(images), single) if not b.unreadable]
     if not batches:
         raise DataError(f"{dataset.folder}: none of the images to be timed can be read")
-    times = []
+    seconds = []
     for batch in batches:
         batch = batch.to(device)
-        for _ in range(2):  # the first one warms up
-            _wait(device)
+        for _ in range(2):  # the first one is the warm-up
+            _synchronize(device)
             start = time.perf_counter()
-            _detect_batch(model, batch, config, device)
-            _wait(device)
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
+            detect_batch(model, batch, config)
+            _synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds)
 
 
-def evenly_chosen(dataset: CocoDataset, images: int) -> CocoDataset:
-    """The data set with at most `images` of its records, at even distances."""
-    count = min(images, len(dataset.records))
-    chosen = copy.copy(dataset)
-    chosen.records = [dataset.records[i * len(dataset.records) // count] for i in range(count)]
-    return chosen
-
-
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

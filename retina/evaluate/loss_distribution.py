@@ -54,7 +54,7 @@ class LossHistogram:
         return float(1 - np.interp(1 - fraction, *self.curve()))
 
 
-class Distribution(NamedTuple):
+class LossDistribution(NamedTuple):
     """Histograms by gamma, of anchors whose loss is the sum over their classes, and what they were taken from."""
 
     positives: dict[float, LossHistogram]
@@ -84,9 +84,9 @@ class Distribution(NamedTuple):
 
 
 @torch.inference_mode()
-def measure(
+def measure_loss_distribution(
     model: RetinaNet, dataset: CocoDataset, config: Config, device: torch.device, progress: Any = iter
-) -> Distribution:
+) -> LossDistribution:
     """Run the model over the data set, match anchors as in training, and take the class loss at each gamma of GAMMAS.
 
     Without alpha: a constant factor for all positives, another for all negatives, so that it changes no curve. Ignored
@@ -97,7 +97,7 @@ def measure(
     positives, negatives = ({gamma: LossHistogram() for gamma in GAMMAS} for _ in range(2))
     images = anchors = 0
     for batch in progress(eval_batches(dataset, config)):
-        targets = [truth(records[i], size) for i, size in zip(batch.image_ids, batch.sizes, strict=True)]
+        targets = [ground_truth(records[i], size) for i, size in zip(batch.image_ids, batch.sizes, strict=True)]
         batch = batch._replace(targets=targets).to(device)
         boxes = make_anchors(config.anchors, *batch.images.shape[2:], device)
         labels_NR = assign(boxes, batch.targets, batch.sizes, classes, config.assign).labels_NR
@@ -120,10 +120,10 @@ def measure(
                     f"{dataset.annotations}: {images} images have {histogram.counts.sum():.0f} {name} anchors, their "
                     f"losses at gamma {gamma:g} add up to {histogram.sums.sum()}: expected a finite number above 0"
                 )
-    return Distribution(positives, negatives, images, anchors)
+    return LossDistribution(positives, negatives, images, anchors)
 
 
-def truth(record: Record, size: tuple[int, int]) -> Target:
+def ground_truth(record: Record, size: tuple[int, int]) -> Target:
     """What is on an image, in pixels of its evaluation `size` (height, width)."""
     scale = torch.tensor([size[1] / record.width, size[0] / record.height] * 2)
     boxes, ignore = (torch.from_numpy(part) * scale for part in (record.boxes, record.ignore))

@@ -17,12 +17,12 @@ from torch import Tensor
 Reduction = Literal["none", "mean", "sum"]
 
 
-def readable(tensor: Tensor) -> bool:
+def can_read_values(tensor: Tensor) -> bool:
     """Whether the values of `tensor` can be looked at without waiting for a device or breaking a trace."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not in_functorch_transform()
 
 
-def transformed() -> bool:
+def in_functorch_transform() -> bool:
     """Whether a transform of torch.func (vmap, grad, ...) is being applied."""
     active: bool = torch._C._are_functorch_transforms_active()
     return active
@@ -74,7 +74,7 @@ def check_avg_factor(avg_factor: float | Tensor | None, reduction: str) -> None:
     if isinstance(avg_factor, Tensor):
         if avg_factor.numel() != 1:
             raise ValueError(f"avg_factor: given shape {tuple(avg_factor.shape)}, expected one value")
-        if not readable(avg_factor):
+        if not can_read_values(avg_factor):
             return
         avg_factor = float(avg_factor.detach())
     check_number("avg_factor", avg_factor, 0, open_low=True)
@@ -82,7 +82,7 @@ def check_avg_factor(avg_factor: float | Tensor | None, reduction: str) -> None:
 
 def check_class_ids(targets: Tensor, num_classes: int, ignore_index: int, background: bool) -> None:
     """Raises ValueError for a class id outside 0..K-1, K (`background`) and `ignore_index`; on the CPU only."""
-    if not readable(targets):
+    if not can_read_values(targets):
         return
     targets = targets.long()  # as uint8, 255 would equal -1
     highest = num_classes if background else num_classes - 1
@@ -98,7 +98,7 @@ def check_class_ids(targets: Tensor, num_classes: int, ignore_index: int, backgr
 def check_labels(targets: Tensor, ignore_index: int | None = None) -> None:
     """Raises ValueError for floats outside 0..1 (NaN included) or integers other than 0, 1 and `ignore_index`; on the
     CPU only."""
-    if not readable(targets) or not targets.numel() or targets.dtype == torch.bool:
+    if not can_read_values(targets) or not targets.numel() or targets.dtype == torch.bool:
         return
     if targets.is_floating_point():
         low, high = (float(value) for value in torch.aminmax(targets))
@@ -114,7 +114,7 @@ def check_labels(targets: Tensor, ignore_index: int | None = None) -> None:
         )
 
 
-def per_class(
+def per_class_tensor(
     name: str, values: Sequence[float] | Tensor, logits: Tensor, high: float = math.inf, dim: int = -1
 ) -> Tensor:
     """`values` as a tensor (K,), K = `logits.shape[dim]`, on the device of `logits`; a sequence as float64.
@@ -126,7 +126,7 @@ def per_class(
     tensor = tensor.expand(classes) if tensor.dim() == 0 else tensor
     if tensor.shape != (classes,):
         raise ValueError(f"{name}: given shape {tuple(tensor.shape)}, expected one value for each of {classes} classes")
-    if readable(tensor) and not ((tensor >= 0) & (tensor <= high) & tensor.isfinite()).all():
+    if can_read_values(tensor) and not ((tensor >= 0) & (tensor <= high) & tensor.isfinite()).all():
         bound = "finite and at least 0" if high == math.inf else f"from 0 to {high:g}"
         low, high_given = float(tensor.detach().min()), float(tensor.detach().max())
         raise ValueError(f"{name}: given values from {low:g} to {high_given:g}, expected {bound}")

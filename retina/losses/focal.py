@@ -53,6 +53,7 @@ from torch.nn import functional as F
 
 from retina.losses.arguments import (
     Reduction,
+    can_read_values,
     check_avg_factor,
     check_choice,
     check_class_ids,
@@ -60,15 +61,14 @@ from retina.losses.arguments import (
     check_labels,
     check_number,
     check_tensor,
-    per_class,
-    readable,
-    transformed,
+    in_functorch_transform,
+    per_class_tensor,
 )
 from retina.losses.focal_cpu import chunked_focal_loss
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # it comes with torch for CUDA on Linux
 Impl = Literal["auto", "reference", "chunked", "triton"]
-Shares = tuple[float | Tensor, float | Tensor]  # what alpha gives to positives and to negatives: numbers or (K,)
+AlphaPair = tuple[float | Tensor, float | Tensor]  # what alpha gives to positives and to negatives: numbers or (K,)
 
 
 def sigmoid_focal_loss(
@@ -107,21 +107,21 @@ def sigmoid_focal_loss(
         because looking would make the host wait for the device. Source: eq. 5 of the paper.
     """
     check_number("gamma", gamma, 0)
-    shares = _check(logits, targets, alpha, weight, reduction, avg_factor, ignore_index)
-    path = _path(impl, logits, targets, shares, weight, reduction, avg_factor)
+    alphas = _check_arguments(logits, targets, alpha, weight, reduction, avg_factor, ignore_index)
+    path = _select_impl(impl, logits, targets, alphas, weight, reduction, avg_factor)
     divisor = 1 if reduction == "sum" else max(logits.numel(), 1) if avg_factor is None else avg_factor
     if path == "chunked":
-        return chunked_focal_loss(logits, targets, weight, shares, gamma, ignore_index, 1 / float(divisor))
+        return chunked_focal_loss(logits, targets, weight, alphas, gamma, ignore_index, 1 / float(divisor))
     if path == "triton":
         from retina.losses.focal_triton import fused_focal_loss  # here, because importing Triton takes long
 
-        return fused_focal_loss(logits, targets, weight, shares, gamma, ignore_index, divisor)
+        return fused_focal_loss(logits, targets, weight, alphas, gamma, ignore_index, divisor)
 
     def focal(x_t: Tensor) -> Tensor:
         log_p_t = F.logsigmoid(x_t)
         return -modulating_factor(log_p_t, torch.sigmoid(-x_t), gamma) * log_p_t
 
-    return _reduce(_elements(focal, logits, targets, shares, weight, ignore_index), reduction, avg_factor)
+    return _reduce(_elementwise_loss(focal, logits, targets, alphas, weight, ignore_index), reduction, avg_factor)
 
 
 def focal_star_loss(
@@ -145,42 +145,42 @@ def focal_star_loss(
     """
     check_number("gamma", gamma, 0, open_low=True)
     check_number("beta", beta, -math.inf)
-    shares = _check(logits, targets, alpha, weight, reduction, avg_factor, ignore_index)
+    alphas = _check_arguments(logits, targets, alpha, weight, reduction, avg_factor, ignore_index)
 
     def star(x_t: Tensor) -> Tensor:
         return -F.logsigmoid(gamma * x_t + beta) / gamma
 
-    return _reduce(_elements(star, logits, targets, shares, weight, ignore_index), reduction, avg_factor)
+    return _reduce(_elementwise_loss(star, logits, targets, alphas, weight, ignore_index), reduction, avg_factor)
 
 
-def modulating_factor(log_p: Tensor, miss: Tensor, gamma: float) -> Tensor:
-    """(1 - p)^gamma for probabilities of any shape, from log p and `miss` = 1 - p."""
-    # The slope of `miss` is a difference of nearly equal numbers where p is near 0; that of exp is not.
-    miss = torch.where(log_p < -1, 1 - torch.exp(log_p), miss)
+def modulating_factor(log_p: Tensor, one_minus_p: Tensor, gamma: float) -> Tensor:
+    """(1 - p)^gamma for probabilities of any shape, from log p and `one_minus_p` = 1 - p."""
+    # The slope of `one_minus_p` is a difference of nearly equal numbers where p is near 0; that of exp is not.
+    one_minus_p = torch.where(log_p < -1, 1 - torch.exp(log_p), one_minus_p)
     # The floor keeps the slope of the power finite where p rounds to 1; the loss is below the smallest number there.
-    return miss.clamp(min=torch.finfo(miss.dtype).tiny) ** gamma
+    return one_minus_p.clamp(min=torch.finfo(one_minus_p.dtype).tiny) ** gamma
 
 
-def _elements(
+def _elementwise_loss(
     loss_of: Callable[[Tensor], Tensor],
     logits: Tensor,
     targets: Tensor,
-    shares: Shares,
+    alphas: AlphaPair,
     weight: Tensor | None,
     ignore_index: int,
 ) -> Tensor:
     """alpha_t * loss_of(x_t) for every element, by plain autograd; soft labels mix y L(x) + (1 - y) L(-x)."""
     x = logits if logits.dtype == torch.float64 else logits.float()
-    positive_share, negative_share = shares
+    alpha_pos, alpha_neg = alphas
     if weight is not None:
         weight = (weight if weight.shape == x.shape else weight[..., None]).to(x.dtype)
-    if targets.is_floating_point() and readable(targets) and ((targets == 0) | (targets == 1)).all():
+    if targets.is_floating_point() and can_read_values(targets) and ((targets == 0) | (targets == 1)).all():
         targets = targets.bool()  # half the work
     if targets.is_floating_point():
         y = targets.to(x.dtype)
         # 0 * inf is NaN: a side without a share does not see the logit, which may be infinite (a masked class).
         positive, negative = loss_of(torch.where(y > 0, x, 0)), loss_of(torch.where(y < 1, -x, 0))
-        loss = y * positive_share * positive + (1 - y) * negative_share * negative
+        loss = y * alpha_pos * positive + (1 - y) * alpha_neg * negative
     else:
         ids = targets.long()  # as uint8, 255 would equal -1
         if ids.shape == x.shape:
@@ -191,7 +191,7 @@ def _elements(
         x = torch.where(kept, x, 0)  # first of all: what is left out may be infinite, and 0 * inf is NaN
         weight = None if weight is None else torch.where(kept, weight, 0)
         loss = loss_of(torch.where(is_positive, x, -x))
-        loss = torch.where(is_positive, positive_share * loss, negative_share * loss)
+        loss = torch.where(is_positive, alpha_pos * loss, alpha_neg * loss)
         loss = torch.where(kept, loss, 0)
     return loss if weight is None else loss * weight
 
@@ -206,20 +206,20 @@ def _reduce(loss: Tensor, reduction: Reduction, avg_factor: float | Tensor | Non
     return loss.sum() / (max(loss.numel(), 1) if avg_factor is None else avg_factor)
 
 
-def _path(
+def _select_impl(
     impl: Impl,
     logits: Tensor,
     targets: Tensor,
-    shares: Shares,
+    alphas: AlphaPair,
     weight: Tensor | None,
     reduction: Reduction,
     avg_factor: float | Tensor | None,
 ) -> Literal["chunked", "triton", "reference"]:
     check_choice("impl", impl, get_args(Impl))
-    constants = not any(isinstance(value, Tensor) and value.requires_grad for value in (weight, avg_factor, *shares))
+    constants = not any(isinstance(value, Tensor) and value.requires_grad for value in (weight, avg_factor, *alphas))
     rows = targets.shape != logits.shape and (weight is None or weight.shape != logits.shape)
-    fused = rows and constants and reduction != "none" and not transformed()  # what both fused paths ask for
-    chunked = fused and readable(logits)
+    fused = rows and constants and reduction != "none" and not in_functorch_transform()  # what both fused paths ask for
+    chunked = fused and can_read_values(logits)
     on_device = logits.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
     triton = fused and HAS_TRITON and on_device and logits.dtype != torch.float64
     wants = "class ids, row weights and reduction 'sum' or 'mean', gives no gradient to weight, alpha or avg_factor"
@@ -231,17 +231,17 @@ def _path(
     if impl != "auto":
         return impl
     if logits.is_cuda and fused and not HAS_TRITON:
-        say_that_triton_is_missing()
+        warn_triton_missing()
     return "chunked" if chunked else "triton" if triton and logits.is_cuda else "reference"
 
 
 @cache
-def say_that_triton_is_missing() -> None:
+def warn_triton_missing() -> None:
     """Warns, once: on CUDA the focal loss, and matching, then take slower ways."""
     warnings.warn("no Triton here: focal loss and matching take slower paths on CUDA", stacklevel=4)
 
 
-def _check(
+def _check_arguments(
     logits: Tensor,
     targets: Tensor,
     alpha: float | Sequence[float] | Tensor | None,
@@ -249,7 +249,7 @@ def _check(
     reduction: Reduction,
     avg_factor: float | Tensor | None,
     ignore_index: int,
-) -> Shares:
+) -> AlphaPair:
     """Raises ValueError for what does not fit; returns what alpha gives to positives and to negatives."""
     check_floats("logits", logits)
     check_tensor("targets", targets)
@@ -277,6 +277,6 @@ def _check(
     if not isinstance(alpha, (Sequence, Tensor)):
         check_number("alpha", alpha, 0, 1)
         return float(alpha), 1 - float(alpha)
-    alpha_K = per_class("alpha", alpha, logits, high=1)
+    alpha_K = per_class_tensor("alpha", alpha, logits, high=1)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     return alpha_K.to(dtype), (1 - alpha_K).to(dtype)  # in this order: 1 - alpha may need the digits

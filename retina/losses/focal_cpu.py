@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 5 << 15  # elements; three buffers of 0.6 MB: less pays for starting operations, more for memory
+CHUNK_ELEMENTS = 5 << 15  # elements; three buffers of 0.6 MB: less pays for starting operations, more for memory
 NEARLY_ONE = 0.98  # up to here 1 - p and log1p(-p) are right to 1e-6
 
 
@@ -25,14 +25,14 @@ def chunked_focal_loss(
     logits: Tensor,
     targets: Tensor,
     weight: Tensor | None,
-    shares: tuple[float | Tensor, float | Tensor],
+    alphas: tuple[float | Tensor, float | Tensor],
     gamma: float,
     ignore_index: int,
     scale: float,
 ) -> Tensor:
     """`scale` times the sum of the focal loss over class ids; arguments as in `retina.losses.sigmoid_focal_loss`.
 
-    `shares` of positives and negatives: alpha and 1 - alpha, numbers or (K,).
+    `alphas` of positives and negatives: alpha and 1 - alpha, numbers or (K,).
 
     A float32 (float64 for float64 logits) scalar that allows one backward. RuntimeError at a second one, or at a second
     derivative: the gradient was made in the forward and is handed out once, so that it exists once.
@@ -40,7 +40,7 @@ def chunked_focal_loss(
     rows = None if weight is None else weight.reshape(-1)
     flat = logits.reshape(-1, logits.shape[-1])
     total: Tensor = _ChunkedFocal.apply(
-        flat, targets.reshape(-1).long(), rows, shares, float(gamma), ignore_index, scale, torch.is_grad_enabled()
+        flat, targets.reshape(-1).long(), rows, alphas, float(gamma), ignore_index, scale, torch.is_grad_enabled()
     )
     return total
 
@@ -52,7 +52,7 @@ class _ChunkedFocal(torch.autograd.Function):
         logits_RK: Tensor,
         targets_R: Tensor,
         weight_R: Tensor | None,
-        shares: tuple[float | Tensor, float | Tensor],
+        alphas: tuple[float | Tensor, float | Tensor],
         gamma: float,
         ignore_index: int,
         scale: float,
@@ -67,22 +67,22 @@ class _ChunkedFocal(torch.autograd.Function):
         left_out_R = targets_R == ignore_index
         row_P = (~left_out_R & (targets_R < classes)).nonzero()[:, 0]
         class_P = targets_R[row_P]
-        positive_share, negative_share = shares
-        share_P = positive_share[class_P] if isinstance(positive_share, Tensor) else positive_share
+        alpha_pos, alpha_neg = alphas
+        alpha_P = alpha_pos[class_P] if isinstance(alpha_pos, Tensor) else alpha_pos
         if weight_R is not None:
             weight_R = weight_R.masked_fill(left_out_R, 0)  # what is left out may weigh NaN
 
         skipped = (row_P, class_P, left_out_R.nonzero()[:, 0])
-        total = _negatives(logits_RK, gradient_RK, exact, skipped, weight_R, negative_share * scale, gamma)
+        total = _negative_loss(logits_RK, gradient_RK, exact, skipped, weight_R, alpha_neg * scale, gamma)
 
         x_P = logits_RK[row_P, class_P].to(exact)
-        log_p_P, miss_P = F.logsigmoid(x_P), torch.sigmoid(-x_P)
-        factor_P = miss_P.pow(gamma) * (share_P * scale)
+        log_p_P, one_minus_p_P = F.logsigmoid(x_P), torch.sigmoid(-x_P)
+        factor_P = one_minus_p_P.pow(gamma) * (alpha_P * scale)
         if weight_R is not None:
             factor_P *= weight_R[row_P]
         total -= (factor_P * log_p_P).sum(dtype=torch.float64)
         if gradient_RK is not None:
-            slope_P = factor_P * (gamma * torch.sigmoid(x_P) * log_p_P - miss_P)
+            slope_P = factor_P * (gamma * torch.sigmoid(x_P) * log_p_P - one_minus_p_P)
             gradient_RK[row_P, class_P] = slope_P.to(stored)
         ctx.gradient_RK = gradient_RK
         ctx.dtype = logits_RK.dtype
@@ -100,7 +100,7 @@ class _ChunkedFocal(torch.autograd.Function):
         return gradient_RK.to(ctx.dtype), None, None, None, None, None, None, None
 
 
-def _negatives(
+def _negative_loss(
     logits_RK: Tensor,
     gradient_RK: Tensor | None,
     exact: torch.dtype,
@@ -113,7 +113,7 @@ def _negatives(
     gradient, with 0 at the skipped."""
     row_P, class_P, left_out = skipped
     rows, classes = logits_RK.shape
-    step = max(1, CHUNK // classes)
+    step = max(1, CHUNK_ELEMENTS // classes)
     edges = torch.arange(0, rows + step, step)
     from_P, from_left_out = torch.searchsorted(row_P, edges).tolist(), torch.searchsorted(left_out, edges).tolist()
     buffers = [torch.empty(min(step, rows), classes, dtype=exact) for _ in range(3)]

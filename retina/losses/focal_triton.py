@@ -42,16 +42,18 @@ def _reciprocal(x, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def _power(miss, log_miss, rest, HALVES: tl.constexpr, HAS_REST: tl.constexpr, INTERPRETED: tl.constexpr):
+def _power(one_minus_p, log_one_minus_p, rest, HALVES: tl.constexpr, HAS_REST: tl.constexpr, INTERPRETED: tl.constexpr):
     """miss^(HALVES / 2 + rest): multiplications, a square root and an exponential of at most 1/4 log(miss)."""
     log2e: tl.constexpr = 1.4426950408889634
-    # Below -88 `miss` is 0, and 0 * inf would be NaN where `rest` is negative.
-    log_miss = tl.maximum(log_miss, -88.0)
-    result = _exp2(rest * log2e * log_miss, INTERPRETED) if HAS_REST else tl.full(miss.shape, 1.0, tl.float32)
+    # Below -88 `one_minus_p` is 0, and 0 * inf would be NaN where `rest` is negative.
+    log_one_minus_p = tl.maximum(log_one_minus_p, -88.0)
+    result = (
+        _exp2(rest * log2e * log_one_minus_p, INTERPRETED) if HAS_REST else tl.full(one_minus_p.shape, 1.0, tl.float32)
+    )
     if HALVES % 2 == 1:
-        result *= tl.sqrt(miss)
+        result *= tl.sqrt(one_minus_p)
     for _i in tl.static_range(HALVES // 2):
-        result *= miss
+        result *= one_minus_p
     return result
 
 
@@ -71,19 +73,19 @@ def _terms(x_t, gamma, rest, HALVES: tl.constexpr, HAS_REST: tl.constexpr, INTER
     series = 2.00000000768 + t * (0.666663216414 + t * (0.400245952308 + t * (0.279651577452 + t * 0.281577783280)))
     log_a = s * series
     is_easy = x_t >= 0
-    miss = tl.where(is_easy, smaller, larger)  # 1 - p_t
+    one_minus_p = tl.where(is_easy, smaller, larger)  # 1 - p_t
     hit = tl.where(is_easy, larger, smaller)  # p_t
     cross_entropy = tl.where(is_easy, log_a, size + log_a)
-    log_miss = tl.where(is_easy, -size - log_a, -log_a)  # of use only where HAS_REST
-    factor = _power(miss, log_miss, rest, HALVES, HAS_REST, INTERPRETED)
-    return factor, cross_entropy, gamma * hit * cross_entropy + miss
+    log_one_minus_p = tl.where(is_easy, -size - log_a, -log_a)  # of use only where HAS_REST
+    factor = _power(one_minus_p, log_one_minus_p, rest, HALVES, HAS_REST, INTERPRETED)
+    return factor, cross_entropy, gamma * hit * cross_entropy + one_minus_p
 
 
 @triton.jit
 def _focal_kernel(
-    logits, targets, weights, positive_shares, negative_shares, divisor, partial, gradient, total, rows_each,
+    logits, targets, weights, alphas_pos, alphas_neg, divisor, partial, gradient, total, rows_each,
     logit_stride_n, logit_stride_r, logit_stride_k, gradient_stride_n, gradient_stride_r, gradient_stride_k,
-    positive_share, negative_share, gamma, rest, scale, ignore_index,
+    alpha_pos, alpha_neg, gamma, rest, scale, ignore_index,
     K: tl.constexpr, CONTIGUOUS: tl.constexpr, PER_CLASS: tl.constexpr, WEIGHTED: tl.constexpr, DIVIDED: tl.constexpr,
     GRADIENT: tl.constexpr, HALVES: tl.constexpr, HAS_REST: tl.constexpr, BLOCK: tl.constexpr, EACH: tl.constexpr,
     INTERPRETED: tl.constexpr,
@@ -93,7 +95,7 @@ def _focal_kernel(
     first_class = (first - first_row * K).to(tl.int32)
     if DIVIDED:
         scale = scale / tl.load(divisor).to(tl.float32)
-    positive_share, negative_share = positive_share * scale, negative_share * scale
+    alpha_pos, alpha_neg = alpha_pos * scale, alpha_neg * scale
     sums = tl.zeros((BLOCK,), tl.float32)
     for i in range(EACH):
         place = i * BLOCK + tl.arange(0, BLOCK)
@@ -117,9 +119,9 @@ def _focal_kernel(
         x_t = tl.where(kept, tl.where(is_positive, x, -x), 1000.0)
         factor, cross_entropy, slope = _terms(x_t, gamma, rest, HALVES, HAS_REST, INTERPRETED)
         if PER_CLASS:
-            share = scale * tl.where(is_positive, tl.load(positive_shares + column), tl.load(negative_shares + column))
+            share = scale * tl.where(is_positive, tl.load(alphas_pos + column), tl.load(alphas_neg + column))
         else:
-            share = tl.where(is_positive, positive_share, negative_share)
+            share = tl.where(is_positive, alpha_pos, alpha_neg)
         if WEIGHTED:
             share *= tl.load(weights + first_row + row, mask=kept, other=0.0).to(tl.float32)
         factor *= share
@@ -145,23 +147,23 @@ def fused_focal_loss(
     logits: Tensor,
     targets: Tensor,
     weight: Tensor | None,
-    shares: tuple[float | Tensor, float | Tensor],
+    alphas: tuple[float | Tensor, float | Tensor],
     gamma: float,
     ignore_index: int,
     divisor: float | Tensor,
 ) -> Tensor:
     """Sum of the focal loss over class ids, divided by `divisor`; arguments as in `retina.losses.sigmoid_focal_loss`.
 
-    `shares` of positives and negatives: alpha and 1 - alpha, numbers or (K,). A float32 scalar that allows one
+    `alphas` of positives and negatives: alpha and 1 - alpha, numbers or (K,). A float32 scalar that allows one
     backward. RuntimeError at a second one or at a second derivative.
     """
     if logits.dim() != 3:
         logits = logits.reshape(1, targets.numel(), logits.shape[-1])
-    numbers = [1.0 if isinstance(share, Tensor) else share for share in shares]
-    vectors = [share.contiguous() if isinstance(share, Tensor) else None for share in shares]
+    numbers = [1.0 if isinstance(share, Tensor) else share for share in alphas]
+    vectors = [share.contiguous() if isinstance(share, Tensor) else None for share in alphas]
     if isinstance(divisor, Tensor) and divisor.device != logits.device:
         divisor = float(divisor)  # on the CPU, where looking costs nothing
-    total: Tensor = _forward(
+    total: Tensor = _launch_forward(
         logits,
         targets.reshape(-1).contiguous(),  # expanded ones stay expanded in a reshape
         None if weight is None else weight.reshape(-1).contiguous(),
@@ -177,14 +179,14 @@ def fused_focal_loss(
 
 
 @torch.library.custom_op("retina::focal_forward", mutates_args=())
-def _forward(
+def _launch_forward(
     logits_NRK: Tensor,
     targets_R: Tensor,
     weight_R: Tensor | None,
-    positive_share_K: Tensor | None,
-    negative_share_K: Tensor | None,
-    positive_share: float,
-    negative_share: float,
+    alpha_pos_K: Tensor | None,
+    alpha_neg_K: Tensor | None,
+    alpha_pos: float,
+    alpha_neg: float,
     gamma: float,
     ignore_index: int,
     divisor: Tensor | None,
@@ -192,7 +194,7 @@ def _forward(
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """The loss, and its gradient with respect to the logits in their memory order (empty without `with_gradient`)."""
-    gradient = _gradient_for(logits_NRK, with_gradient)
+    gradient = _empty_gradient(logits_NRK, with_gradient)
     total = logits_NRK.numel()
     programs = triton.cdiv(total, BLOCK * BLOCKS_EACH)
     partial_P = logits_NRK.new_empty(programs, dtype=torch.float32)
@@ -203,8 +205,8 @@ def _forward(
                 logits_NRK,
                 targets_R,
                 partial_P if weight_R is None else weight_R,  # some pointer, where nothing is read
-                partial_P if positive_share_K is None else positive_share_K,
-                partial_P if negative_share_K is None else negative_share_K,
+                partial_P if alpha_pos_K is None else alpha_pos_K,
+                partial_P if alpha_neg_K is None else alpha_neg_K,
                 partial_P if divisor is None else divisor,
                 partial_P,
                 gradient,
@@ -212,15 +214,15 @@ def _forward(
                 logits_NRK.shape[1],
                 *logits_NRK.stride(),
                 *(gradient.stride() if with_gradient else (0, 0, 0)),
-                positive_share,
-                negative_share,
+                alpha_pos,
+                alpha_neg,
                 gamma,
                 gamma - halves / 2,
                 scale,
                 ignore_index,
                 K=logits_NRK.shape[2],
                 CONTIGUOUS=logits_NRK.is_contiguous() and gradient.is_contiguous(),
-                PER_CLASS=positive_share_K is not None,
+                PER_CLASS=alpha_pos_K is not None,
                 WEIGHTED=weight_R is not None,
                 DIVIDED=divisor is not None,
                 GRADIENT=with_gradient,
@@ -235,15 +237,15 @@ def _forward(
     return partial_P.sum(dtype=torch.float64).float(), gradient
 
 
-def _gradient_for(logits: Tensor, with_gradient: bool) -> Tensor:
+def _empty_gradient(logits: Tensor, with_gradient: bool) -> Tensor:
     # float16 ends at 6e-8, and the upstream gradient, which holds the loss scale, comes later.
     stored = torch.float32 if logits.dtype == torch.float16 else logits.dtype
     return torch.empty_like(logits, dtype=stored) if with_gradient else logits.new_empty(0, dtype=stored)
 
 
-@_forward.register_fake
+@_launch_forward.register_fake
 def _fake_forward(logits_NRK: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    return logits_NRK.new_empty((), dtype=torch.float32), _gradient_for(logits_NRK, arguments[-1])
+    return logits_NRK.new_empty((), dtype=torch.float32), _empty_gradient(logits_NRK, arguments[-1])
 
 
 @torch.library.custom_op("retina::focal_rescale", mutates_args=("gradient",))
@@ -256,14 +258,14 @@ def _rescale(gradient: Tensor, upstream: Tensor) -> None:
             )
 
 
-def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # else a zero tensor of the logits' size is made for the second output
     ctx.dtype, ctx.spent = inputs[0].dtype, False
 
 
-def _hand_out(ctx: Any, upstream: Tensor, _: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, upstream: Tensor, _: None) -> tuple[Tensor | None, ...]:
     if ctx.spent or torch.is_grad_enabled():
         wish = "a second backward" if ctx.spent else "a second derivative (create_graph=True)"
         raise RuntimeError(f"the fused focal loss hands its gradient out once; for {wish} use impl='reference'")
@@ -275,4 +277,4 @@ def _hand_out(ctx: Any, upstream: Tensor, _: None) -> tuple[Tensor | None, ...]:
     return gradient.to(ctx.dtype), *[None] * 11
 
 
-_forward.register_autograd(_hand_out, setup_context=_keep_gradient)
+_launch_forward.register_autograd(_backward, setup_context=_setup_context)

@@ -68,14 +68,14 @@ def ohem_loss(
         loss_NR = cross_entropy(targets_NR, reduction="none").sum(dim=-1)
         kept_NR = targets_NR != ignore_index
         if negatives_per_positive is None:
-            taken_NR = _hardest(loss_NR, anchors_R4, kept_NR, batch_size, nms_iou)
+            taken_NR = _select_hardest(loss_NR, anchors_R4, kept_NR, batch_size, nms_iou)
         else:
             share = batch_size // (1 + negatives_per_positive)
             is_background_NR = targets_NR == logits_NRK.shape[-1]
-            taken_NR = _hardest(loss_NR, anchors_R4, kept_NR & ~is_background_NR, share, nms_iou)
+            taken_NR = _select_hardest(loss_NR, anchors_R4, kept_NR & ~is_background_NR, share, nms_iou)
             quota_N = negatives_per_positive * taken_NR.sum(dim=1).clamp(min=1)
             negatives = negatives_per_positive * share
-            taken_NR |= _hardest(loss_NR, anchors_R4, kept_NR & is_background_NR, negatives, nms_iou, quota_N)
+            taken_NR |= _select_hardest(loss_NR, anchors_R4, kept_NR & is_background_NR, negatives, nms_iou, quota_N)
     mined_NR = torch.where(taken_NR, targets_NR, ignore_index)
     if reduction == "none":
         return cross_entropy(mined_NR, weight=weight, reduction="none").sum(dim=-1)
@@ -84,7 +84,7 @@ def ohem_loss(
     return cross_entropy(mined_NR, weight=weight, reduction=reduction, avg_factor=avg_factor)
 
 
-def _hardest(
+def _select_hardest(
     loss_NR: Tensor,
     boxes: Tensor,
     candidates_NR: Tensor,
@@ -104,11 +104,11 @@ def _hardest(
             takes_N1 = takes_N1 & (place < quota_N[:, None])
         taken_NR.scatter_(1, best_N1, takes_N1 | taken_NR.gather(1, best_N1))
         alive_NR.scatter_(1, best_N1, False)
-        alive_NR &= ~(takes_N1 & (_iou_of_one(boxes, best_N1) > nms_iou))
+        alive_NR &= ~(takes_N1 & (_iou_with_one(boxes, best_N1) > nms_iou))
     return taken_NR
 
 
-def _iou_of_one(boxes: Tensor, index_N1: Tensor) -> Tensor:
+def _iou_with_one(boxes: Tensor, index_N1: Tensor) -> Tensor:
     """IoU of one box of each image with all boxes, (N, R)."""
     one = boxes[index_N1] if boxes.dim() == 2 else boxes.gather(1, index_N1[:, :, None].expand(-1, -1, 4))
     sides = torch.minimum(one[..., 2:], boxes[..., 2:]) - torch.maximum(one[..., :2], boxes[..., :2])

@@ -20,14 +20,14 @@ from torch.nn import functional as F
 
 from retina.losses.arguments import (
     Reduction,
+    can_read_values,
     check_choice,
     check_class_ids,
     check_floats,
     check_labels,
     check_number,
     check_tensor,
-    per_class,
-    readable,
+    per_class_tensor,
 )
 from retina.losses.focal import modulating_factor
 
@@ -60,16 +60,16 @@ def softmax_focal_loss(
     """
     check_floats("logits", logits)
     check_number("label_smoothing", label_smoothing, 0, 1)
-    dim, kept = _targets(logits, targets, ignore_index)
+    dim, kept = _check_targets(logits, targets, ignore_index)
     x = logits if logits.dtype == torch.float64 else logits.float()
     if kept is None or label_smoothing > 0:
-        log_p = _log_softmax(_clear(x, kept, dim), dim)
-        return _over_classes(log_p, targets, kept, gamma, class_weight, label_smoothing, reduction)
-    x = _clear(x, kept, dim)
+        log_p = _log_softmax(_zero_ignored(x, kept, dim), dim)
+        return _all_classes_loss(log_p, targets, kept, gamma, class_weight, label_smoothing, reduction)
+    x = _zero_ignored(x, kept, dim)
     ids = torch.where(kept, targets, 0).long()
     margin = _margin(x, ids, dim)
-    loss = _focal(F.logsigmoid(margin), torch.sigmoid(-margin), gamma).to(x.dtype)
-    return _of_true_class(loss, x, ids, kept, gamma, class_weight, reduction)
+    loss = _focal_term(F.logsigmoid(margin), torch.sigmoid(-margin), gamma).to(x.dtype)
+    return _target_class_loss(loss, x, ids, kept, gamma, class_weight, reduction)
 
 
 def focal_nll_loss(
@@ -87,19 +87,19 @@ def focal_nll_loss(
     ValueError, for log-probabilities above 0 too (looked at on the CPU): those are logits or probabilities.
     """
     check_floats("log_probs", log_probs)
-    if readable(log_probs) and log_probs.numel() and log_probs.max() > 1e-4:
+    if can_read_values(log_probs) and log_probs.numel() and log_probs.max() > 1e-4:
         raise ValueError(f"log_probs: given up to {log_probs.max():g}, expected at most 0: the output of a LogSoftmax")
-    dim, kept = _targets(log_probs, targets, ignore_index)
-    log_p = _clear(log_probs if log_probs.dtype == torch.float64 else log_probs.float(), kept, dim)
+    dim, kept = _check_targets(log_probs, targets, ignore_index)
+    log_p = _zero_ignored(log_probs if log_probs.dtype == torch.float64 else log_probs.float(), kept, dim)
     if kept is None:
-        return _over_classes(log_p, targets, kept, gamma, class_weight, 0.0, reduction)
+        return _all_classes_loss(log_p, targets, kept, gamma, class_weight, 0.0, reduction)
     ids = torch.where(kept, targets, 0).long()
     log_p_y = log_p.gather(dim, ids.unsqueeze(dim)).squeeze(dim)
-    loss = _focal(log_p_y, -torch.expm1(log_p_y), gamma)
-    return _of_true_class(loss, log_p, ids, kept, gamma, class_weight, reduction)
+    loss = _focal_term(log_p_y, -torch.expm1(log_p_y), gamma)
+    return _target_class_loss(loss, log_p, ids, kept, gamma, class_weight, reduction)
 
 
-def _targets(x: Tensor, targets: Tensor, ignore_index: int) -> tuple[int, Tensor | None]:
+def _check_targets(x: Tensor, targets: Tensor, ignore_index: int) -> tuple[int, Tensor | None]:
     """The dimension of the classes, and which rows are not left out: None for distributions. Raises ValueError."""
     check_tensor("targets", targets)
     dim = 0 if x.dim() == 1 else 1
@@ -116,7 +116,7 @@ def _targets(x: Tensor, targets: Tensor, ignore_index: int) -> tuple[int, Tensor
     return dim, targets.long() != ignore_index  # as uint8, 156 would equal -100
 
 
-def _clear(x: Tensor, kept: Tensor | None, dim: int) -> Tensor:
+def _zero_ignored(x: Tensor, kept: Tensor | None, dim: int) -> Tensor:
     """Zeros for the rows that are left out, whatever stood there: 0 * inf is NaN."""
     return x if kept is None else torch.where(kept.unsqueeze(dim), x, 0)
 
@@ -135,7 +135,7 @@ def _margin(x: Tensor, ids: Tensor, dim: int) -> Tensor:
     return x.gather(dim, column).squeeze(dim).double() - top.squeeze(dim).double() - rest
 
 
-def _of_true_class(
+def _target_class_loss(
     loss: Tensor,
     x: Tensor,
     ids: Tensor,
@@ -147,12 +147,12 @@ def _of_true_class(
     check_number("gamma", gamma, 0)
     row_weight = kept.to(x.dtype)
     if class_weight is not None:
-        weight_C = per_class("class_weight", class_weight, x, dim=0 if x.dim() == 1 else 1).to(x.dtype)
+        weight_C = per_class_tensor("class_weight", class_weight, x, dim=0 if x.dim() == 1 else 1).to(x.dtype)
         row_weight = torch.where(kept, weight_C[ids], 0)
     return _reduce(torch.where(kept, row_weight * loss, 0), row_weight, reduction)
 
 
-def _over_classes(
+def _all_classes_loss(
     log_p: Tensor,
     targets: Tensor,
     kept: Tensor | None,
@@ -168,7 +168,7 @@ def _over_classes(
     column = [-1 if d == dim else 1 for d in range(log_p.dim())]  # (C,) beside log_p
     weight_C = None
     if class_weight is not None:
-        weight_C = per_class("class_weight", class_weight, log_p, dim=dim).to(log_p.dtype)
+        weight_C = per_class_tensor("class_weight", class_weight, log_p, dim=dim).to(log_p.dtype)
     if kept is None:
         q, row_weight = targets.to(log_p.dtype), torch.ones_like(log_p.select(dim, 0))
         q = (1 - label_smoothing) * q + label_smoothing / classes
@@ -179,17 +179,17 @@ def _over_classes(
         q = torch.where(is_true, 1 - label_smoothing + label_smoothing / classes, label_smoothing / classes)
         q = q.to(log_p.dtype) * kept.unsqueeze(dim)
     log_p = torch.where(q > 0, log_p, 0)  # a class without a share may have probability 0
-    loss = q * _focal(log_p, -torch.expm1(log_p), gamma)
+    loss = q * _focal_term(log_p, -torch.expm1(log_p), gamma)
     if weight_C is not None:
         loss = loss * weight_C.view(column)
     return _reduce(loss.sum(dim), row_weight, reduction)
 
 
-def _focal(log_p: Tensor, miss: Tensor, gamma: float) -> Tensor:
-    """FL (eq. 4) from log p and `miss` = 1 - p; an impossible truth costs an infinite loss with a finite slope."""
+def _focal_term(log_p: Tensor, one_minus_p: Tensor, gamma: float) -> Tensor:
+    """FL (eq. 4) from log p and 1 - p. A target of probability 0 costs an infinite loss with a finite slope."""
     impossible = log_p == -torch.inf
     possible = torch.where(impossible, 0, log_p)
-    return torch.where(impossible, -log_p, -modulating_factor(possible, miss, gamma) * possible)
+    return torch.where(impossible, -log_p, -modulating_factor(possible, one_minus_p, gamma) * possible)
 
 
 def _reduce(loss: Tensor, row_weight: Tensor, reduction: Reduction) -> Tensor:

@@ -15,7 +15,7 @@ from retina.config import Anchors
 from retina.model.backbone import LEVELS
 
 
-def anchors_per_cell(config: Anchors) -> int:
+def num_anchors_per_cell(config: Anchors) -> int:
     """A, the number of anchors at one cell."""
     return config.scales * len(config.ratios)
 
@@ -36,11 +36,11 @@ def make_anchors(config: Anchors, height: int, width: int, device: torch.device)
         x = (torch.arange(columns, dtype=torch.float32) + config.offset) * step_x
         center_y, center_x = torch.meshgrid(y, x, indexing="ij")
         centers = torch.stack([center_x, center_y, center_x, center_y], dim=-1)
-        levels.append((centers[:, :, None, :] + _cell_boxes(config, stride)).reshape(-1, 4).to(device))
+        levels.append((centers[:, :, None, :] + _cell_anchors(config, stride)).reshape(-1, 4).to(device))
     return tuple(levels)
 
 
-def _cell_boxes(config: Anchors, stride: int) -> Tensor:
+def _cell_anchors(config: Anchors, stride: int) -> Tensor:
     """(A, 4) boxes around the origin; `quantize` gives torchvision's integer sizes and rounded corners."""
     sizes = [config.octave_base * stride * 2 ** (i / config.scales) for i in range(config.scales)]
     if config.quantize:

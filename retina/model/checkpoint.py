@@ -20,7 +20,7 @@ from torch import Tensor
 from retina.atomic_files import atomic_file
 
 FORMAT = 1
-_UNREADABLE = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)  # what torch.load may raise
+_LOAD_ERRORS = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)  # what torch.load may raise
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 
@@ -34,7 +34,7 @@ def digest(state: Any) -> str:
     Raises TypeError for anything else: a checkpoint must load with weights_only=True.
     """
     sha = hashlib.sha256()
-    _update(sha, state, "state")
+    _hash_value(sha, state, "state")
     return sha.hexdigest()
 
 
@@ -50,7 +50,7 @@ def save(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:
 
 def load(path: Path) -> dict[str, Any]:
     """The state, on the CPU; CheckpointError for a truncated, altered or foreign file."""
-    payload = _read(path)
+    payload = _torch_load(path)
     if not isinstance(payload, dict) or "sha256" not in payload or "state" not in payload:
         raise CheckpointError(f"{path}: not a checkpoint of this project (no checksum inside)")
     if payload.get("format") != FORMAT:
@@ -68,7 +68,7 @@ def save_last(run: Path, state: dict[str, Any]) -> None:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether the file is one of ours, damaged or not, rather than weights of another framework."""
-    payload = _read(path)
+    payload = _torch_load(path)
     return isinstance(payload, dict) and "sha256" in payload
 
 
@@ -88,15 +88,15 @@ def load_newest(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
     return None, refused
 
 
-def _read(path: Path) -> Any:
+def _torch_load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (*_UNREADABLE, OSError, pickle.UnpicklingError, zipfile.BadZipFile, struct.error) as error:
+    except (*_LOAD_ERRORS, OSError, pickle.UnpicklingError, zipfile.BadZipFile, struct.error) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path}: not readable as a checkpoint: {reason}") from None
 
 
-def _update(sha: Any, value: Any, where: str) -> None:
+def _hash_value(sha: Any, value: Any, where: str) -> None:
     if isinstance(value, Tensor):
         tensor = value.detach().cpu().contiguous()
         sha.update(f"tensor {tensor.dtype} {tuple(tensor.shape)};".encode())
@@ -105,11 +105,11 @@ def _update(sha: Any, value: Any, where: str) -> None:
         sha.update(f"dict {len(value)};".encode())
         for key in sorted(value, key=lambda key: (str(type(key)), key)):
             sha.update(f"{key!r}:".encode())
-            _update(sha, value[key], f"{where}.{key}")
+            _hash_value(sha, value[key], f"{where}.{key}")
     elif isinstance(value, list | tuple):
         sha.update(f"list {len(value)};".encode())
         for i, entry in enumerate(value):
-            _update(sha, entry, f"{where}[{i}]")
+            _hash_value(sha, entry, f"{where}[{i}]")
     elif value is None or isinstance(value, bool | int | float | str):
         sha.update(f"{json.dumps(value)};".encode())
     else:

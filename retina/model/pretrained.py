@@ -38,7 +38,10 @@ TORCHVISION_V1_FILE_KEYS = {
     **{f"head.regression_head.conv.{2 * i}.": f"box_head.{i}.0." for i in range(4)},
 }
 COCO_NAMES: list[str] = RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-DETECTORS = {"COCO_V1": RetinaNet_ResNet50_FPN_Weights.COCO_V1, "COCO_V2": RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1}
+TORCHVISION_DETECTORS = {
+    "COCO_V1": RetinaNet_ResNet50_FPN_Weights.COCO_V1,
+    "COCO_V2": RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1,
+}
 
 
 class WeightsError(ValueError):
@@ -58,12 +61,12 @@ def load_pretrained(model: RetinaNet, backbone: str, source: str, names: list[st
         state = torch.load(source, map_location="cpu", weights_only=True)
         if not all(isinstance(value, Tensor) for value in state.values()):
             raise WeightsError(f"{source}: expected a plain state dict, found keys {', '.join(list(state)[:5])}")
-    elif source in DETECTORS:
-        state = download(DETECTORS[source])
+    elif source in TORCHVISION_DETECTORS:
+        state = download(TORCHVISION_DETECTORS[source])
     else:
         known = torchvision.models.get_model_weights(backbone)
         if source not in known.__members__:
-            choices = ", ".join([*known.__members__, *DETECTORS])
+            choices = ", ".join([*known.__members__, *TORCHVISION_DETECTORS])
             raise FileNotFoundError(f"model.weights: {source!r} is no file here, and no name for {backbone}: {choices}")
         state = download(known[source])
     if any(key.startswith("head.") for key in state):

@@ -14,7 +14,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from retina.config import Config
 from retina.losses import prior_bias
-from retina.model.anchors import anchors_per_cell
+from retina.model.anchors import num_anchors_per_cell
 from retina.model.backbone import ResNetFPN
 
 
@@ -32,13 +32,13 @@ class RetinaNet(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes: given {num_classes}, expected at least 1")
-        per_cell = anchors_per_cell(config.anchors)
+        per_cell = num_anchors_per_cell(config.anchors)
         self.num_classes = num_classes
         self.backbone = ResNetFPN(config.model)
         self.cls_head = _head(config)
-        self.cls_logits = _predictor(config.model.channels, per_cell * num_classes, prior_bias(config.model.prior))
+        self.cls_logits = _output_conv(config.model.channels, per_cell * num_classes, prior_bias(config.model.prior))
         self.box_head = _head(config)
-        self.bbox_reg = _predictor(config.model.channels, per_cell * 4, 0.0)
+        self.bbox_reg = _output_conv(config.model.channels, per_cell * 4, 0.0)
 
     def forward(self, images: Tensor) -> Outputs:
         """`images`: float (N, 3, H, W), normalised, zero outside of each image's own area."""
@@ -62,19 +62,19 @@ def _head(config: Config) -> nn.Sequential:
     head = nn.Sequential(*layers)
     for module in head.modules():
         if isinstance(module, nn.Conv2d):
-            _init(module)
+            _init_conv(module)
     return head
 
 
-def _predictor(channels: int, outputs: int, bias: float) -> nn.Conv2d:
+def _output_conv(channels: int, outputs: int, bias: float) -> nn.Conv2d:
     conv = nn.Conv2d(channels, outputs, 3, padding=1)
-    _init(conv)
+    _init_conv(conv)
     assert conv.bias is not None
     nn.init.constant_(conv.bias, bias)
     return conv
 
 
-def _init(conv: nn.Conv2d) -> None:
+def _init_conv(conv: nn.Conv2d) -> None:
     nn.init.normal_(conv.weight, std=0.01)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

@@ -57,7 +57,7 @@ def draw_boxes(
     order = [int(index) for index in np.argsort(-areas if scores is None else np.asarray(scores), kind="stable")]
     line = max(1, round(max(image.size) / 250))
     for index in order:
-        _outline(draw, corners[index], colors[index], line, dashed is not None and dashed[index])
+        _draw_outline(draw, corners[index], colors[index], line, dashed is not None and dashed[index])
 
     texts = list(labels) if scores is None else [f"{n} {s:.2f}" for n, s in zip(labels, scores, strict=True)]
     size = max(11, max(image.size) // 40)
@@ -68,20 +68,22 @@ def draw_boxes(
     places: dict[int, tuple[int, int, int, int]] = {}
     for index in reversed(order):  # the best places to those on top
         width = math.ceil(font.getlength(texts[index])) + 2 * pad
-        places[index] = _place_tag(corners[index], width, height, image.size, list(places.values()))
+        places[index] = _place_label(corners[index], width, height, image.size, list(places.values()))
     for index in order:
         x1, y1, x2, y2 = places[index]
         draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colors[index])
-        draw.text((x1 + pad, y1), texts[index], fill=_contrast(colors[index]), font=font)
+        draw.text((x1 + pad, y1), texts[index], fill=_text_color(colors[index]), font=font)
     return image
 
 
-def _contrast(color: str) -> str:
+def _text_color(color: str) -> str:
     red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 130 else "white"
 
 
-def _outline(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], color: str, line: int, dashed: bool) -> None:
+def _draw_outline(
+    draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], color: str, line: int, dashed: bool
+) -> None:
     """`line` pixels of the colour inside of the box, and round them an edge that shows it on any background."""
     x1, y1, x2, y2 = box
     edge = max(1, line // 4)
@@ -98,7 +100,7 @@ def _outline(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], color: s
     for top, bottom in spans(y1, y2):
         sides += [(x1, top, min(x1 + line - 1, x2), bottom), (max(x1, x2 - line + 1), top, x2, bottom)]
     for left, top, right, bottom in sides:
-        draw.rectangle((left - edge, top - edge, right + edge, bottom + edge), fill=_contrast(color))
+        draw.rectangle((left - edge, top - edge, right + edge, bottom + edge), fill=_text_color(color))
     for side in sides:
         draw.rectangle(side, fill=color)
 
@@ -108,7 +110,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
 
 
-def _place_tag(
+def _place_label(
     box: tuple[int, int, int, int],
     width: int,
     height: int,

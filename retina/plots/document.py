@@ -44,27 +44,27 @@ class Picture:
 Block = Heading | Paragraph | Table | Picture
 
 
-def markdown(blocks: list[Block]) -> str:
+def to_markdown(blocks: list[Block]) -> str:
     """Pictures are named by their files."""
     parts = []
     for block in blocks:
         match block:
             case Heading(level, text):
-                parts.append(f"{'#' * level} {_marked(text)}")
+                parts.append(f"{'#' * level} {_escape_markdown(text)}")
             case Paragraph(text):
-                parts.append(_marked(text))
+                parts.append(_escape_markdown(text))
             case Picture(file, alt):
-                parts.append(f"![{_marked(alt)}]({file})")
+                parts.append(f"![{_escape_markdown(alt)}]({file})")
             case Table(head, rows, bold):
-                lines = [map(_marked, head), ("---:" if right else "---" for right in block.right())]
+                lines = [map(_escape_markdown, head), ("---:" if right else "---" for right in block.right())]
                 for index, row in enumerate(rows):
-                    texts = map(_marked, row)
+                    texts = map(_escape_markdown, row)
                     lines.append((f"**{text}**" if text else "" for text in texts) if index == bold else texts)
                 parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join(parts) + "\n"
 
 
-def _marked(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     """Text that Markdown shows as it is, also in a cell of a table."""
     return re.sub(r"([\\`*<>|&\[\]~]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
 
@@ -85,7 +85,7 @@ img { max-width: 100%; height: auto; display: block; margin: 1.2rem 0; }
 """
 
 
-def html_page(blocks: list[Block]) -> str:
+def to_html(blocks: list[Block]) -> str:
     """Pictures are inside; no script, nothing fetched. The first heading is the title."""
     title = next(block.text for block in blocks if isinstance(block, Heading))
     parts = []

@@ -12,7 +12,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 from numpy.typing import NDArray
 
 from retina.plots.result_files import read_json, read_metrics
-from retina.plots.style import MANY_CLASSES, PALETTE, class_color, finish
+from retina.plots.style import MANY_CLASSES, PALETTE, class_color, style_axes
 
 
 def plot_run(run: Path, output: Path) -> Path:
@@ -59,7 +59,7 @@ def plot_run(run: Path, output: Path) -> Path:
     return output
 
 
-def precision_recall(curves: dict[str, list[float]]) -> Figure:
+def plot_precision_recall(curves: dict[str, list[float]]) -> Figure:
     """Precision over recall at IoU 0.5, a line a class; `curves`: precision at evenly spaced recalls from 0 to 1."""
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     axes = figure.add_subplot()
@@ -67,7 +67,7 @@ def precision_recall(curves: dict[str, list[float]]) -> Figure:
         label = name if len(curves) <= MANY_CLASSES else None
         axes.plot(np.linspace(0, 1, len(values)), values, color=class_color(name), label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-    finish(axes, "precision and recall at IoU 0.5", "nothing to measure")
+    style_axes(axes, "precision and recall at IoU 0.5", "nothing to measure")
     return figure
 
 
@@ -89,14 +89,14 @@ def _plot_losses(axes: Axes, metrics: dict[str, NDArray[np.float64]]) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    finish(axes, f"training loss, mean of {window} steps" if window > 1 else "training loss", "no step yet")
+    style_axes(axes, f"training loss, mean of {window} steps" if window > 1 else "training loss", "no step yet")
 
 
 def _plot_rate(axes: Axes, metrics: dict[str, NDArray[np.float64]]) -> None:
     if len(metrics["lr"]):
         axes.plot(metrics["step"], metrics["lr"], color=PALETTE[2], marker="o" if len(metrics["lr"]) == 1 else "")
         axes.set_ylim(bottom=0)
-    finish(axes, "learning rate", "no step yet")
+    style_axes(axes, "learning rate", "no step yet")
 
 
 def _plot_precision(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
@@ -106,7 +106,7 @@ def _plot_precision(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
         if not all(map(math.isnan, values)):
             axes.plot(steps, values, color=color, marker="o", markersize=4, label=f"{name} {values[-1]:.3f}")
     axes.set_ylim(0, 1)
-    finish(axes, "average precision", "no AP yet")
+    style_axes(axes, "average precision", "no AP yet")
 
 
 def _plot_classes(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
@@ -130,5 +130,5 @@ def _plot_classes(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
         axes.bar_label(bars, texts, fontsize=9, padding=3)
         axes.set_xlim(0, 1)
     title = f"AP of each class at step {evaluations[-1]['step']}" if evaluations else "AP of each class"
-    finish(axes, title, "no AP yet")
+    style_axes(axes, title, "no AP yet")
     axes.grid(visible=False, axis="x" if len(names) > MANY_CLASSES else "y")

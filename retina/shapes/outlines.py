@@ -10,7 +10,7 @@ Points = NDArray[np.float64]  # (n, 2), x and y
 Rng = np.random.Generator
 
 
-def _arc(start: float, stop: float, n: int = 96, radius: float = 1.0, x: float = 0.0) -> Points:
+def arc(start: float, stop: float, n: int = 96, radius: float = 1.0, x: float = 0.0) -> Points:
     angle = np.linspace(start, stop, n)
     return np.stack([radius * np.cos(angle) + x, radius * np.sin(angle)], 1)
 
@@ -20,8 +20,8 @@ def _crescent() -> Points:
     meet, inner_x = 0.9, 0.75
     inner_radius = math.hypot(math.cos(meet) - inner_x, math.sin(meet))
     inner_meet = math.atan2(math.sin(meet), math.cos(meet) - inner_x)
-    outer = _arc(meet, 2 * math.pi - meet)
-    return np.concatenate([outer, _arc(2 * math.pi - inner_meet, inner_meet, 64, inner_radius, inner_x)])
+    outer = arc(meet, 2 * math.pi - meet)
+    return np.concatenate([outer, arc(2 * math.pi - inner_meet, inner_meet, 64, inner_radius, inner_x)])
 
 
 def _heart() -> Points:
@@ -31,23 +31,23 @@ def _heart() -> Points:
 
 
 def _star() -> Points:
-    return _arc(0, 2 * math.pi, 11)[:10] * np.where(np.arange(10) % 2, 0.45, 1.0)[:, None]
+    return arc(0, 2 * math.pi, 11)[:10] * np.where(np.arange(10) % 2, 0.45, 1.0)[:, None]
 
 
 # Each class as closed contours; where two of them overlap there is a hole.
-_CONTOURS: dict[str, list[Points]] = {
-    "circle": [_arc(0, 2 * math.pi)],
+CONTOURS: dict[str, list[Points]] = {
+    "circle": [arc(0, 2 * math.pi)],
     "square": [np.array([(-1.0, -1.0), (1, -1), (1, 1), (-1, 1)])],
-    "triangle": [_arc(0, 2 * math.pi, 4)[:3]],
+    "triangle": [arc(0, 2 * math.pi, 4)[:3]],
     "heart": [_heart()],
     "arrow": [np.array([(1.0, 0.0), (0.1, 0.8), (0.1, 0.28), (-1, 0.28), (-1, -0.28), (0.1, -0.28), (0.1, -0.8)])],
     "crescent": [_crescent()],
     "star": [_star()],
-    "ring": [_arc(0, 2 * math.pi), _arc(0, 2 * math.pi, radius=0.55)],
+    "ring": [arc(0, 2 * math.pi), arc(0, 2 * math.pi, radius=0.55)],
 }
 
 
-def _pose(rng: Rng, contours: list[Points], extent: float) -> list[Points]:
+def random_pose(rng: Rng, contours: list[Points], extent: float) -> list[Points]:
     """Stretch a little, turn by any angle, and scale so that the longer side of the box is `extent` pixels."""
     angle, stretch = rng.uniform(0, 2 * math.pi), math.exp(rng.uniform(-0.2, 0.2))
     cos, sin = math.cos(angle), math.sin(angle)
@@ -57,12 +57,12 @@ def _pose(rng: Rng, contours: list[Points], extent: float) -> list[Points]:
     return [contour * scale for contour in turned]
 
 
-def _crowd(rng: Rng, contours: list[Points]) -> list[Points]:
+def crowd_contours(rng: Rng, contours: list[Points]) -> list[Points]:
     """A dense patch: the same shape, tiny and posed anew, in every cell of a jittered grid."""
     cell = rng.uniform(12, 15)
     columns, rows = rng.integers(5, 9), rng.integers(4, 8)
     placed = []
     for row, column in np.ndindex(rows, columns):
         centre = (np.array([column, row]) + rng.uniform(-0.1, 0.1, 2)) * cell
-        placed += [contour + centre for contour in _pose(rng, contours, cell * rng.uniform(0.7, 0.9))]
+        placed += [contour + centre for contour in random_pose(rng, contours, cell * rng.uniform(0.7, 0.9))]
     return placed

@@ -6,12 +6,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from retina.shapes.layout import _overlap
-from retina.shapes.outlines import _CONTOURS, CLASSES, Points, Rng, _arc, _pose
+from retina.shapes.layout import overlap
+from retina.shapes.outlines import CLASSES, CONTOURS, Points, Rng, arc, random_pose
 
-OWN_COLOUR = 0.95  # share of objects near their class's hue: a cue, as with real objects, never a proof
-_CONTRAST = 70.0  # levels of the channel that differs most, between an object and what lies under it
-_PATTERNS = ("plain", "gradient", "clouds", "stripes", "checks", "dots")
+CLASS_COLOR_PROBABILITY = 0.95  # share of objects near their class's hue: a cue, as with real objects, never a proof
+MIN_CONTRAST = 70.0  # levels of the channel that differs most, between an object and what lies under it
+PATTERNS = ("plain", "gradient", "clouds", "stripes", "checks", "dots")
 Picture = NDArray[np.float32]  # (height, width, 3), RGB, or (height, width)
 
 
@@ -41,7 +41,7 @@ def _pattern(rng: Rng, kind: str, height: int, width: int, period: float) -> Pic
 
 def _texture(rng: Rng, height: int, width: int, colours: Picture, period: float) -> Picture:
     """(height, width, 3): two colours (2, 3) mixed by a random pattern; too fine a pattern would hide the shape."""
-    kind = str(rng.choice(_PATTERNS if period > 4 else _PATTERNS[:2]))
+    kind = str(rng.choice(PATTERNS if period > 4 else PATTERNS[:2]))
     return _blend(colours[0], colours[1], _pattern(rng, kind, height, width, period)[..., None])
 
 
@@ -49,7 +49,7 @@ def _blend(below: Picture, above: Picture, opacity: Picture) -> Picture:
     return np.asarray(below + opacity * (above - below))
 
 
-def _background(rng: Rng, size: int) -> Picture:
+def paint_background(rng: Rng, size: int) -> Picture:
     """(size, size, 3): two textures of greys with a tint, each seen where a coarse pattern lets it."""
     base = rng.uniform(40, 215) + rng.uniform(-15, 15, 3)
     layers = []
@@ -62,46 +62,46 @@ def _background(rng: Rng, size: int) -> Picture:
     return _blend(layers[0], layers[1], opacity)
 
 
-def _colours(rng: Rng, under: Picture, hue: float) -> Picture:
+def _choose_colors(rng: Rng, under: Picture, hue: float) -> Picture:
     """(2, 3): two colours near `hue`, in degrees, which stand out from most of the pixels (n, 3) under the shape."""
     hues = (hue + rng.normal(0, 8, 24)) % 360
     hsv = np.stack([hues, rng.uniform(0.6, 1, 24), rng.uniform(0.5, 1, 24)], axis=1).astype(np.float32)
     candidates = cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0] * 255
     distance = np.abs(candidates[:, None] - under).max(2)
-    stands_out = np.minimum((distance > _CONTRAST).mean(1), 0.95)
+    stands_out = np.minimum((distance > MIN_CONTRAST).mean(1), 0.95)
     first, second = candidates[np.argsort(-stands_out, kind="stable")[:2]]
     return np.stack([first, first + rng.uniform(0.3, 0.7) * (second - first)])
 
 
-def _paint(rng: Rng, canvas: Picture, coverage: NDArray[np.uint8], x: int, y: int, label: int | None) -> None:
+def paint_shape(rng: Rng, canvas: Picture, coverage: NDArray[np.uint8], x: int, y: int, label: int | None) -> None:
     """Lay a textured shape on the canvas (size, size, 3), which is changed; clutter has no label and any hue."""
-    there, here = _overlap(len(canvas), x, y, coverage)
+    there, here = overlap(len(canvas), x, y, coverage)
     under = canvas[there]
     longer = max(coverage.shape)
     step = max(1, longer // 16)  # a sample of the pixels is enough to choose a colour
-    has_own = label is not None and rng.random() < OWN_COLOUR
+    has_own = label is not None and rng.random() < CLASS_COLOR_PROBABILITY
     hue = 360 * (label or 0) / len(CLASSES) if has_own else rng.uniform(0, 360)
-    colours = _colours(rng, under[::step, ::step].reshape(-1, 3), hue)
+    colours = _choose_colors(rng, under[::step, ::step].reshape(-1, 3), hue)
     fill = _texture(rng, under.shape[0], under.shape[1], colours, longer * rng.uniform(0.2, 0.5))
     canvas[there] = _blend(under, fill, coverage[here][..., None].astype(np.float32) / np.float32(255))
 
 
-def _clutter(rng: Rng, size: int) -> tuple[list[Points], float]:
+def random_clutter(rng: Rng, size: int) -> tuple[list[Points], float]:
     """Contours that look like objects and are none, and the width of their stroke (0: filled)."""
     extent = math.exp(rng.uniform(math.log(14), math.log(size / 3)))
     stroke = rng.uniform(1.2, 1.5 + extent / 25)
     match rng.choice(["outline", "arc", "lines", "blob"]):
         case "outline":  # of a class, with a part missing
-            (corners,) = _pose(rng, _CONTOURS[rng.choice(CLASSES)][:1], extent)
+            (corners,) = random_pose(rng, CONTOURS[rng.choice(CLASSES)][:1], extent)
             ahead = np.roll(corners, -1, axis=0)
             path = np.linspace(corners, ahead, 12, endpoint=False, axis=1).reshape(-1, 2)
             kept = int(len(path) * rng.uniform(0.35, 0.75))
             return [np.roll(path, rng.integers(len(path)), axis=0)[:kept]], stroke
         case "arc":
-            return _pose(rng, [_arc(0, rng.uniform(1.5, 4.5))], extent), stroke
+            return random_pose(rng, [arc(0, rng.uniform(1.5, 4.5))], extent), stroke
         case "lines":
             return [rng.uniform(-extent / 2, extent / 2, (2, 2)) for _ in range(rng.integers(1, 4))], stroke
         case _:  # a blob, too irregular for any class and too large to look like a dot
             angle = np.linspace(0, 2 * math.pi, 96)[:, None]
             waves = [rng.uniform(0.15, 0.3) * np.cos(k * angle + rng.uniform(0, 2 * math.pi)) for k in (2, 3, 5)]
-            return _pose(rng, [_arc(0, 2 * math.pi) * (1 + sum(waves))], max(extent, 24.0)), 0.0
+            return random_pose(rng, [arc(0, 2 * math.pi) * (1 + sum(waves))], max(extent, 24.0)), 0.0

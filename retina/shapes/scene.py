@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retina.shapes.layout import _annotate, _layout, _rasterise
-from retina.shapes.painting import _background, _clutter, _paint
+from retina.shapes.layout import annotate, random_layout, rasterize
+from retina.shapes.painting import paint_background, paint_shape, random_clutter
 
 GENERATOR_VERSION = 1  # raise it when the same seed gives other bytes
 
@@ -40,17 +40,17 @@ def draw_scene(seed: int, index: int, size: int) -> tuple[NDArray[np.uint8], lis
     if size < 64 or seed < 0 or index < 0:
         raise ValueError(f"seed and index must be >= 0 and size >= 64; got {seed=}, {index=}, {size=}")
     rng = np.random.default_rng(np.random.SeedSequence([seed, index]))
-    items, owner = _layout(rng, size)
-    canvas = _background(rng, size)
+    items, owner = random_layout(rng, size)
+    canvas = paint_background(rng, size)
     for _ in range(rng.integers(1, 6)):
-        contours, stroke = _clutter(rng, size)
-        coverage, _ = _rasterise(rng, contours, stroke)
+        contours, stroke = random_clutter(rng, size)
+        coverage, _ = rasterize(rng, contours, stroke)
         # All of it in the image: a blob cut off by the border could be taken for a circle.
         height, width = coverage.shape
         x, y = rng.integers(0, [max(1, size - width), max(1, size - height)]).tolist()
-        _paint(rng, canvas, coverage, x, y, None)
+        paint_shape(rng, canvas, coverage, x, y, None)
     for item in items:
-        _paint(rng, canvas, item.coverage, item.x, item.y, item.label)
+        paint_shape(rng, canvas, item.coverage, item.x, item.y, item.label)
     canvas += (rng.random((size, size, 1), np.float32) - 0.5) * rng.uniform(0, 30)  # grain
     image = np.rint(np.clip(canvas, 0, 255)).astype(np.uint8)
-    return image, [_annotate(item, number, owner) for number, item in enumerate(items, 1)]
+    return image, [annotate(item, number, owner) for number, item in enumerate(items, 1)]

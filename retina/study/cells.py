@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retina.config import NEUTRAL, Config
+from retina.config import KEYS_WITHOUT_EFFECT, Config
 from retina.config_file import ConfigError
 
 Settings = dict[str, Any]  # values by their keys, as on the command line: {"loss.gamma": 2.0}
@@ -32,7 +32,9 @@ class Cell:
 
     @property
     def label(self) -> str:
-        return ", ".join([*(f"{short(k)} {show(v)}" for k, v in self.settings.items()), f"seed {self.seed}"])
+        return ", ".join(
+            [*(f"{short_key(k)} {format_value(v)}" for k, v in self.settings.items()), f"seed {self.seed}"]
+        )
 
     def result(self) -> dict[str, Any] | None:
         """What trainings.write_result left here once the training had ended; None before."""
@@ -81,19 +83,19 @@ class Study:
         for cell in self.cells:
             flat = cell.config.flat()
             shared = {key: value for key, value in shared.items() if flat[key] == value}
-        shared = {key: value for key, value in shared.items() if key not in (*NEUTRAL, "seed")}
+        shared = {key: value for key, value in shared.items() if key not in (*KEYS_WITHOUT_EFFECT, "seed")}
         if self.milliseconds:
             shared["milliseconds"] = True
         return {"cells": {cell.key: cell.label for cell in self.cells}, "shared": shared}
 
 
-def short(key: str) -> str:
+def short_key(key: str) -> str:
     """`loss.gamma` -> gamma."""
     return key.rpartition(".")[2]
 
 
-def show(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value of a configuration as a reader writes it: 0.25, none, 0.5 1 2."""
     if isinstance(value, list):
-        return " ".join(show(entry) for entry in value)
+        return " ".join(format_value(entry) for entry in value)
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

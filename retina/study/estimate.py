@@ -11,20 +11,20 @@ import uuid
 from retina.atomic_files import write_text
 from retina.study.cells import Study, StudyError
 from retina.study.launch import Machine, kill
-from retina.study.outcome import last_words
+from retina.study.outcome import error_line
 
 PROBE_STEPS = 4
-LEAST_FREE = 2**26  # bytes of disk without which nothing is started
+MIN_FREE_BYTES = 2**26  # bytes of disk without which nothing is started
 
 
-def estimate(study: Study, workers: int) -> float | None:
+def estimate_seconds(study: Study, workers: int) -> float | None:
     """Seconds until all cells are done, from those that are; None while there is none."""
     times = [r["seconds"] for cell in study.cells if (r := cell.result()) is not None and r["seconds"] is not None]
     left = sum(not study.done(cell) for cell in study.cells)
     return sum(times) / len(times) * left / workers if times else None
 
 
-def probe(study: Study, machine: Machine) -> tuple[float, int]:
+def measure_step_time(study: Study, machine: Machine) -> tuple[float, int]:
     """Train a few steps of the first open cell in a folder that is removed: (seconds a step, bytes of a checkpoint).
 
     Raises StudyError with the training's own words where it cannot run.
@@ -37,7 +37,7 @@ def probe(study: Study, machine: Machine) -> tuple[float, int]:
     try:
         config = config.model_copy(update={"output_dir": str(folder), "train": train})
         write_text(folder / "config.yaml", config.to_yaml())
-        process = machine.train(folder, 0, None)
+        process = machine.start_training(folder, 0, None)
         assert process.stdout is not None
         steps: list[float] = []
         with (folder / "log.txt").open("wb") as log:
@@ -51,7 +51,7 @@ def probe(study: Study, machine: Machine) -> tuple[float, int]:
             log.write(process.stdout.read())
         process.wait()
         if len(steps) < 2 or not (folder / "last.pt").exists():
-            raise StudyError(f"a cell of {study.file} does not train: {last_words(folder / 'log.txt')}")
+            raise StudyError(f"a cell of {study.file} does not train: {error_line(folder / 'log.txt')}")
         return (steps[-1] - steps[0]) / (len(steps) - 1), (folder / "last.pt").stat().st_size
     finally:
         if process is not None:
@@ -59,11 +59,11 @@ def probe(study: Study, machine: Machine) -> tuple[float, int]:
         shutil.rmtree(folder)
 
 
-def check_space(study: Study, checkpoint_bytes: int) -> None:
+def check_disk_space(study: Study, checkpoint_bytes: int) -> None:
     """StudyError where the disk has no room for the open cells: three checkpoints each, of the size given or seen."""
     seen = [path.stat().st_size for cell in study.cells if (path := cell.folder / "last.pt").exists()]
     largest = max([checkpoint_bytes, *seen])
-    needed = max(LEAST_FREE, 3 * largest * sum(not study.done(cell) for cell in study.cells))
+    needed = max(MIN_FREE_BYTES, 3 * largest * sum(not study.done(cell) for cell in study.cells))
     free = shutil.disk_usage(study.folder).free
     if free < needed:
         raise StudyError(

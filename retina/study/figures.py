@@ -21,11 +21,11 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 from numpy.typing import NDArray
 
 from retina.plots.document import DPI, Picture
-from retina.plots.style import MANY_CLASSES, PALETTE, finish
-from retina.study.cells import short, show
-from retina.study.results import Group, as_number, best_of, distinct, mean, sd, with_ap
+from retina.plots.style import MANY_CLASSES, PALETTE, style_axes
+from retina.study.cells import format_value, short_key
+from retina.study.results import Group, as_number, best_of, distinct_values, mean, sd, with_ap
 
-LINES = [PALETTE[index] for index in (4, 5, 2, 0, 1, 6, 7)]  # without yellow, which is lost on white
+LINE_COLORS = [PALETTE[index] for index in (4, 5, 2, 0, 1, 6, 7)]  # without yellow, which is lost on white
 MARKERS = "osD^vPX"
 
 
@@ -35,13 +35,13 @@ def _picture(figure: Figure, file: str, alt: str) -> Picture:
     return Picture(file, alt, buffer.getvalue())
 
 
-def heat_map(groups: list[Group]) -> Picture | None:
+def plot_heat_map(groups: list[Group]) -> Picture | None:
     """Of two keys that were combined: AP by colour and in words. None for other studies."""
     keys = list(groups[0].settings)
-    sizes = [len(distinct(groups, key)) for key in keys]
+    sizes = [len(distinct_values(groups, key)) for key in keys]
     if len(keys) != 2 or min(sizes) < 2 or 2 * len(groups) < math.prod(sizes):
         return None
-    columns, rows = (list(map(json.dumps, distinct(groups, key))) for key in keys)
+    columns, rows = (list(map(json.dumps, distinct_values(groups, key))) for key in keys)
     means = [group.mean() for group in with_ap(groups)]
     # a scale down to zero would make all that learned look the same
     lowest = max(min(means), max(means) / 2)
@@ -68,11 +68,11 @@ def heat_map(groups: list[Group]) -> Picture | None:
             axes.text(x, y - 0.24, f"± {group.sd():.1f}", color=ink, ha="center", va="center", fontsize=8.5)
         if group is best:
             axes.add_patch(Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, fill=False, edgecolor=ink, linewidth=2))
-    names = [short(key) for key in keys]
+    names = [short_key(key) for key in keys]
     axes.set(xlim=(-0.5, sizes[0] - 0.5), ylim=(-0.5, sizes[1] - 0.5), xlabel=names[0], ylabel=names[1])
-    axes.set_xticks(range(sizes[0]), [show(json.loads(value)) for value in columns])
-    axes.set_yticks(range(sizes[1]), [show(json.loads(value)) for value in rows])
-    finish(axes, "AP, mean ± standard deviation over seeds; framed: the best", "")
+    axes.set_xticks(range(sizes[0]), [format_value(json.loads(value)) for value in columns])
+    axes.set_yticks(range(sizes[1]), [format_value(json.loads(value)) for value in rows])
+    style_axes(axes, "AP, mean ± standard deviation over seeds; framed: the best", "")
     axes.grid(visible=False)
     axes.tick_params(length=0)
     figure.colorbar(
@@ -81,42 +81,44 @@ def heat_map(groups: list[Group]) -> Picture | None:
     return _picture(figure, "heat_map.png", f"AP over {names[0]} and {names[1]}, as colours")
 
 
-def curves(groups: list[Group]) -> Iterator[Picture]:
+def plot_ap_curves(groups: list[Group]) -> Iterator[Picture]:
     """AP over each key that is a number, a line for each combination of the others, the paper's curves beside."""
     keys = list(groups[0].settings)
-    names = {key: short(key) for key in keys}
+    names = {key: short_key(key) for key in keys}
     for key in keys:
-        values = distinct(groups, key)
+        values = distinct_values(groups, key)
         if len(values) < 3 or any(as_number(value) is None for value in values):
             continue
         alone = len(values) == len(groups)  # the other keys go along with this one: one line
         lines: dict[str, dict[int, Group]] = {}
         for group in groups:
-            others = ", ".join(f"{names[k]} {show(v)}" for k, v in group.settings.items() if k != key)
+            others = ", ".join(f"{names[k]} {format_value(v)}" for k, v in group.settings.items() if k != key)
             lines.setdefault("" if alone else others, {})[values.index(group.settings[key])] = group
-        if len(lines) > len(LINES):
+        if len(lines) > len(LINE_COLORS):
             continue
-        ticks = [show(value) for value in values]
+        ticks = [format_value(value) for value in values]
         if alone and len(keys) > 1:
             by_place = next(iter(lines.values()))
-            ticks = ["\n".join(map(show, by_place[place].settings.values())) for place in range(len(values))]
+            ticks = ["\n".join(map(format_value, by_place[place].settings.values())) for place in range(len(values))]
         label = "\n".join(names.values()) if alone else names[key]
-        yield _curve(lines, ticks, label, f"AP_over_{names[key]}.png")
+        yield _plot_ap_curve(lines, ticks, label, f"AP_over_{names[key]}.png")
         if alone:
             return
 
 
-def _curve(lines: dict[str, dict[int, Group]], ticks: list[str], label: str, file: str) -> Picture:
+def _plot_ap_curve(lines: dict[str, dict[int, Group]], ticks: list[str], label: str, file: str) -> Picture:
     beside = any("AP" in group.paper for line in lines.values() for group in line.values())
     figure = Figure(figsize=(11 if beside else 7.5, 4.4), layout="constrained")
     panels = figure.subplots(1, 2 if beside else 1, squeeze=False)[0]
     handles = []
     for index, line in enumerate(lines.values()):
-        style: dict[str, Any] = {"color": LINES[index], "marker": MARKERS[index], "markersize": 5}
+        style: dict[str, Any] = {"color": LINE_COLORS[index], "marker": MARKERS[index], "markersize": 5}
         shift = 0.05 * (index - (len(lines) - 1) / 2)  # error bars side by side
         groups = [line.get(place) for place in range(len(ticks))]  # where there is none, the line has a gap
         means, spread = ([math.nan if g is None else number(g) for g in groups] for number in (Group.mean, Group.sd))
-        handles.append(_bars(panels[0], [place + shift for place in range(len(ticks))], means, spread, style))
+        handles.append(
+            _plot_error_bars(panels[0], [place + shift for place in range(len(ticks))], means, spread, style)
+        )
         paper = [math.nan if g is None else g.paper.get("AP", math.nan) for g in groups]
         if beside:
             style |= {"color": "#777777"} if len(lines) == 1 else {}
@@ -125,13 +127,13 @@ def _curve(lines: dict[str, dict[int, Group]], ticks: list[str], label: str, fil
     for axes, title in zip(panels, titles, strict=False):
         axes.set_xticks(range(len(ticks)), ticks)
         axes.set(xlim=(-0.4, len(ticks) - 0.6), xlabel=label)
-        finish(axes, title, "")
+        style_axes(axes, title, "")
     if len(lines) > 1:
         figure.legend(handles, list(lines), loc="outside right upper", frameon=False)
     return _picture(figure, file, f"AP over {label.splitlines()[0]}")
 
 
-def _bars(
+def _plot_error_bars(
     axes: Axes,
     x: Sequence[float],
     means: Sequence[float],
@@ -143,7 +145,7 @@ def _bars(
     return bars.lines[0]
 
 
-def class_picture(chosen: list[Group], counts: dict[str, int]) -> Picture:
+def plot_classes(chosen: list[Group], counts: dict[str, int]) -> Picture:
     """AP of each class, the most frequent in training first."""
     found = {name: None for group in chosen for run in group.runs for name in run.metrics.get("per_class", {})}
     classes = [*(name for name in counts if name in found), *(name for name in found if name not in counts)]
@@ -156,27 +158,29 @@ def class_picture(chosen: list[Group], counts: dict[str, int]) -> Picture:
             for name in classes
         ]
         shift = 0.08 * (index - (len(chosen) - 1) / 2)
-        style = {"color": LINES[index], "marker": MARKERS[index], "markersize": 3 if many else 5}
+        style = {"color": LINE_COLORS[index], "marker": MARKERS[index], "markersize": 3 if many else 5}
         places, means = [at + shift for at in range(len(classes))], [mean(values) for values in columns]
-        handles.append(_bars(axes, places, means, [sd(values) for values in columns], style))
+        handles.append(_plot_error_bars(axes, places, means, [sd(values) for values in columns], style))
     ticks = [f"{name}{' ' if many else chr(10)}({counts[name]:,})" if name in counts else name for name in classes]
     crowded = many or max(map(len, ticks), default=0) > 16
     axes.set_xticks(range(len(classes)), ticks, rotation=90 if crowded else 0, fontsize=8 if many else 10)
     axes.set(xlim=(-0.6, len(classes) - 0.4), xlabel="class and its training objects, frequent to rare", ylabel="AP")
-    finish(axes, "AP of each class, mean and standard deviation over seeds", "no AP yet")
+    style_axes(axes, "AP of each class, mean and standard deviation over seeds", "no AP yet")
     labels = [f"{group.label}: {group.mean():.1f}" for group in chosen]
     place: dict[str, Any] = {"loc": "outside lower center", "ncols": 3} if many else {"loc": "outside right upper"}
     figure.legend(handles, labels, frameon=False, **place)
     return _picture(figure, "classes.png", "AP of each class, frequent to rare")
 
 
-def loss_picture(chosen: list[Group]) -> Picture | None:
+def plot_losses(chosen: list[Group]) -> Picture | None:
     """The two halves of the class loss over the steps, mean over seeds and over a fiftieth of the run."""
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     handles, labels = [], []
     for index, group in enumerate(chosen):
-        curves = [curve for run in group.runs if run.metrics and len(curve := _losses(run.cell.folder / "metrics.csv"))]
+        curves = [
+            curve for run in group.runs if run.metrics and len(curve := _read_losses(run.cell.folder / "metrics.csv"))
+        ]
         if not curves:
             continue
         steps = sorted(set.intersection(*(set(curve[:, 0]) for curve in curves)))
@@ -184,7 +188,7 @@ def loss_picture(chosen: list[Group]) -> Picture | None:
         window = max(1, len(table) // 50)
         smooth = [np.convolve(column, np.ones(window) / window, "valid") for column in table.T]
         for at, axes in enumerate(panels, start=1):
-            (line,) = axes.plot(smooth[0], smooth[at], color=LINES[index], linewidth=1.4)
+            (line,) = axes.plot(smooth[0], smooth[at], color=LINE_COLORS[index], linewidth=1.4)
         handles.append(line)
         labels.append(group.label)
     if not handles:
@@ -198,12 +202,12 @@ def loss_picture(chosen: list[Group]) -> Picture | None:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("step")
-        finish(axes, f"{kind} anchors", "no loss yet")
+        style_axes(axes, f"{kind} anchors", "no loss yet")
     figure.legend(handles, labels, loc="outside right upper", frameon=False)
     return _picture(figure, "losses.png", "Class loss of the positive and of the negative anchors over the steps")
 
 
-def _losses(path: Path) -> NDArray[np.float64]:
+def _read_losses(path: Path) -> NDArray[np.float64]:
     """(T, 3) steps, loss_pos, loss_neg. Of a step that is there twice (a resumed training) the later counts."""
     if not path.is_file():
         return np.empty((0, 3))

@@ -27,7 +27,7 @@ class Machine:
     tools: Path
 
     @classmethod
-    def find(cls, workers: int | None, devices: int, tools: Path) -> Machine:
+    def detect(cls, workers: int | None, devices: int, tools: Path) -> Machine:
         """One worker for each GPU (or group of `devices` GPUs), one on a machine without; StudyError for too few."""
         gpus = _gpus()
         if gpus and len(gpus) < devices:
@@ -48,13 +48,13 @@ class Machine:
             values.setdefault("OMP_NUM_THREADS", str(max(1, cores // (self.workers * self.devices))))
         return values
 
-    def train(self, folder: Path, place: int, log: Path | None) -> subprocess.Popen[bytes]:
+    def start_training(self, folder: Path, place: int, log: Path | None) -> subprocess.Popen[bytes]:
         """Train what config.yaml of `folder` says, from the newest checkpoint; its output goes to `log` or a pipe."""
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.devices}"]
         tool = [str(self.tools / "train.py"), str(folder / "config.yaml"), "--resume", "--end-with-parent"]
         return self._start([*(launcher if self.devices > 1 else []), *tool], place, log)
 
-    def time(self, folder: Path, place: int, log: Path) -> subprocess.Popen[bytes]:
+    def start_timing(self, folder: Path, place: int, log: Path) -> subprocess.Popen[bytes]:
         """Evaluate what was trained in `folder`, with the milliseconds an image."""
         tool = [str(self.tools / "eval.py"), str(folder / "config.yaml"), "--time", "--end-with-parent"]
         return self._start(tool, place, log)

@@ -52,7 +52,7 @@ def write_result(cell: Cell, seconds: float | None, milliseconds: float | None) 
     return result
 
 
-def outcome(result: dict[str, Any]) -> str:
+def describe_result(result: dict[str, Any]) -> str:
     """A result in a word: AP 39.8."""
     if result["diverged"] is not None:
         return f"diverged at step {result['diverged']}"
@@ -60,7 +60,7 @@ def outcome(result: dict[str, Any]) -> str:
     return "no AP: nothing to measure" if ap is None else f"AP {100 * ap:.1f}"
 
 
-def last_words(log: Path) -> str:
+def error_line(log: Path) -> str:
     """The line of a log that says what went wrong: the last one with an error in it, else the last one."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
     telling = [line for line in lines if re.match(r"error: |(\w+\.)*\w*(Error|Exception)\b", line)]
@@ -68,13 +68,13 @@ def last_words(log: Path) -> str:
     return said[-1].strip().removeprefix("error: ") if said else "no output"
 
 
-def newest_checkpoint(cell: Cell) -> int:
+def checkpoint_time(cell: Cell) -> int:
     """Tells checkpoints apart; 0 without one."""
     path = cell.folder / "last.pt"
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def step_of(cell: Cell) -> int:
+def last_logged_step(cell: Cell) -> int:
     """The last step in metrics.csv."""
     path = cell.folder / "metrics.csv"
     rows = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []

@@ -19,28 +19,28 @@ from typing import Any
 from scipy import stats
 
 from retina.atomic_files import atomic_file, write_text
-from retina.config import METRICS
-from retina.plots.document import Block, Heading, Paragraph, Picture, Table, html_page, markdown
-from retina.study.cells import Study, short, show
-from retina.study.figures import class_picture, curves, heat_map, loss_picture
+from retina.config import COCO_METRICS
+from retina.plots.document import Block, Heading, Paragraph, Picture, Table, to_html, to_markdown
+from retina.study.cells import Study, format_value, short_key
+from retina.study.figures import plot_ap_curves, plot_classes, plot_heat_map, plot_losses
 from retina.study.paper import paper_tables
 from retina.study.results import (
-    LEARNED,
+    MIN_AP,
     Group,
-    Noise,
     Run,
+    SeedNoise,
     best_of,
-    census,
-    distinct,
+    count_images_and_objects,
+    distinct_values,
     group_cells,
     mean,
     sd,
     seed_noise,
-    to_show,
+    select_for_plots,
     with_ap,
 )
 
-MAIN = METRICS[:3]
+MAIN_METRICS = COCO_METRICS[:3]
 
 
 def write_report(study: Study) -> list[Path]:
@@ -56,10 +56,10 @@ def write_report(study: Study) -> list[Path]:
         with atomic_file(study.folder / picture.file) as temporary:
             temporary.write_bytes(picture.png)
     texts = {
-        "report.html": html_page(blocks),
-        "report.md": markdown(blocks),
-        "results.csv": _csv(_result_rows(groups)),
-        "trainings.csv": _csv(_training_rows(study, groups)),
+        "report.html": to_html(blocks),
+        "report.md": to_markdown(blocks),
+        "results.csv": _csv(_cell_rows(groups)),
+        "trainings.csv": _csv(_run_rows(study, groups)),
     }
     for name, text in texts.items():
         write_text(study.folder / name, text)
@@ -85,43 +85,45 @@ def _blocks(study: Study, groups: list[Group]) -> Iterator[Block]:
     yield Heading(1, study.name)
     yield Paragraph(_introduction(study, groups, runs))
     yield Heading(2, "Average precision")
-    yield _main_table(groups, spread=MAIN)
-    yield from (Paragraph(text) for text in _judgement(groups))
-    chosen = to_show(groups)
+    yield _main_table(groups, spread=MAIN_METRICS)
+    yield from (Paragraph(text) for text in _significance(groups))
+    chosen = select_for_plots(groups)
     if chosen:
-        if heat := heat_map(groups):
+        if heat := plot_heat_map(groups):
             yield heat
-        yield from curves(groups)
-        _, counts = census(study.cells[0].config.data.train_annotations)
+        yield from plot_ap_curves(groups)
+        _, counts = count_images_and_objects(study.cells[0].config.data.train_annotations)
         yield Heading(2, "Classes and losses")
         if len(chosen) < len(with_ap(groups)):
             labels = "; ".join(group.label for group in chosen)
             yield Paragraph(
                 f"Shown are the best cell, the worst, and {len(chosen) - 2} evenly between by AP: {labels}."
             )
-        yield class_picture(chosen, counts)
-        if picture := loss_picture(chosen):
+        yield plot_classes(chosen, counts)
+        if picture := plot_losses(chosen):
             yield picture
     if lost := [run for run in runs if run.status in ("diverged", "failed")]:
         yield Heading(2, "Diverged and failed")
-        yield Table(["training", "what happened", "log"], [_lost(study, run) for run in lost])
+        yield Table(["training", "what happened", "log"], [_failure_row(study, run) for run in lost])
     if any((run.result or {}).get("milliseconds") is not None for run in runs):
         yield Heading(2, "Speed")
         yield _speed_table(groups)
     yield Heading(2, "Every training")
-    yield Table([*map(short, study.keys), "seed", *MAIN, "seconds", "folder"], [_run_row(run) for run in runs])
+    yield Table(
+        [*map(short_key, study.keys), "seed", *MAIN_METRICS, "seconds", "folder"], [_run_row(run) for run in runs]
+    )
 
 
 def _introduction(study: Study, groups: list[Group], runs: list[Run]) -> str:
     configs = [cell.config for cell in study.cells]
     data = configs[0].data
-    varied = "; ".join(f"{key} {', '.join(map(show, distinct(groups, key)))}" for key in study.keys)
+    varied = "; ".join(f"{key} {', '.join(map(format_value, distinct_values(groups, key)))}" for key in study.keys)
     steps, batch = (
         " or ".join(map(str, sorted({getattr(config.train, name) for config in configs})))
         for name in ("steps", "batch_size")
     )
     images = (
-        f"{'an unknown number of' if (number := census(path)[0]) is None else number} {what} images"
+        f"{'an unknown number of' if (number := count_images_and_objects(path)[0]) is None else number} {what} images"
         for path, what in ((data.train_annotations, "training"), (data.val_annotations, "validation"))
     )
     seeds = ", ".join(map(str, sorted({cell.seed for cell in study.cells})))
@@ -136,7 +138,7 @@ def _introduction(study: Study, groups: list[Group], runs: list[Run]) -> str:
     )
 
 
-def _judgement(groups: list[Group]) -> Iterator[str]:
+def _significance(groups: list[Group]) -> Iterator[str]:
     """What the differences are worth, in sentences."""
     measured, noise = with_ap(groups), seed_noise(groups)
     if noise:
@@ -144,14 +146,14 @@ def _judgement(groups: list[Group]) -> Iterator[str]:
         seeds = len(widest.values())
         yield (
             f"Seed noise: the standard deviation over seeds, pooled over {noise.cells} cells with an AP of at least "
-            f"{LEARNED:g} percent, is s = {noise.sd:.2f} percent AP ({noise.freedom} degrees of freedom). Two means of "
+            f"{MIN_AP:g} percent, is s = {noise.sd:.2f} percent AP ({noise.freedom} degrees of freedom). Two means of "
             f"{seeds} seeds must differ by more than {noise.least(widest, widest):.2f} to exceed it (Fisher's least "
             "significant difference, t(0.975) s sqrt(1/n_a + 1/n_b)). Among many cells a few such differences come by "
             "chance, the more so beside the best, which was chosen for being high."
         )
     elif measured:
         single = all(len(group.values()) == 1 for group in measured)
-        reason = "One seed" if single else f"No cell with an AP of at least {LEARNED:g} has two seeds yet"
+        reason = "One seed" if single else f"No cell with an AP of at least {MIN_AP:g} has two seeds yet"
         yield f"{reason}: noise unknown, so no difference is marked."
     matched = [group for group in measured if "AP" in group.paper]
     if len(matched) < 3:
@@ -176,16 +178,16 @@ def _main_table(groups: list[Group], spread: Sequence[str]) -> Table:
     has_paper = any(group.paper for group in groups)
     rows = []
     for group in groups:
-        row = [*map(show, group.settings.values()), f"{group.count('finished')}/{len(group.runs)}"]
-        row += [_written(group.values(name), name in spread) for name in MAIN]
+        row = [*map(format_value, group.settings.values()), f"{group.count('finished')}/{len(group.runs)}"]
+        row += [_format_mean(group.values(name), name in spread) for name in MAIN_METRICS]
         row += [_paper_text(group, "AP")] if has_paper else []
         row.append(f"{group.mean() - best.mean():+.1f}" if best and group is not best and group.values() else "")
         rows.append([*row, _remark(group, best, noise)])
-    head = [*map(short, groups[0].settings), "seeds", *MAIN, *["paper AP"] * has_paper, "to best", ""]
+    head = [*map(short_key, groups[0].settings), "seeds", *MAIN_METRICS, *["paper AP"] * has_paper, "to best", ""]
     return Table(head, rows, None if best is None else groups.index(best))
 
 
-def _remark(group: Group, best: Group | None, noise: Noise | None) -> str:
+def _remark(group: Group, best: Group | None, noise: SeedNoise | None) -> str:
     said = []
     if group is best:
         said.append("best")
@@ -197,7 +199,7 @@ def _remark(group: Group, best: Group | None, noise: Noise | None) -> str:
     return "; ".join(said) or ("" if group.values() else "waiting")
 
 
-def _is_worse(group: Group, best: Group | None, noise: Noise | None) -> bool | None:
+def _is_worse(group: Group, best: Group | None, noise: SeedNoise | None) -> bool | None:
     """Whether the difference to the best exceeds the seed noise; None where that cannot be said."""
     if group is best or best is None or noise is None or not group.values() or group.count("diverged"):
         return None
@@ -209,13 +211,13 @@ def _speed_table(groups: list[Group]) -> Table:
     rows = []
     for group in groups:
         times = [run.result["milliseconds"] for run in group.runs if run.result and run.result["milliseconds"]]
-        row = [*map(show, group.settings.values()), _written(group.values()), _written(times)]
+        row = [*map(format_value, group.settings.values()), _format_mean(group.values()), _format_mean(times)]
         rows.append(row + [_paper_text(group, "AP"), _paper_text(group, "ms")] * has_paper)
     paper = ["paper AP", "paper ms"] * has_paper
-    return Table([*map(short, groups[0].settings), "AP", "ms an image", *paper], rows)
+    return Table([*map(short_key, groups[0].settings), "AP", "ms an image", *paper], rows)
 
 
-def _lost(study: Study, run: Run) -> list[str]:
+def _failure_row(study: Study, run: Run) -> list[str]:
     step = (run.result or {}).get("diverged")
     said = run.failure or "" if step is None else f"diverged at step {step}"
     log = Path(os.path.relpath(run.cell.folder / "log.txt", study.folder)).as_posix()
@@ -223,14 +225,16 @@ def _lost(study: Study, run: Run) -> list[str]:
 
 
 def _run_row(run: Run) -> list[str]:
-    numbers = [_written([100 * value]) if (value := run.metrics.get(name)) is not None else "" for name in MAIN]
+    numbers = [
+        _format_mean([100 * value]) if (value := run.metrics.get(name)) is not None else "" for name in MAIN_METRICS
+    ]
     if run.status != "finished":
         numbers[0] = run.status
     seconds = f"{value:.0f}" if (value := (run.result or {}).get("seconds")) is not None else ""
-    return [*map(show, run.cell.settings.values()), str(run.cell.seed), *numbers, seconds, run.cell.key]
+    return [*map(format_value, run.cell.settings.values()), str(run.cell.seed), *numbers, seconds, run.cell.key]
 
 
-def _written(values: Sequence[float], spread: bool = True) -> str:
+def _format_mean(values: Sequence[float], spread: bool = True) -> str:
     """Mean ± sample standard deviation, where there are two or more."""
     if not values:
         return "-"
@@ -242,16 +246,16 @@ def _paper_text(group: Group, column: str) -> str:
     return value if isinstance(value, str) else f"{value:.1f}"
 
 
-def _result_rows(groups: list[Group]) -> Iterator[list[Any]]:
+def _cell_rows(groups: list[Group]) -> Iterator[list[Any]]:
     """A row a cell, over its seeds; AP in percent, as the paper has it."""
     best, noise = best_of(groups), seed_noise(groups)
-    numbers = [f"{name}_{kind}" for name in MAIN for kind in ("mean", "sd")]
+    numbers = [f"{name}_{kind}" for name in MAIN_METRICS for kind in ("mean", "sd")]
     yield [*groups[0].settings, "seeds", "diverged", *numbers, "paper_AP", "to_best", "exceeds_noise"]
     for group in groups:
-        values = [value for name in MAIN for value in (group.mean(name), group.sd(name))]
+        values = [value for name in MAIN_METRICS for value in (group.mean(name), group.sd(name))]
         compared = best is not None and bool(group.values())
         yield [
-            *map(_plain, group.settings.values()),
+            *map(_csv_value, group.settings.values()),
             len(group.values()),
             group.count("diverged"),
             *("" if math.isnan(value) else round(value, 4) for value in values),
@@ -261,19 +265,19 @@ def _result_rows(groups: list[Group]) -> Iterator[list[Any]]:
         ]
 
 
-def _training_rows(study: Study, groups: list[Group]) -> Iterator[list[Any]]:
+def _run_rows(study: Study, groups: list[Group]) -> Iterator[list[Any]]:
     """A row a training; metrics are fractions, as pycocotools has them."""
     runs = {run.cell.key: run for group in groups for run in group.runs}
-    yield [*study.keys, "seed", "key", "status", *METRICS, "milliseconds", "seconds"]
+    yield [*study.keys, "seed", "key", "status", *COCO_METRICS, "milliseconds", "seconds"]
     for cell in study.cells:
         run = runs[cell.key]
         result = run.result or {}
-        metrics = [run.metrics.get(name) for name in METRICS]
+        metrics = [run.metrics.get(name) for name in COCO_METRICS]
         rest = [*metrics, result.get("milliseconds"), result.get("seconds")]
-        yield [*map(_plain, cell.settings.values()), cell.seed, cell.key, run.status, *rest]
+        yield [*map(_csv_value, cell.settings.values()), cell.seed, cell.key, run.status, *rest]
 
 
-def _plain(value: Any) -> str:
+def _csv_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 

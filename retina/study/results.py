@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from retina.study.cells import Cell, Settings, Study, short, show
+from retina.study.cells import Cell, Settings, Study, format_value, short_key
 from retina.study.paper import paper_row, paper_tables
 
-LEARNED = 1.0  # percent AP; cells below have no noise, and would make the others' look small
-MANY = 7  # groups that a picture can tell apart
+MIN_AP = 1.0  # percent AP; cells below have no noise, and would make the others' look small
+MAX_PLOTTED_GROUPS = 7  # groups that a picture can tell apart
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Group:
 
     @property
     def label(self) -> str:
-        return ", ".join(f"{short(key)} {show(value)}" for key, value in self.settings.items())
+        return ", ".join(f"{short_key(key)} {format_value(value)}" for key, value in self.settings.items())
 
     def count(self, status: str) -> int:
         return sum(run.status == status for run in self.runs)
@@ -71,7 +71,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Noise:
+class SeedNoise:
     """What the seed alone does to AP: the standard deviation pooled over `cells` groups."""
 
     sd: float
@@ -96,14 +96,14 @@ def group_cells(study: Study) -> list[Group]:
     return list(found.values())
 
 
-def seed_noise(groups: list[Group]) -> Noise | None:
+def seed_noise(groups: list[Group]) -> SeedNoise | None:
     """None where no two seeds can be compared."""
-    pool = [group.values() for group in groups if len(group.values()) > 1 and group.mean() >= LEARNED]
+    pool = [group.values() for group in groups if len(group.values()) > 1 and group.mean() >= MIN_AP]
     freedom = sum(len(values) - 1 for values in pool)
     if not freedom:
         return None
     squares = sum(statistics.variance(values) * (len(values) - 1) for values in pool)
-    return Noise(math.sqrt(squares / freedom), freedom, len(pool))
+    return SeedNoise(math.sqrt(squares / freedom), freedom, len(pool))
 
 
 def with_ap(groups: list[Group]) -> list[Group]:
@@ -115,17 +115,17 @@ def best_of(groups: list[Group]) -> Group | None:
     return max((group for group in with_ap(groups) if not group.count("diverged")), key=Group.mean, default=None)
 
 
-def to_show(groups: list[Group]) -> list[Group]:
+def select_for_plots(groups: list[Group]) -> list[Group]:
     """All that have an AP, or seven of them: the best, the worst, and those evenly between."""
     measured = with_ap(groups)
-    if len(measured) <= MANY:
+    if len(measured) <= MAX_PLOTTED_GROUPS:
         return measured
     ranked = sorted(measured, key=Group.mean, reverse=True)
-    return [ranked[round(place)] for place in np.linspace(0, len(ranked) - 1, MANY)]
+    return [ranked[round(place)] for place in np.linspace(0, len(ranked) - 1, MAX_PLOTTED_GROUPS)]
 
 
 @cache  # COCO's file takes seconds
-def census(annotations: str) -> tuple[int | None, dict[str, int]]:
+def count_images_and_objects(annotations: str) -> tuple[int | None, dict[str, int]]:
     """(number of images, objects by class, the most frequent class first); (None, {}) without the file."""
     path = Path(annotations)
     if not path.is_file():
@@ -151,7 +151,7 @@ def as_number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def distinct(groups: list[Group], key: str) -> list[Any]:
+def distinct_values(groups: list[Group], key: str) -> list[Any]:
     """The values of a key: numbers by size, others in the study's order."""
     values = list({json.dumps(group.settings[key]): group.settings[key] for group in groups}.values())
     return sorted(values, key=lambda v: as_number(v) or 0) if all(as_number(v) is not None for v in values) else values

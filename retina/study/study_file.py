@@ -27,8 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from yaml import YAMLError
 
 from retina import __version__
-from retina.config import NEUTRAL, Config
-from retina.config_file import load
+from retina.config import KEYS_WITHOUT_EFFECT, Config
+from retina.config_file import load_config
 from retina.study.cells import Cell, Settings, Study, StudyError
 from retina.study.paper import paper_tables
 
@@ -36,7 +36,7 @@ RESERVED = ("seed", "output_dir", "name")
 SECTIONS = [name for name, field in Config.model_fields.items() if isinstance(field.default, BaseModel)]
 
 
-class _Varied(BaseModel):
+class _Variation(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     set: Settings = {}
@@ -45,16 +45,16 @@ class _Varied(BaseModel):
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = Field(None, min_length=1)
 
 
-class _File(_Varied):
+class _StudyFile(_Variation):
     base: str
     paper: list[str] = []
     devices: int = Field(1, ge=1, description="processes of a cell, under torchrun where more than 1")
     milliseconds: bool = Field(False, description="time the finished detector too")
-    at: dict[str, _Varied] = {}
+    at: dict[str, _Variation] = {}
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
-        parts: list[_Varied] = [self, *self.at.values()]
+        parts: list[_Variation] = [self, *self.at.values()]
         for part in parts:
             if part.axes is not None and part.cells is not None:
                 raise ValueError("give axes (every combination) or cells (a list), not both")
@@ -74,9 +74,9 @@ def load_study(
     Raises StudyError or ConfigError, naming the file, the key, the value and what is accepted.
     """
     path = Path(file)
-    given = _read(path)
+    given = _read_study_file(path)
     base_path = Path(base) if base is not None else path.parent / given.base
-    here = given.at.get(base_path.stem, _Varied())
+    here = given.at.get(base_path.stem, _Variation())
     varied = here if here.axes is not None or here.cells is not None else given
     combinations = _combinations(path, varied)
     _check_keys(path, [*combinations[0], *given.set, *here.set], list(combinations[0]), overrides)
@@ -84,12 +84,12 @@ def load_study(
     configs: list[tuple[Settings, Config]] = []
     for settings in combinations:
         flags = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-        config = load(base_path, [*shared, *flags], said=str(path))
-        config = load(base_path, [*shared, *flags, *overrides]) if overrides else config
+        config = load_config(base_path, [*shared, *flags], said=str(path))
+        config = load_config(base_path, [*shared, *flags, *overrides]) if overrides else config
         flat = config.flat()
         configs.append(({key: flat[key] for key in settings}, config))
     annotations = {name for _, c in configs for name in (c.data.train_annotations, c.data.val_annotations)}
-    digests = {name: _digest(Path(name)) for name in annotations}
+    digests = {name: _file_digest(Path(name)) for name in annotations}
     cells = []
     seeds = here.seeds or given.seeds or [configs[0][1].seed]
     if len(set(seeds)) < len(seeds):
@@ -97,7 +97,7 @@ def load_study(
     for seed in seeds:
         for settings, config in configs:
             values = config.model_copy(update={"seed": seed, "name": "cell"})
-            key = _identity(values, digests)
+            key = _cell_hash(values, digests)
             run = values.model_copy(update={"output_dir": str(output / "cells" / key)})
             cells.append(Cell(settings, seed, run, key))
     _check_distinct(path, cells)
@@ -110,7 +110,7 @@ def load_study(
     return Study(name, path, base_path, folder, cells, given.paper, given.devices, given.milliseconds)
 
 
-def _read(path: Path) -> _File:
+def _read_study_file(path: Path) -> _StudyFile:
     if not path.is_file():
         near = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; there is {', '.join(near)}" if near else ""
@@ -122,11 +122,11 @@ def _read(path: Path) -> _File:
     if not isinstance(tree, dict):
         raise StudyError(f"{path}: expected `base:`, `axes:` or `cells:`, `seeds:`; found {type(tree).__name__}")
     try:
-        return _File.model_validate(tree)
+        return _StudyFile.model_validate(tree)
     except ValidationError as error:
 
         def known(place: tuple[int | str, ...]) -> str:
-            return ", ".join(_Varied.model_fields if place[0] == "at" else _File.model_fields)
+            return ", ".join(_Variation.model_fields if place[0] == "at" else _StudyFile.model_fields)
 
         said = [
             f"{path}: {'.'.join(map(str, item['loc'])) or 'study'}: "
@@ -136,7 +136,7 @@ def _read(path: Path) -> _File:
         raise StudyError("\n".join(said)) from None
 
 
-def _combinations(path: Path, varied: _Varied) -> list[Settings]:
+def _combinations(path: Path, varied: _Variation) -> list[Settings]:
     if varied.cells is not None:
         if len({frozenset(settings) for settings in varied.cells}) > 1:
             raise StudyError(f"{path}: cells: all of them must set the same keys, so that they can be compared")
@@ -167,20 +167,20 @@ def _check_keys(path: Path, keys: list[str], varied: list[str], overrides: Seque
             raise StudyError(f"{said}: {path} varies {key}; change the study file, or a copy of it")
 
 
-def _digest(path: Path) -> str:
+def _file_digest(path: Path) -> str:
     if not path.is_file():
         return "missing"
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _identity(config: Config, digests: dict[str, str]) -> str:
+def _cell_hash(config: Config, digests: dict[str, str]) -> str:
     """Two trainings with one identity give the same numbers; what changes none is left out."""
-    flat = {key: value for key, value in config.flat().items() if key not in (*NEUTRAL, "name")}
+    flat = {key: value for key, value in config.flat().items() if key not in (*KEYS_WITHOUT_EFFECT, "name")}
     annotations = [digests[config.data.train_annotations], digests[config.data.val_annotations]]
     about = {"config": flat, "annotations": annotations, "version": __version__}
     if config.model.weights is not None and Path(config.model.weights).is_file():
-        about["weights"] = _digest(Path(config.model.weights))
+        about["weights"] = _file_digest(Path(config.model.weights))
     text = json.dumps(about, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -56,20 +56,20 @@ class _Journal(JournalFileBackend):
         super().append_logs(logs)
 
 
-class Ledger:
-    """Every method may raise what the storage raises: see `is_of_storage`."""
+class TrialStorage:
+    """Every method may raise what the storage raises: see `is_storage_error`."""
 
     def __init__(self, study: Study, url: str | None, lease: float) -> None:
         """Opens or begins it. Raises StudyError: out of reach, or begun with another content of the study file."""
         self.study, self.lease = study, lease
-        self.me = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        parsed = _parse(url) if url else None
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        parsed = _parse_url(url) if url else None
         self.where = parsed.render_as_string(hide_password=True) if parsed else str(study.folder / "ledger.jsonl")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         for tries_left in (2, 1, 0):
             try:
                 study.folder.mkdir(parents=True, exist_ok=True)
-                self.storage = _open(parsed, Path(self.where), lease)
+                self.storage = _open_storage(parsed, Path(self.where), lease)
                 self.optuna = optuna.create_study(
                     storage=self.storage, study_name=study.name, direction="maximize", load_if_exists=True
                 )
@@ -83,15 +83,15 @@ class Ledger:
             self.optuna.set_user_attr("summary", study.summary())
         else:
             _check_unchanged(study, before)
-        self.begun = len(self.optuna.get_trials(deepcopy=False))  # errors before it are forgiven
-        params = [_params(cell) for cell in study.cells]
-        self._choices: dict[str, BaseDistribution] = {
+        self.first_trial_number = len(self.optuna.get_trials(deepcopy=False))  # errors before it are forgiven
+        params = [_trial_params(cell) for cell in study.cells]
+        self._distributions: dict[str, BaseDistribution] = {
             key: CategoricalDistribution(list(dict.fromkeys(p[key] for p in params))) for key in params[0]
         }
-        self._silent: dict[int, tuple[int, float]] = {}  # trial id: (beat, seconds it has stood still)
-        self._looked = time.monotonic()
+        self._silent_seconds: dict[int, tuple[int, float]] = {}  # trial id: (beat, seconds it has stood still)
+        self._last_check = time.monotonic()
 
-    def attempts(self) -> dict[str, list[FrozenTrial]]:
+    def trials_by_cell(self) -> dict[str, list[FrozenTrial]]:
         """By cell key, in the order of their numbers."""
         found: dict[str, list[FrozenTrial]] = {cell.key: [] for cell in self.study.cells}
         for trial in sorted(self.optuna.get_trials(deepcopy=False), key=lambda trial: trial.number):
@@ -100,32 +100,32 @@ class Ledger:
 
     def claim(self, cell: Cell) -> FrozenTrial | None:
         """A new attempt that owns the cell, or None where another does."""
-        if live(self.attempts()[cell.key]):
+        if not_failed(self.trials_by_cell()[cell.key]):
             return None
         token = uuid.uuid4().hex
         self.optuna.add_trial(
             create_trial(
                 state=TrialState.RUNNING,
-                params=_params(cell),
-                distributions=self._choices,
+                params=_trial_params(cell),
+                distributions=self._distributions,
                 user_attrs={
                     "cell": cell.key,
                     "label": cell.label,
-                    "owner": self.me,
+                    "owner": self.owner,
                     "token": token,
                     "beat": 0,
                     "lease": self.lease,
                 },
             )
         )
-        trials = self.attempts()[cell.key]
+        trials = self.trials_by_cell()[cell.key]
         mine = next(trial for trial in trials if trial.user_attrs["token"] == token)
-        if live(trials)[0].number == mine.number:
+        if not_failed(trials)[0].number == mine.number:
             return mine
         self.fail(mine, "withdrawn: another was first")
         return None
 
-    def beat(self, trial: FrozenTrial, count: int) -> bool:
+    def heartbeat(self, trial: FrozenTrial, count: int) -> bool:
         """Move the counter; False where the attempt is no longer running, so that the cell may be another's."""
         try:
             self.storage.set_trial_user_attr(trial._trial_id, "beat", count)
@@ -133,7 +133,7 @@ class Ledger:
             return False
         return True
 
-    def finish(self, trial: FrozenTrial, ap: float) -> None:
+    def complete(self, trial: FrozenTrial, ap: float) -> None:
         """The attempt is COMPLETE; nothing where it has ended already."""
         with contextlib.suppress(UpdateFinishedTrialError):  # another was quicker
             self.optuna.tell(trial.number, ap, skip_if_finished=True)
@@ -144,43 +144,45 @@ class Ledger:
             self.storage.set_trial_user_attr(trial._trial_id, "ended", why)
             self.optuna.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
-    def expire(self, mine: set[int], pause: float) -> list[FrozenTrial]:
+    def fail_expired(self, mine: set[int], pause: float) -> list[FrozenTrial]:
         """Fail the running attempts that stood still for their lease; returns them. To be called every `pause` seconds;
         `mine` are the trial ids that this process looks after itself."""
         now = time.monotonic()
-        watched = min(now - self._looked, 2 * pause)  # what passed while this process itself stood still tells nothing
-        self._looked = now
+        watched = min(
+            now - self._last_check, 2 * pause
+        )  # what passed while this process itself stood still tells nothing
+        self._last_check = now
         expired, silent = [], {}
-        for trials in self.attempts().values():
+        for trials in self.trials_by_cell().values():
             for trial in trials:
                 if trial.state != TrialState.RUNNING or trial._trial_id in mine:
                     continue
-                beat, still = self._silent.get(trial._trial_id, (-1, 0.0))
-                still = still + watched if beat == trial.user_attrs["beat"] else 0.0
+                heartbeat, still = self._silent_seconds.get(trial._trial_id, (-1, 0.0))
+                still = still + watched if heartbeat == trial.user_attrs["beat"] else 0.0
                 silent[trial._trial_id] = (trial.user_attrs["beat"], still)
                 if still > trial.user_attrs["lease"]:
                     self.fail(trial, f"lost: no sign of life for {trial.user_attrs['lease']:g} s")
                     expired.append(trial)
-        self._silent = silent
+        self._silent_seconds = silent
         return expired
 
     def errors(self, cell: Cell) -> list[str]:
         """How attempts at the cell went wrong since this ledger was opened."""
-        trials = [trial for trial in self.attempts()[cell.key] if trial.number >= self.begun]
+        trials = [trial for trial in self.trials_by_cell()[cell.key] if trial.number >= self.first_trial_number]
         return [e for trial in trials if (e := trial.user_attrs.get("ended", "")).startswith("error")]
 
 
-def _params(cell: Cell) -> dict[str, str]:
+def _trial_params(cell: Cell) -> dict[str, str]:
     """A cell as parameters of an Optuna trial, which can be no lists."""
     return {key: json.dumps(value) for key, value in cell.settings.items()} | {"seed": json.dumps(cell.seed)}
 
 
-def live(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+def not_failed(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     """Those that have not failed; the first of them owns the cell."""
     return [trial for trial in trials if trial.state != TrialState.FAIL]
 
 
-def _parse(url: str) -> URL:
+def _parse_url(url: str) -> URL:
     try:
         return make_url(url)
     except ArgumentError:
@@ -190,7 +192,7 @@ def _parse(url: str) -> URL:
         ) from None
 
 
-def _open(url: URL | None, path: Path, lease: float) -> BaseStorage:
+def _open_storage(url: URL | None, path: Path, lease: float) -> BaseStorage:
     """A server that stays silent must not keep its asker from noticing: all waits end within half a lease."""
     if url is None:
         return JournalStorage(_Journal(path))
@@ -208,7 +210,7 @@ def _open(url: URL | None, path: Path, lease: float) -> BaseStorage:
     return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine)
 
 
-def is_of_storage(error: Exception) -> bool:
+def is_storage_error(error: Exception) -> bool:
     """A full disk, a server that is gone."""
     known = isinstance(error, OSError | StorageInternalError | SQLAlchemyError)
     return known or type(error).__module__.startswith("redis.")  # which need not be installed

@@ -1,4 +1,4 @@
-"""The processes of one run: one, or several under torchrun."""
+"""The processes of one run: a single one, or several under torchrun."""
 
 from __future__ import annotations
 
@@ -12,18 +12,9 @@ from torch import distributed
 from retina.device import pick_device
 
 
-def _gather(mine: list[int]) -> list[int]:
-    """Of all processes, in their order."""
-    if not distributed.is_initialized():
-        return mine
-    parts: list[list[int]] = [[] for _ in range(distributed.get_world_size())]
-    distributed.all_gather_object(parts, mine)
-    return [entry for part in parts for entry in part]
-
-
 @contextlib.contextmanager
-def _processes() -> Iterator[tuple[int, int, torch.device]]:
-    """(rank, world size, device); under torchrun joins the other processes, and leaves them at the end."""
+def process_group() -> Iterator[tuple[int, int, torch.device]]:
+    """(rank, world size, device) of this process; under torchrun it joins the process group until the end."""
     if "WORLD_SIZE" not in os.environ:
         yield 0, 1, pick_device()
         return
@@ -33,3 +24,12 @@ def _processes() -> Iterator[tuple[int, int, torch.device]]:
         yield distributed.get_rank(), distributed.get_world_size(), device
     finally:
         distributed.destroy_process_group()
+
+
+def all_gather_list(values: list[int]) -> list[int]:
+    """The values of all processes, in the order of their ranks."""
+    if not distributed.is_initialized():
+        return values
+    parts: list[list[int]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(parts, values)
+    return [value for part in parts for value in part]

@@ -1,4 +1,4 @@
-"""Training: build everything, then train_step, repeated; `train(config)` -> the metrics of the last evaluation.
+"""The training loop: set everything up, then repeat train_step; `train(config)` returns the last evaluation.
 
 Whatever a step uses is a function of (seed, step) and of the checkpoint before it. So a run that is killed at any
 instant and resumed ends with the same bits as one that was not.
@@ -18,71 +18,75 @@ from torch.nn.parallel import DistributedDataParallel
 from retina.config import Config
 from retina.data.coco import CocoDataset
 from retina.data.loader import train_batches
-from retina.evaluate.coco import run_detector, score
+from retina.evaluate.coco import evaluate_detections, inference_on_dataset
 from retina.model import checkpoint
-from retina.train.distributed import _gather, _processes
+from retina.train.distributed import all_gather_list, process_group
 from retina.train.errors import RunError
-from retina.train.logbook import Logbook, check_folder
-from retina.train.schedule import learning_rate, update_average
-from retina.train.state import Progress, _about, _start
+from retina.train.logbook import Logbook, check_run_folder
+from retina.train.schedule import learning_rate, update_ema
+from retina.train.state import TrainState, checkpoint_metadata, create_train_state
 from retina.train.step import train_step
 
 
 def train(config: Config, resume: bool = False) -> dict[str, Any]:
-    """Train as `config` says, in `config.run_dir`; returns the entry of the last evaluation in eval.json.
+    """Train as `config` says, in `config.run_dir`; returns the last entry of eval.json.
 
     Under torchrun every process calls it. SIGTERM and Ctrl-C write a checkpoint and end cleanly.
-    Raises RunError, DataError, WeightsError, FileNotFoundError; each says what to do about it.
+    Raises RunError, DataError, WeightsError, FileNotFoundError; each message says what to do.
     """
-    check_folder(config, resume)  # before the processes meet, so that none sees what another has begun
-    with _processes() as (rank, world, device), Logbook(config, rank) as log, _stop_signals() as stop:
+    check_run_folder(config, resume)  # before the processes meet, so that none sees files of another
+    with process_group() as (rank, world, device), Logbook(config, rank) as log, _catch_stop_signals() as signals:
         if config.train.batch_size % (world * config.train.accumulate):
             raise RunError(
                 f"train.batch_size {config.train.batch_size} does not divide among {world} processes "
                 f"of train.accumulate {config.train.accumulate}"
             )
-        train_set, val_set = open_datasets(config, log)
-        progress = _start(config, train_set, device, resume, log)
-        model: nn.Module = DistributedDataParallel(progress.model) if world > 1 else progress.model
-        log.begin(progress.step)
-        if progress.evaluated < progress.step and _due(progress.step, config.train.eval_every, config):
-            _evaluate(progress, val_set, config, device, log)  # a signal came just before it
+        train_set, val_set = load_datasets(config, log)
+        state = create_train_state(config, train_set, device, resume, log)
+        model: nn.Module = DistributedDataParallel(state.model) if world > 1 else state.model
+
+        def save_checkpoint() -> None:
             if rank == 0:
-                checkpoint.save_last(config.run_dir, progress.state() | _about(config, train_set))
-        for batches in train_batches(train_set, config, progress.step, rank, world):
+                checkpoint.save_last(config.run_dir, state.state_dict() | checkpoint_metadata(config, train_set))
+
+        log.open(state.step)
+        if state.evaluated_step < state.step and _is_due(state.step, config.train.eval_every, config):
+            _evaluate(state, val_set, config, device, log)  # the run was stopped just before this evaluation
+            save_checkpoint()
+        for batches in train_batches(train_set, config, state.step, rank, world):
             batches = [batch.to(device) for batch in batches]
             try:
                 losses = train_step(
                     model,
-                    progress.optimizer,
+                    state.optimizer,
                     batches,
                     train_set.num_classes,
-                    progress.positives,
+                    state.ema_positives,
                     config,
-                    progress.step,
-                    bool(stop),
-                    _due(progress.step + 1, config.train.log_every, config),
+                    state.step,
+                    stop=bool(signals),
+                    log_loss_parts=_is_due(state.step + 1, config.train.log_every, config),
                 )
             except RunError as error:
-                image_ids = _gather([i for batch in batches for i in batch.image_ids])
-                path = log.save_batch(progress.step + 1, image_ids)
+                image_ids = all_gather_list([i for batch in batches for i in batch.image_ids])
+                path = log.save_nonfinite_batch(state.step + 1, image_ids)
                 raise RunError(f"{error}; the image ids are in {path}") from None
-            if progress.averaged:
-                update_average(progress.averaged, progress.model, config.train.ema, progress.step)
-            progress.step += 1
+            if state.ema_model:
+                update_ema(state.ema_model, state.model, config.train.ema, state.step)
+            state.step += 1
             stopping = bool(losses.pop("stop"))
-            log.step(progress.step, losses, learning_rate(progress.step - 1, config.train), batches)
-            if not stopping and _due(progress.step, config.train.eval_every, config):
-                _evaluate(progress, val_set, config, device, log)
-            if rank == 0 and (stopping or _due(progress.step, config.train.checkpoint_every, config)):
-                checkpoint.save_last(config.run_dir, progress.state() | _about(config, train_set))
+            log.log_step(state.step, losses, learning_rate(state.step - 1, config.train), batches)
+            if not stopping and _is_due(state.step, config.train.eval_every, config):
+                _evaluate(state, val_set, config, device, log)
+            if stopping or _is_due(state.step, config.train.checkpoint_every, config):
+                save_checkpoint()
             if stopping:
-                log.say(f"stopped by a signal after step {progress.step}; go on with --resume")
+                log.info(f"stopped by a signal after step {state.step}; continue with --resume")
                 break
         return (log.evaluations() or [{}])[-1]
 
 
-def open_datasets(config: Config, log: Logbook) -> tuple[CocoDataset, CocoDataset]:
+def load_datasets(config: Config, log: Logbook) -> tuple[CocoDataset, CocoDataset]:
     """Training and validation data; RunError where their categories differ."""
     data = config.data
     train_set = CocoDataset(data.train_annotations, data.train_images, crowd=data.crowd, empty_images=data.empty_images)
@@ -93,48 +97,50 @@ def open_datasets(config: Config, log: Logbook) -> tuple[CocoDataset, CocoDatase
             f"{dict(zip(train_set.category_ids, train_set.names, strict=True))} and "
             f"{dict(zip(val_set.category_ids, val_set.names, strict=True))}"
         )
-    for name, dataset in (("train", train_set), ("val", val_set)):
+    for split, dataset in (("train", train_set), ("val", val_set)):
         boxes = sum(len(record.boxes) for record in dataset.records)
-        log.say(
-            f"{name}: {len(dataset.records)} images, {boxes} boxes, {dataset.num_classes} classes ({dataset.folder})"
+        log.info(
+            f"{split}: {len(dataset.records)} images, {boxes} boxes, {dataset.num_classes} classes ({dataset.folder})"
         )
         for note in dataset.notes:
-            log.say(f"{name}: {note}")
+            log.info(f"{split}: {note}")
     return train_set, val_set
 
 
-def _evaluate(progress: Progress, dataset: CocoDataset, config: Config, device: torch.device, log: Logbook) -> None:
-    results, unreadable = run_detector(progress.averaged or progress.model, dataset, config, device)
-    progress.evaluated = progress.step
+def _evaluate(state: TrainState, dataset: CocoDataset, config: Config, device: torch.device, log: Logbook) -> None:
+    """Evaluate on all processes; process 0 writes the result, and best.pt where the AP is the best so far."""
+    results, unreadable = inference_on_dataset(state.eval_model, dataset, config, device)
+    state.evaluated_step = state.step
     if not log.active:
         return
-    for sentence in unreadable.values():
-        log.say(f"not evaluated: {sentence}")
-    evaluation = score(results, dataset, without=unreadable)
-    log.evaluation(progress.step, evaluation, results, dataset, unreadable)
+    for reason in unreadable.values():
+        log.info(f"not evaluated: {reason}")
+    evaluation = evaluate_detections(results, dataset, exclude=unreadable)
+    log.log_evaluation(state.step, evaluation, results, dataset, unreadable)
     ap = evaluation.metrics["AP"] or 0.0
-    if ap > progress.best:
-        progress.best = ap
-        state = {**progress.state(), "optimizer": {}}
-        checkpoint.save(config.run_dir / checkpoint.BEST, state | _about(config, dataset))
+    if ap > state.best_ap:
+        state.best_ap = ap
+        weights = {**state.state_dict(), "optimizer": {}}  # best.pt is for evaluation, not to resume from
+        checkpoint.save(config.run_dir / checkpoint.BEST, weights | checkpoint_metadata(config, dataset))
 
 
-def _due(done: int, every: int, config: Config) -> bool:
-    return done == config.train.steps or (every > 0 and done % every == 0)
+def _is_due(step: int, every: int, config: Config) -> bool:
+    """Whether something that happens `every` so many steps (0: never), and after the last one, happens after `step`."""
+    return step == config.train.steps or (every > 0 and step % every == 0)
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that is no longer empty once SIGTERM or Ctrl-C has come; a second one ends the process at once."""
+def _catch_stop_signals() -> Iterator[list[int]]:
+    """The list of signals received: SIGTERM or Ctrl-C. A second one ends the process at once."""
     received: list[int] = []
 
-    def note(number: int, _: object) -> None:
+    def handle(number: int, _: object) -> None:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step, the optimizer, and the average of the weights."""
+"""The learning rate as a function of the step, the optimizer, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from retina.config import Train
 def learning_rate(step: int, config: Train) -> float:
     """The rate for a step counted from 0: linear warm-up, then steps (a tenth at each milestone) or a half cosine.
 
-    `config.lr` is meant for `reference_batch` images a step and scales linearly with the batch (Goyal et al. 2017).
+    `config.lr` is for `reference_batch` images a step and scales linearly with the batch size (Goyal et al. 2017,
+    arXiv 1706.02677).
     """
     peak = config.lr * config.batch_size / config.reference_batch
     if step < config.warmup_steps:
@@ -22,19 +23,19 @@ def learning_rate(step: int, config: Train) -> float:
     if config.schedule == "cosine":
         progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
         return peak * 0.5 * (1 + math.cos(math.pi * progress))
-    passed = sum(step >= round(fraction * config.steps) for fraction in config.milestones)
-    return peak * 0.1**passed
+    milestones_passed = sum(step >= round(fraction * config.steps) for fraction in config.milestones)
+    return peak * 0.1**milestones_passed
 
 
 def build_optimizer(model: nn.Module, config: Train) -> torch.optim.Optimizer:
-    """SGD with momentum or AdamW over what trains; normalisation layers may have a weight decay of their own."""
-    norms = [m for m in model.modules() if isinstance(m, (_BatchNorm, nn.GroupNorm))]
-    norm_ids = {id(p) for norm in norms for p in norm.parameters()}
-    trained = [p for p in model.parameters() if p.requires_grad]
+    """SGD with momentum or AdamW over the trainable parameters; norm layers may have a weight decay of their own."""
+    norm_layers = [m for m in model.modules() if isinstance(m, (_BatchNorm, nn.GroupNorm))]
+    norm_ids = {id(p) for layer in norm_layers for p in layer.parameters()}
+    trainable = [p for p in model.parameters() if p.requires_grad]
     norm_decay = config.weight_decay if config.norm_weight_decay is None else config.norm_weight_decay
     groups = [
-        {"params": [p for p in trained if id(p) not in norm_ids], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if id(p) in norm_ids], "weight_decay": norm_decay},
+        {"params": [p for p in trainable if id(p) not in norm_ids], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if id(p) in norm_ids], "weight_decay": norm_decay},
     ]
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "sgd":
@@ -43,14 +44,14 @@ def build_optimizer(model: nn.Module, config: Train) -> torch.optim.Optimizer:
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Move `average`'s weights and float buffers towards `model`'s; counters are copied.
+def update_ema(ema_model: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move the weights and float buffers of `ema_model` towards those of `model`; integer buffers are copied.
 
     Early on the decay is (1 + step) / (10 + step), so that the random start is soon forgotten.
     """
     decay = min(decay, (1 + step) / (10 + step))
-    new, old = model.state_dict(), average.state_dict()
-    floating = [key for key in old if old[key].is_floating_point()]
-    torch._foreach_lerp_([old[key] for key in floating], [new[key] for key in floating], 1 - decay)
-    for key in old.keys() - set(floating):
-        old[key].copy_(new[key])
+    new, average = model.state_dict(), ema_model.state_dict()
+    floating = [key for key in average if average[key].is_floating_point()]
+    torch._foreach_lerp_([average[key] for key in floating], [new[key] for key in floating], 1 - decay)
+    for key in average.keys() - set(floating):
+        average[key].copy_(new[key])

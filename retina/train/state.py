@@ -1,4 +1,4 @@
-"""What changes from step to step, and how a run begins: from scratch, from weights, or from a checkpoint."""
+"""The state of a run: everything that changes from step to step, and how a run gets its first one."""
 
 from __future__ import annotations
 
@@ -21,100 +21,127 @@ from retina.train.schedule import build_optimizer
 
 
 @dataclass
-class Progress:
-    """What a run has reached: everything that changes from step to step."""
+class TrainState:
+    """Everything that changes from step to step. A checkpoint is `state_dict()` and `checkpoint_metadata()`."""
 
     model: RetinaNet
-    averaged: RetinaNet | None  # the weights' moving average, where train.ema asks for one
+    ema_model: RetinaNet | None  # the moving average of the weights, where train.ema asks for it
     optimizer: torch.optim.Optimizer
-    positives: Tensor  # the moving average of positives
-    precision: str  # in which the network runs: bf16 or fp32
-    step: int = 0
-    best: float = -1.0
-    evaluated: int = 0  # the step of the last evaluation
+    ema_positives: Tensor  # float32 scalar: the moving average of the number of positive anchors
+    precision: str  # of the network: bf16 or fp32
+    step: int = 0  # steps done
+    best_ap: float = -1.0
+    evaluated_step: int = 0  # the step of the last evaluation
 
-    def state(self) -> dict[str, Any]:
+    @property
+    def eval_model(self) -> RetinaNet:
+        """The weights that are evaluated: the moving average where there is one."""
+        return self.ema_model or self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values by the keys of a checkpoint."""
         return {
             "model": self.model.state_dict(),
-            "ema": self.averaged.state_dict() if self.averaged else {},
+            "ema": self.ema_model.state_dict() if self.ema_model else {},
             "optimizer": self.optimizer.state_dict(),
-            "positives": self.positives,
+            "positives": self.ema_positives,
             "precision": self.precision,
             "step": self.step,
-            "best": self.best,
-            "evaluated": self.evaluated,
+            "best": self.best_ap,
+            "evaluated": self.evaluated_step,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
         self.model.load_state_dict(state["model"])
-        if self.averaged:
-            self.averaged.load_state_dict(state["ema"])
+        if self.ema_model:
+            self.ema_model.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.positives.copy_(state["positives"])
-        self.step, self.best, self.evaluated = state["step"], state["best"], state["evaluated"]
+        self.ema_positives.copy_(state["positives"])
+        self.step, self.best_ap, self.evaluated_step = state["step"], state["best"], state["evaluated"]
 
 
-def _start(config: Config, dataset: CocoDataset, device: torch.device, resume: bool, log: Logbook) -> Progress:
-    """A fresh model, or the newest valid checkpoint of the run folder."""
+def checkpoint_metadata(config: Config, dataset: CocoDataset) -> dict[str, Any]:
+    """What a checkpoint says about its run, in plain values: the config as YAML, and (id, name) of each category."""
+    categories = [[i, name] for i, name in zip(dataset.category_ids, dataset.names, strict=True)]
+    return {"config": config.to_yaml(), "categories": categories}
+
+
+def create_train_state(
+    config: Config, dataset: CocoDataset, device: torch.device, resume: bool, log: Logbook
+) -> TrainState:
+    """The state that a run starts from: the newest valid checkpoint of its folder, pretrained weights, or random ones.
+
+    Raises RunError for a checkpoint or settings that do not fit; WeightsError, FileNotFoundError for `model.weights`.
+    """
     torch.manual_seed(config.seed)
     model: RetinaNet = RetinaNet(config, dataset.num_classes)
-    state, refused = checkpoint.load_newest(config.run_dir) if resume and log.active else (None, [])
+    saved, refused = checkpoint.load_newest(config.run_dir) if resume and log.active else (None, [])
+    for reason in refused:
+        log.info(f"refused {reason}")
     if distributed.is_initialized():
-        shared = [state]
-        distributed.broadcast_object_list(shared)  # the other machines need not see process 0's disk
-        state = shared[0]
-        if config.model.norm == "batch":
-            if device.type == "cpu":
-                raise RunError(
-                    "model.norm=batch over several processes needs CUDA, whose BatchNorm can be synchronised; "
-                    "on the CPU use model.norm=group"
-                )
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    for sentence in refused:
-        log.say(f"refused {sentence}")
-    if state is None:
-        if config.model.weights is not None:
-            log.say(load_pretrained(model, config.model.backbone, config.model.weights, dataset.names)[1])
-        elif config.model.norm.startswith("frozen"):
-            raise RunError(
-                f"model.norm={config.model.norm} keeps the statistics of pretrained weights, and model.weights is "
-                "null; from scratch use model.norm=batch or group and model.frozen_stages=-1"
-            )
-        elif config.model.frozen_stages >= 0:
-            raise RunError(
-                f"model.frozen_stages={config.model.frozen_stages} keeps the weights of the first stages, and "
-                "model.weights is null, so they would stay random; from scratch use model.frozen_stages=-1"
-            )
-    precision = "bf16" if autocast(device, config.train.precision)._enabled else "fp32"
+        broadcast = [saved]
+        distributed.broadcast_object_list(broadcast)  # the other machines may not see the disk of process 0
+        saved = broadcast[0]
+        model = _synchronize_batch_norm(model, config, device)
+    if saved is None:
+        _initialize_weights(model, config, dataset.names, log)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    progress = Progress(
+    state = TrainState(
         model,
         copy.deepcopy(model).requires_grad_(False) if config.train.ema else None,
         build_optimizer(model, config.train),
         torch.tensor(config.loss.ema_start, device=device),
-        precision,
+        "bf16" if autocast(device, config.train.precision)._enabled else "fp32",
     )
-    if state is not None:
-        if state["precision"] != precision:
-            raise RunError(
-                f"{config.run_dir} was trained in {state['precision']}; on this machine, train.precision="
-                f"{config.train.precision} would go on in {precision}"
-            )
-        if [list(pair) for pair in state["categories"]] != _about(config, dataset)["categories"]:
-            raise RunError(f"{config.run_dir}: the checkpoint was trained on other categories: {state['categories']}")
-        progress.restore(state)
-        log.say(f"resumed after step {progress.step}")
+    if saved is not None:
+        _check_saved_state(saved, state.precision, config, dataset)
+        state.load_state_dict(saved)
+        log.info(f"resumed after step {state.step}")
     if config.train.compile:
         model.compile()
     peak = config.train.lr * config.train.batch_size / config.train.reference_batch
-    log.say(
-        f"{device}, {precision}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; learning rate "
-        f"{config.train.lr:g} for {config.train.reference_batch} images a step, {peak:g} for {config.train.batch_size}"
+    log.info(
+        f"{device}, {state.precision}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; learning "
+        f"rate {config.train.lr:g} for {config.train.reference_batch} images a step, {peak:g} for "
+        f"{config.train.batch_size}"
     )
-    return progress
+    return state
 
 
-def _about(config: Config, dataset: CocoDataset) -> dict[str, Any]:
-    """What a checkpoint says about itself, in plain values."""
-    categories = [[i, name] for i, name in zip(dataset.category_ids, dataset.names, strict=True)]
-    return {"config": config.to_yaml(), "categories": categories}
+def _synchronize_batch_norm(model: RetinaNet, config: Config, device: torch.device) -> RetinaNet:
+    if config.model.norm != "batch":
+        return model
+    if device.type == "cpu":
+        raise RunError(
+            "model.norm=batch over several processes needs CUDA, whose BatchNorm can be synchronised; "
+            "on the CPU use model.norm=group"
+        )
+    synchronized: RetinaNet = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return synchronized
+
+
+def _initialize_weights(model: RetinaNet, config: Config, names: list[str], log: Logbook) -> None:
+    """Load `model.weights`; RunError where there are none and the settings would keep random values frozen."""
+    if config.model.weights is not None:
+        log.info(load_pretrained(model, config.model.backbone, config.model.weights, names)[1])
+    elif config.model.norm.startswith("frozen"):
+        raise RunError(
+            f"model.norm={config.model.norm} keeps the statistics of pretrained weights, and model.weights is "
+            "null; from scratch use model.norm=batch or group and model.frozen_stages=-1"
+        )
+    elif config.model.frozen_stages >= 0:
+        raise RunError(
+            f"model.frozen_stages={config.model.frozen_stages} keeps the weights of the first stages, and "
+            "model.weights is null, so they would stay random; from scratch use model.frozen_stages=-1"
+        )
+
+
+def _check_saved_state(saved: dict[str, Any], precision: str, config: Config, dataset: CocoDataset) -> None:
+    if saved["precision"] != precision:
+        raise RunError(
+            f"{config.run_dir} was trained in {saved['precision']}; on this machine, train.precision="
+            f"{config.train.precision} would continue in {precision}"
+        )
+    if [list(pair) for pair in saved["categories"]] != checkpoint_metadata(config, dataset)["categories"]:
+        raise RunError(f"{config.run_dir}: the checkpoint was trained on other categories: {saved['categories']}")

@@ -10,13 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from retina.assign import assign
 from retina.config import Config
-from retina.criterion import (
-    advance_average,
-    class_loss_of_positives,
-    count_positives,
-    detection_loss,
-    normalizer,
-)
+from retina.criterion import count_positives, detection_loss, normalizer, positive_class_loss, update_ema_positives
 from retina.data.loader import Batch
 from retina.device import autocast
 from retina.model.anchors import make_anchors
@@ -29,57 +23,69 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     batches: list[Batch],
     num_classes: int,
-    average: Tensor,
+    ema_positives: Tensor,
     config: Config,
     step: int,
     stop: bool = False,
-    split: bool = False,
+    log_loss_parts: bool = False,
 ) -> dict[str, Tensor]:
-    """One step over this process's micro-batches; returns float32 scalars for the log, and whether to `stop`.
+    """One step over the micro-batches of this process.
 
-    `step` counts from 0. `average` is the moving average of positives, advanced in place. `stop` asks all processes to
-    end; `split` asks for the class loss of positives and of negatives (loss_pos, loss_neg).
-    Raises RunError, before anything is updated, if the loss is not finite.
+    Args:
+        model: the network, or DistributedDataParallel around it.
+        optimizer: of its parameters; its learning rate is set here.
+        batches: `train.accumulate` micro-batches, on the device of the model.
+        num_classes: K.
+        ema_positives: float32 scalar, the moving average of the number of positive anchors; updated in place.
+        config: of the run.
+        step: counts from 0.
+        stop: this process asks all processes to end after the step.
+        log_loss_parts: compute the class loss of the positive and of the negative anchors too.
+
+    Returns: float32 scalars for the log: loss, loss_cls, loss_box, grad_norm, positives (an image), stop (above 0 if
+        any process asked for it) and, with `log_loss_parts`, loss_pos and loss_neg.
+
+    Raises: RunError if the loss or its gradient is not finite. Nothing has been updated then.
     """
     world = distributed.get_world_size() if distributed.is_initialized() else 1
     anchors = [make_anchors(config.anchors, *batch.images.shape[2:], batch.images.device) for batch in batches]
     assignments = [
-        assign(boxes, batch.targets, batch.sizes, num_classes, config.assign)
-        for boxes, batch in zip(anchors, batches, strict=True)
+        assign(level_anchors, batch.targets, batch.sizes, num_classes, config.assign)
+        for level_anchors, batch in zip(anchors, batches, strict=True)
     ]
     positives = [count_positives(assignment, num_classes) for assignment in assignments]
-    shared = torch.stack([torch.cat(positives).sum(), average.new_tensor(stop)])
+    reduced = torch.stack([torch.cat(positives).sum(), ema_positives.new_tensor(stop)])
     if world > 1:
-        distributed.all_reduce(shared)  # the positives of the global batch, and whether anyone wants to stop
+        distributed.all_reduce(reduced)
+    batch_positives, stop_requests = reduced  # of the global batch
 
     totals: dict[str, Tensor] = {}
     for i, batch in enumerate(batches):
-        divisor_N = normalizer(positives[i], shared[0], config.train.batch_size, average, config.loss.normalizer)
-        divisor_N = divisor_N / world  # DDP takes the mean over processes, this loss is a sum over them
-        apart = isinstance(model, DistributedDataParallel) and i + 1 < len(batches)
-        with model.no_sync() if apart else contextlib.nullcontext():  # type: ignore[operator]
+        normalizer_N = normalizer(
+            positives[i], batch_positives, config.train.batch_size, ema_positives, config.loss.normalizer
+        )
+        normalizer_N = normalizer_N / world  # DDP takes the mean over the processes, this loss is a sum over them
+        skip_sync = isinstance(model, DistributedDataParallel) and i + 1 < len(batches)
+        with model.no_sync() if skip_sync else contextlib.nullcontext():  # type: ignore[operator]
             images = batch.normalized().contiguous(memory_format=torch.channels_last)
             with autocast(images.device, config.train.precision):
                 outputs = model(images)
-            losses = detection_loss(
-                outputs, anchors[i], assignments[i], divisor_N, config.loss, config.detect.max_ratio
-            )
-            if split:
-                losses["loss_pos"] = class_loss_of_positives(
-                    outputs, anchors[i], assignments[i], divisor_N, config.loss
-                )
+            loss_arguments = (outputs, anchors[i], assignments[i], normalizer_N, config.loss)
+            losses = detection_loss(*loss_arguments, config.detect.max_ratio)
+            if log_loss_parts:
+                losses["loss_pos"] = positive_class_loss(*loss_arguments)
             torch.autograd.backward(losses["loss"])
         totals = {name: totals.get(name, 0) + loss.detach() / world for name, loss in losses.items()}
-    if world > 1:  # each process has its part of the sum; now all know the whole, and stop together if it is not finite
+    if world > 1:
         for loss in totals.values():
-            distributed.all_reduce(loss)
-    if split:
+            distributed.all_reduce(loss)  # now all know the whole loss, and stop together if it is not finite
+    if log_loss_parts:
         totals["loss_neg"] = totals["loss_cls"] - totals["loss_pos"]
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     totals["grad_norm"] = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if not torch.isfinite(totals["loss"] + totals["grad_norm"]):
-        named = ", ".join(f"{name} {value.item()}" for name, value in totals.items())
-        raise RunError(f"step {step + 1}: the loss or its gradient is not finite ({named}); nothing was updated")
+        values = ", ".join(f"{name} {value.item()}" for name, value in totals.items())
+        raise RunError(f"step {step + 1}: the loss or its gradient is not finite ({values}); nothing was updated")
 
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config.train)
@@ -87,5 +93,5 @@ def train_step(
         nn.utils.clip_grads_with_norm_(parameters, config.train.clip_norm, totals["grad_norm"])
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    average.copy_(advance_average(average, shared[0], config.loss.ema_momentum))
-    return totals | {"positives": shared[0] / config.train.batch_size, "stop": shared[1]}
+    ema_positives.copy_(update_ema_positives(ema_positives, batch_positives, config.loss.ema_momentum))
+    return totals | {"positives": batch_positives / config.train.batch_size, "stop": stop_requests}

@@ -11,8 +11,8 @@ from conftest import write_coco
 
 from retina.assign import assign
 from retina.config import Config
-from retina.config_file import load
-from retina.data.augment import MEAN, STD, draw_short_side, resized, train_view
+from retina.config_file import load_config
+from retina.data.augment import MEAN, STD, random_short_side, resized_size, train_transform
 from retina.data.coco import CocoDataset, DataError, read_image
 from retina.data.loader import Batch, epoch_order, eval_batches, step_keys, train_batches
 from retina.model.anchors import make_anchors
@@ -41,7 +41,7 @@ def run(config: Config, start: int, workers: int) -> dict[tuple[int, int], str]:
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_pixels_do_not_depend_on_workers_or_on_a_resume(tiny_yaml: Path, workers: int) -> None:
-    config = load(tiny_yaml, ["train.steps=12"])
+    config = load_config(tiny_yaml, ["train.steps=12"])
     whole = run(config, 0, 0)
     assert run(config, 0, workers) == whole
     resumed = run(config, 7, workers)
@@ -49,7 +49,7 @@ def test_pixels_do_not_depend_on_workers_or_on_a_resume(tiny_yaml: Path, workers
 
 
 def test_draws_of_an_image_differ_between_epochs(tiny_yaml: Path) -> None:
-    config = load(tiny_yaml, ["train.steps=20"])  # 22 images in batches of 4: five steps an epoch
+    config = load_config(tiny_yaml, ["train.steps=20"])  # 22 images in batches of 4: five steps an epoch
     seen: dict[int, set[str]] = {}
     for (_, image_id), value in run(config, 0, 2).items():
         seen.setdefault(image_id, set()).add(value)
@@ -60,10 +60,10 @@ def test_draws_of_an_image_differ_between_epochs(tiny_yaml: Path) -> None:
 
 
 def test_draws_of_two_images_differ(tiny_yaml: Path) -> None:
-    config = load(tiny_yaml, ["data.short_side=[64]"])
+    config = load_config(tiny_yaml, ["data.short_side=[64]"])
     record = dataset(config).records[0]
     image = read_image(record.path)
-    views = [train_view(image, record._replace(image_id=i), config.data, 0, 0)[0] for i in range(20)]
+    views = [train_transform(image, record._replace(image_id=i), config.data, 0, 0)[0] for i in range(20)]
     assert len({np.asarray(view).tobytes() for view in views}) > 10
 
 
@@ -80,7 +80,7 @@ def test_every_epoch_sees_every_image_but_a_rest() -> None:
 
 
 def test_processes_and_micro_batches_share_the_global_batch(tiny_yaml: Path) -> None:
-    config = load(tiny_yaml, ["train.steps=3", "train.accumulate=2"])
+    config = load_config(tiny_yaml, ["train.steps=3", "train.accumulate=2"])
     data = dataset(config)
     alone = [[i for b in step for i in b.image_ids] for step in train_batches(data, config, 0)]
     parts = [list(train_batches(data, config, 0, rank, 2)) for rank in range(2)]
@@ -94,7 +94,7 @@ def test_processes_and_micro_batches_share_the_global_batch(tiny_yaml: Path) -> 
 
 def test_boxes_move_with_the_pixels(tiny_yaml: Path) -> None:
     """The oracle is the picture itself: each class is the only thing bright in its own channel."""
-    config = load(tiny_yaml, ["data.photometric=0", "data.flip=0.5", "data.vertical_flip=0.5", "train.steps=15"])
+    config = load_config(tiny_yaml, ["data.photometric=0", "data.flip=0.5", "data.vertical_flip=0.5", "train.steps=15"])
     checked = 0
     for (batch,) in train_batches(dataset(config), config, 0):
         for image, target in zip(batch.images, batch.targets, strict=True):
@@ -109,7 +109,7 @@ def test_boxes_move_with_the_pixels(tiny_yaml: Path) -> None:
 
 
 def test_images_are_normalised_and_padding_is_zero(tiny_yaml: Path) -> None:
-    config = load(tiny_yaml)
+    config = load_config(tiny_yaml)
     ((batch,), *_) = train_batches(dataset(config), config, 0)
     images = batch.normalized()
     assert batch.images.is_contiguous(memory_format=torch.channels_last) and images.shape[2] % 32 == 0
@@ -121,7 +121,7 @@ def test_images_are_normalised_and_padding_is_zero(tiny_yaml: Path) -> None:
 
 
 def test_evaluation_sees_each_image_once_in_its_own_frame(tiny_yaml: Path) -> None:
-    config = load(tiny_yaml, ["train.eval_batch=3"])
+    config = load_config(tiny_yaml, ["train.eval_batch=3"])
     data = dataset(config)
     for world in (1, 2):
         batches = [batch for rank in range(world) for batch in eval_batches(data, config, rank, world)]
@@ -133,9 +133,9 @@ def test_evaluation_sees_each_image_once_in_its_own_frame(tiny_yaml: Path) -> No
 
 def test_resize_keeps_to_both_limits() -> None:
     config = Config().data
-    assert resized(480, 640, 800, config) == (800, 1067)
-    assert resized(500, 1500, 800, config) == (444, 1333)
-    drawn = {draw_short_side(config.model_copy(update={"short_side": (600, 700, 800)}), 0, e, 5) for e in range(30)}
+    assert resized_size(480, 640, 800, config) == (800, 1067)
+    assert resized_size(500, 1500, 800, config) == (444, 1333)
+    drawn = {random_short_side(config.model_copy(update={"short_side": (600, 700, 800)}), 0, e, 5) for e in range(30)}
     assert drawn == {600, 700, 800}
 
 
@@ -143,10 +143,10 @@ def test_unreadable_images_stop_or_are_skipped_and_named(tiny_yaml: Path, tmp_pa
     annotations = write_coco(tmp_path, "train", 4, seed=5)
     (tmp_path / "train/0002.png").write_bytes(b"no picture")
     flags = [f"data.train_annotations={annotations}", f"data.train_images={tmp_path}/train", "train.steps=1"]
-    config = load(tiny_yaml, flags)
+    config = load_config(tiny_yaml, flags)
     with pytest.raises(DataError, match=r"0002\.png"):
         list(train_batches(dataset(config), config, 0))
-    config = load(tiny_yaml, [*flags, "data.unreadable=skip"])
+    config = load_config(tiny_yaml, [*flags, "data.unreadable=skip"])
     (((batch,)),) = train_batches(dataset(config), config, 0)
     assert len(batch.unreadable) == 1 and "0002.png" in next(iter(batch.unreadable.values()))
     place = batch.image_ids.index(json.loads(annotations.read_text())["images"][2]["id"])

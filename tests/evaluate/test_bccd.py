@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retina.config_file import load
+from retina.config_file import load_config
 from retina.convert.voc import convert_voc
 from retina.train.loop import train
 
@@ -34,7 +34,7 @@ def test_a_few_steps_on_blood_cells(tmp_path: Path) -> None:
     small = ["train.steps=12", "train.log_every=1", "train.warmup_steps=2", "data.short_side=[120]",
              "data.max_side=160", "train.ema=0", "model.channels=32", "model.head_convs=1",
              f"output_dir={tmp_path}/run"]  # fmt: skip
-    metrics = train(load(ROOT / "configs/bccd.yaml", [*flags, *small]))
+    metrics = train(load_config(ROOT / "configs/bccd.yaml", [*flags, *small]))
     rows = (tmp_path / "run/metrics.csv").read_text().splitlines()[1:]
     losses = [float(row.split(",")[1]) for row in rows]
     assert len(losses) == 12 and losses[-1] < 0.8 * losses[0]

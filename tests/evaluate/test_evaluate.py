@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from retina.config import METRICS, Config
+from retina.config import COCO_METRICS, Config
 from retina.data.coco import CocoDataset
-from retina.detect import Detections, class_nms
-from retina.evaluate.coco import coco_results, run_detector, score, table
+from retina.detect import Detections, batched_nms
+from retina.evaluate.coco import coco_results, evaluate_detections, format_metrics, inference_on_dataset
 from retina.model.retinanet import RetinaNet
 
 
@@ -32,9 +32,9 @@ def val(coco_root: Path) -> CocoDataset:
 def test_perfect_detections_score_one_with_ids_mapped_back(val: CocoDataset) -> None:
     results = perfect(val)
     assert {entry["category_id"] for entry in results} <= set(val.category_ids) == {3, 7, 20}
-    evaluation = score(results, val)
+    evaluation = evaluate_detections(results, val)
     assert evaluation.metrics["AP"] == evaluation.metrics["AP50"] == evaluation.metrics["AR100"] == 1.0
-    assert set(evaluation.metrics) == {*METRICS, "per_class"}
+    assert set(evaluation.metrics) == {*COCO_METRICS, "per_class"}
     assert [value for value in evaluation.metrics["per_class"].values() if value is not None] == [1.0] * len(
         evaluation.precision
     )
@@ -46,27 +46,27 @@ def test_annotation_ids_from_zero_cost_nothing(val: CocoDataset, tmp_path: Path)
         annotation["id"] = i
     path = tmp_path / "zero.json"
     path.write_text(json.dumps(tree))
-    assert score(perfect(val), CocoDataset(path, val.folder)).metrics["AP"] == 1.0
+    assert evaluate_detections(perfect(val), CocoDataset(path, val.folder)).metrics["AP"] == 1.0
 
 
 def test_images_that_could_not_be_read_are_not_counted(val: CocoDataset) -> None:
     record = next(record for record in val.records if len(record.boxes))
     results = [entry for entry in perfect(val) if entry["image_id"] != record.image_id]
-    assert score(results, val).metrics["AR100"] < 1.0
-    assert score(results, val, without=[record.image_id]).metrics["AR100"] == 1.0
+    assert evaluate_detections(results, val).metrics["AR100"] < 1.0
+    assert evaluate_detections(results, val, exclude=[record.image_id]).metrics["AR100"] == 1.0
 
 
 def test_no_detections_score_zero(val: CocoDataset) -> None:
-    metrics = score([], val).metrics
+    metrics = evaluate_detections([], val).metrics
     assert metrics["AP"] == metrics["AR100"] == 0.0
 
 
 def test_false_positives_and_shifted_boxes_cost(val: CocoDataset) -> None:
     shifted = [{**entry, "bbox": [entry["bbox"][0] + 3, *entry["bbox"][1:]]} for entry in perfect(val)]
-    metrics = score(shifted, val).metrics
+    metrics = evaluate_detections(shifted, val).metrics
     assert metrics["AP50"] == 1.0 > metrics["AP"] > 0
     wrong = [{**entry, "category_id": 7 if entry["category_id"] == 3 else 3} for entry in perfect(val)]
-    assert score(wrong, val).metrics["AP"] < 0.5
+    assert evaluate_detections(wrong, val).metrics["AP"] < 0.5
 
 
 def test_permutation_of_images_changes_nothing(val: CocoDataset, tmp_path: Path) -> None:
@@ -76,19 +76,19 @@ def test_permutation_of_images_changes_nothing(val: CocoDataset, tmp_path: Path)
     path = tmp_path / "shuffled.json"
     path.write_text(json.dumps(tree))
     shifted = [{**e, "bbox": [e["bbox"][0] + (i % 4), *e["bbox"][1:]]} for i, e in enumerate(perfect(val))]
-    expected = score(shifted, val)
+    expected = evaluate_detections(shifted, val)
     again = list(shifted)
     random.Random(2).shuffle(again)
-    assert score(again, CocoDataset(path, val.folder)) == expected
+    assert evaluate_detections(again, CocoDataset(path, val.folder)) == expected
 
 
 def test_model_over_data_set_does_not_depend_on_the_batch(tiny: Config, val: CocoDataset) -> None:
     torch.manual_seed(0)
     model = RetinaNet(tiny, val.num_classes)
     torch.nn.init.normal_(model.cls_logits.weight, std=0.3)
-    whole = run_detector(model, val, tiny, torch.device("cpu"))[0]
+    whole = inference_on_dataset(model, val, tiny, torch.device("cpu"))[0]
     alone_config = tiny.model_copy(update={"train": tiny.train.model_copy(update={"eval_batch": 1})})
-    alone = run_detector(model, val, alone_config, torch.device("cpu"))[0]
+    alone = inference_on_dataset(model, val, alone_config, torch.device("cpu"))[0]
     assert len(whole) == len(alone) > 20
     for a, b in zip(whole, alone, strict=True):
         assert (a["image_id"], a["category_id"]) == (b["image_id"], b["category_id"])
@@ -103,11 +103,11 @@ def test_model_over_data_set_does_not_depend_on_the_batch(tiny: Config, val: Coc
 def test_nms_is_class_by_class_and_exact_for_many_classes() -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.9], [0.0, 0.0, 10.0, 9.8]])
     scores, labels = torch.tensor([0.5, 0.9, 0.7]), torch.tensor([3, 900, 900])
-    assert class_nms(boxes, scores, labels, 0.5).tolist() == [1, 0]
-    assert class_nms(boxes[:0], scores[:0], labels[:0], 0.5).tolist() == []
+    assert batched_nms(boxes, scores, labels, 0.5).tolist() == [1, 0]
+    assert batched_nms(boxes[:0], scores[:0], labels[:0], 0.5).tolist() == []
 
 
 def test_table_shows_percent_and_a_dash_for_nothing() -> None:
-    metrics = dict.fromkeys(METRICS, 0.1234) | {"APs": None, "per_class": {"cat": 0.5, "none": None}}
-    text = table(metrics)
+    metrics = dict.fromkeys(COCO_METRICS, 0.1234) | {"APs": None, "per_class": {"cat": 0.5, "none": None}}
+    text = format_metrics(metrics)
     assert "12.3" in text and "cat" in text and "50.0" in text and text.count("-") >= 2

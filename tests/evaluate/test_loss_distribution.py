@@ -10,12 +10,11 @@ from PIL import Image
 from retina_tools import loss_distribution as tool
 
 from retina.config import Config
-from retina.config_file import from_yaml, load
+from retina.config_file import config_from_yaml, load_config
 from retina.data.coco import CocoDataset, DataError
 from retina.device import autocast, pick_device
 from retina.evaluate import loss_distribution as library
 from retina.evaluate.inference import load_detector
-from retina.evaluate.latency import evenly_chosen
 from retina.losses import sigmoid_focal_loss
 from retina.model import checkpoint
 from retina.model.retinanet import RetinaNet
@@ -26,12 +25,16 @@ from retina.train.loop import train
 def trained(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """last.pt of a run of three steps; anchors in the padding are ignored."""
     folder = tmp_path_factory.mktemp("run")
-    train(load(tiny_yaml, [f"output_dir={folder}", "train.steps=3", "assign.padding=ignore", "data.pad_multiple=64"]))
+    train(
+        load_config(
+            tiny_yaml, [f"output_dir={folder}", "train.steps=3", "assign.padding=ignore", "data.pad_multiple=64"]
+        )
+    )
     return folder / checkpoint.LAST
 
 
 def open_run(file: Path) -> tuple[Config, CocoDataset, RetinaNet]:
-    config = from_yaml(checkpoint.load(file)["config"])
+    config = config_from_yaml(checkpoint.load(file)["config"])
     model, _, _ = load_detector(config, file, None, pick_device())
     return config, CocoDataset(config.data.val_annotations, config.data.val_images), model
 
@@ -82,7 +85,7 @@ def test_sums_are_those_of_the_training_loss(trained: Path) -> None:
     """Image by image, all levels at once, by the path of the loss that training takes."""
     config, dataset, model = open_run(trained)
     device = pick_device()
-    found = library.measure(model, dataset, config, device)
+    found = library.measure_loss_distribution(model, dataset, config, device)
     sums, counts, anchors = [0.0, 0.0], [0, 0], 0  # of positives and of negatives
     for batch in library.eval_batches(dataset, config):
         batch = batch.to(device)
@@ -91,7 +94,7 @@ def test_sums_are_those_of_the_training_loss(trained: Path) -> None:
             logits = torch.cat(model(batch.normalized()).logits, dim=1)
         for i, image_id in enumerate(batch.image_ids):
             record = next(record for record in dataset.records if record.image_id == image_id)
-            target = library.truth(record, batch.sizes[i])
+            target = library.ground_truth(record, batch.sizes[i])
             target = type(target)(*(part.to(device) for part in target))
             labels = library.assign(boxes, [target], [batch.sizes[i]], 3, config.assign).labels_NR[0]
             anchors += len(labels)
@@ -110,7 +113,7 @@ def test_sums_are_those_of_the_training_loss(trained: Path) -> None:
 def test_boxes_follow_the_resizing(trained: Path) -> None:
     _, dataset, _ = open_run(trained)
     record = next(record for record in dataset.records if len(record.boxes) and len(record.ignore))
-    target = library.truth(record, (record.height * 2, record.width * 3))
+    target = library.ground_truth(record, (record.height * 2, record.width * 3))
     for part, original in ((target.boxes, record.boxes), (target.ignore, record.ignore)):
         np.testing.assert_allclose(part.numpy(), original * [3, 2, 3, 2], rtol=1e-6)
     assert target.labels.tolist() == record.labels.tolist()
@@ -136,20 +139,20 @@ def test_the_command(
 def test_images_are_chosen_evenly(trained: Path) -> None:
     _, dataset, _ = open_run(trained)
     ids = [record.image_id for record in dataset.records]
-    assert [record.image_id for record in evenly_chosen(dataset, 4).records] == [ids[i] for i in (0, 2, 5, 7)]
-    assert evenly_chosen(dataset, 99).records == dataset.records and len(dataset.records) == 10
+    assert [record.image_id for record in dataset.evenly_spaced(4).records] == [ids[i] for i in (0, 2, 5, 7)]
+    assert dataset.evenly_spaced(99).records == dataset.records and len(dataset.records) == 10
 
 
 def test_nothing_to_compare_is_said(trained: Path) -> None:
     config, dataset, model = open_run(trained)
-    empty = evenly_chosen(dataset, 1)
+    empty = dataset.evenly_spaced(1)
     empty.records = [record for record in dataset.records if not len(record.boxes)][:1]
     with pytest.raises(DataError, match="1 images have 0 positive anchors"):
-        library.measure(model, empty, config, pick_device())
+        library.measure_loss_distribution(model, empty, config, pick_device())
     for parameter in model.parameters():
         parameter.data.fill_(torch.nan)
     with pytest.raises(DataError, match="add up to nan: expected a finite number"):
-        library.measure(model, dataset, config, pick_device())
+        library.measure_loss_distribution(model, dataset, config, pick_device())
 
 
 def test_mistakes_are_answered_in_a_sentence(
@@ -171,7 +174,7 @@ def test_missing_data_are_named_with_the_checkpoint_that_wants_them(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = checkpoint.load(trained)
-    config = from_yaml(state["config"])
+    config = config_from_yaml(state["config"])
     gone = config.model_copy(update={"data": config.data.model_copy(update={"val_annotations": "gone.json"})})
     checkpoint.save(tmp_path / "last.pt", {**state, "config": gone.to_yaml()})
     assert run(monkeypatch, tmp_path / "last.pt") == 1

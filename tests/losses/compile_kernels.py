@@ -25,11 +25,11 @@ from retina.losses import focal_triton
 
 POINTERS = {
     "logits": "*{dtype}", "gradient": "*{dtype}", "targets": "*i16", "labels": "*i64", "label_NR": "*i16",
-    "images": "*i32", "weights": "*fp32", "positive_shares": "*fp32", "negative_shares": "*fp32", "divisor": "*fp32",
+    "images": "*i32", "weights": "*fp32", "alphas_pos": "*fp32", "alphas_neg": "*fp32", "divisor": "*fp32",
     "partial": "*fp32", "upstream": "*fp32", "anchors": "*fp32", "boxes": "*fp32", "ignores": "*fp32",
     "best_BT": "*fp32", "best_T": "*fp32", "box_NR4": "*fp32",
 }  # fmt: skip
-FLOATS = {"positive_share", "negative_share", "gamma", "rest", "scale", "positive_iou", "negative_iou"}
+FLOATS = {"alpha_pos", "alpha_neg", "gamma", "rest", "scale", "positive_iou", "negative_iou"}
 
 
 def build(kernel: Any, constants: dict[str, Any], dtype: str = "fp32", warps: int = 4, fusion: bool = True) -> Any:
@@ -95,11 +95,11 @@ def main() -> None:
     print(describe("rescale bf16", build(focal_triton._rescale_kernel, {"BLOCK": block}, "bf16", warps), each))
     block, warps = assign_triton.BLOCK, assign_triton.WARPS
     each = block // (32 * warps)
-    best = build(assign_triton._best_of_boxes_kernel, {"BLOCK": block}, warps=warps, fusion=False)
+    best = build(assign_triton._best_iou_kernel, {"BLOCK": block}, warps=warps, fusion=False)
     assert "fma.rn.f32" not in best.asm["ptx"], "a fused multiply-add would move ties"
     print(describe("best anchors of boxes", best, each))
     for overwrite in (False, True):
-        constants = {"RESCUE": True, "OVERWRITE": overwrite, "PADDING_IS_IGNORED": overwrite, "BLOCK": block}
+        constants = {"LOW_QUALITY": True, "OVERWRITE": overwrite, "PADDING_IS_IGNORED": overwrite, "BLOCK": block}
         built = build(assign_triton._match_kernel, constants, warps=warps, fusion=False)
         assert "fma.rn.f32" not in built.asm["ptx"], "a fused multiply-add would move ties"
         print(describe(f"match{', overwrite' if overwrite else ''}", built, each))

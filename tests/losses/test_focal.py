@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal
 
 from retina.losses import focal_star_loss, sigmoid_focal_loss
-from retina.losses.focal import say_that_triton_is_missing
+from retina.losses.focal import warn_triton_missing
 
 GAMMAS = [0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
 LOGITS = [-10000.0, -700.0, -104.5, -88.0, -70.1, -40.0, -17.0, -16.6, -8.3, -3.3, -0.9, -1e-4, 0.0, 1e-6]
@@ -392,12 +392,12 @@ def test_triton_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_triton_is_said_once() -> None:
-    say_that_triton_is_missing.cache_clear()
+    warn_triton_missing.cache_clear()
     with pytest.warns(UserWarning, match="no Triton here: focal loss and matching"):
-        say_that_triton_is_missing()
+        warn_triton_missing()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        say_that_triton_is_missing()
+        warn_triton_missing()
 
 
 def test_errors_of_focal_star() -> None:

@@ -196,7 +196,7 @@ def test_rescale_of_more_blocks_than_programs() -> None:
 def test_backward_makes_nothing_but_the_gradient() -> None:
     logits, ids = problem((2, 30, 7))
     arguments = (logits, ids.reshape(-1), None, None, None, 0.25, 0.75, 2.0, -1, None, 1.0, True)
-    loss, gradient = focal_triton._forward(*arguments)
+    loss, gradient = focal_triton._launch_forward(*arguments)
     assert loss.requires_grad and not gradient.requires_grad
     with profile(activities=[ProfilerActivity.CPU]) as events:
         (given,) = torch.autograd.grad(loss, logits)
@@ -209,7 +209,7 @@ def test_operators_have_schemas_and_fakes() -> None:
     flat = logits.detach().reshape(1, 6, 5)
     arguments = (flat, ids, None, None, None, 0.25, 0.75, 2.0, -1, None, 1.0, True)
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(focal_triton._forward, arguments, test_utils=checks)
+    torch.library.opcheck(focal_triton._launch_forward, arguments, test_utils=checks)
     upstream = torch.tensor(2.0, device=DEVICE)
     torch.library.opcheck(focal_triton._rescale, (torch.rand(8, device=DEVICE), upstream), test_utils=checks)
 

@@ -19,9 +19,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from retina.assign import assign
 from retina.config import Config
-from retina.config_file import load
+from retina.config_file import load_config
 from retina.criterion import count_positives, detection_loss, normalizer
-from retina.data.augment import eval_view
+from retina.data.augment import eval_transform
 from retina.data.loader import Target
 from retina.detect import detect
 from retina.model.anchors import make_anchors
@@ -59,7 +59,7 @@ def torchvision_model(version: str) -> TorchvisionRetinaNet:
 @pytest.fixture(scope="module", params=["v1", "v2"])
 def pair(request: pytest.FixtureRequest) -> tuple[TorchvisionRetinaNet, RetinaNet, Config]:
     theirs = torchvision_model(request.param)
-    config = load(CONFIGS / f"torchvision_{request.param}.yaml")
+    config = load_config(CONFIGS / f"torchvision_{request.param}.yaml")
     ours = RetinaNet(config, K)
     state, _ = from_torchvision(theirs.state_dict())
     load_exactly(ours, state, "torchvision")
@@ -140,11 +140,11 @@ def test_training_loss_and_gradients(pair: tuple[TorchvisionRetinaNet, RetinaNet
 
 @pytest.mark.parametrize("shape", [(375, 500), (640, 427), (333, 1000), (900, 1200)], ids=str)
 def test_preset_resizes_as_torchvision(shape: tuple[int, int]) -> None:
-    config = load(CONFIGS / "torchvision_v1.yaml")
+    config = load_config(CONFIGS / "torchvision_v1.yaml")
     image = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     transform = GeneralizedRCNNTransform(800, 1333, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).eval()
     resized, _ = transform([image.permute(2, 0, 1).float() / 255])
-    ours = eval_view(image.numpy(), config.data)
+    ours = eval_transform(image.numpy(), config.data)
     assert isinstance(ours, Tensor) and tuple(ours.shape[1:]) == resized.image_sizes[0]
     torch.testing.assert_close(ours, resized.tensors[0][:, : ours.shape[1], : ours.shape[2]], rtol=0, atol=1e-6)
 
@@ -170,7 +170,7 @@ def test_published_file_names_are_read_and_odd_ones_refused() -> None:
     theirs.load_state_dict(old_file_state(theirs.state_dict()))  # torchvision itself takes these names as that file's
     with pytest.raises(WeightsError, match=r"no rule for key 'head.mask"):
         from_torchvision({"head.mask.weight": torch.zeros(1)})
-    model = RetinaNet(load(CONFIGS / "torchvision_v1.yaml"), K)
+    model = RetinaNet(load_config(CONFIGS / "torchvision_v1.yaml"), K)
     with pytest.raises(WeightsError, match=r"missing: .*cls_logits.bias"):
         load_exactly(model, {key: value for key, value in new.items() if key != "cls_logits.bias"}, "file")
     with pytest.raises(WeightsError, match=r"not used: extra"):

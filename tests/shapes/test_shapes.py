@@ -76,7 +76,7 @@ def visible_coverage(monkeypatch: pytest.MonkeyPatch, index: int, size: int) -> 
 
     All other shapes are grey. Objects are painted last, so theirs are the last calls that choose a colour.
     """
-    choose = painting._colours
+    choose = painting._choose_colors
     calls, light, grey = 0, -1, 127.0
 
     def colours(rng: np.random.Generator, under: np.ndarray, hue: float) -> np.ndarray:
@@ -114,7 +114,7 @@ def test_boxes_are_tight_around_the_pixels_that_show_the_shape(monkeypatch: pyte
 
 def test_what_is_annotated_can_be_seen() -> None:
     for index in range(400):
-        items, owner = layout._layout(np.random.default_rng([9, index]), 128)
+        items, owner = layout.random_layout(np.random.default_rng([9, index]), 128)
         for number, item in enumerate(items, 1):
             whole = np.count_nonzero(item.coverage > 127)
             assert np.count_nonzero(owner == number) >= 0.5 * whole > 0

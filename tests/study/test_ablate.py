@@ -18,16 +18,16 @@ from types import SimpleNamespace
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from retina.config_file import load
-from retina.study import loop, outcome, trial_storage
+from retina.config_file import load_config
+from retina.study import describe_result, loop, trial_storage
 from retina.study.cells import Study, StudyError
-from retina.study.estimate import check_space
+from retina.study.estimate import check_disk_space
 from retina.study.launch import Machine
 from retina.study.loop import Runner
-from retina.study.outcome import is_trained, last_words
+from retina.study.outcome import error_line, is_trained
 from retina.study.report import write_report
 from retina.study.study_file import load_study
-from retina.study.trial_storage import Ledger
+from retina.study.trial_storage import TrialStorage
 from retina.train.loop import train
 
 TOOL = Path(__file__).parents[2] / "tools/ablate.py"
@@ -102,16 +102,16 @@ def make(tiny_yaml: Path, tmp_path: Path) -> Callable[..., Study]:
 
 def runner(study: Study, lease: float = 10, workers: int = 2, url: str | None = None) -> Runner:
     said: list[str] = []
-    ledger = Ledger(study, url, lease)
-    run = Runner(study, ledger, Machine(workers, 1, [], study.file.parent), said.append)
+    storage = TrialStorage(study, url, lease)
+    run = Runner(study, storage, Machine(workers, 1, [], study.file.parent), said.append)
     run.pause = 0.02
     run.said = said  # type: ignore[attr-defined]
     return run
 
 
 def states(study: Study, url: str | None = None) -> dict[str, list[str]]:
-    attempts = Ledger(study, url, 10).attempts()
-    return {cell.label: [trial.state.name for trial in attempts[cell.key]] for cell in study.cells}
+    trials_by_cell = TrialStorage(study, url, 10).trials_by_cell()
+    return {cell.label: [trial.state.name for trial in trials_by_cell[cell.key]] for cell in study.cells}
 
 
 def tries(study: Study) -> list[int]:
@@ -147,7 +147,7 @@ def test_kills_go_on_for_longer_than_errors_but_not_for_ever(make: Callable[...,
     study = make([0, 1], **{"g0.0": ["kill"] * 5 + ["finish"], "g1.0": ["kill"]})
     run = runner(study)
     assert not run.run()
-    assert tries(study) == [6, loop.KILLS] and "too little memory" in str(study.cells[1].failure())
+    assert tries(study) == [6, loop.MAX_KILLS] and "too little memory" in str(study.cells[1].failure())
 
 
 def test_a_loss_that_is_not_finite_is_a_result(make: Callable[..., Study]) -> None:
@@ -162,7 +162,7 @@ def test_a_study_that_wants_milliseconds_times_what_is_trained(make: Callable[..
     assert runner(study).run()
     timed = make([0, 1, 2], "timed", "milliseconds: true")
     run = runner(timed)
-    assert run.run() and all("error: out of memory" in e for c in timed.cells for e in run.ledger.errors(c))
+    assert run.run() and all("error: out of memory" in e for c in timed.cells for e in run.storage.errors(c))
     assert list(states(timed).values()) == [["FAIL", "COMPLETE"]] * 3, "the clock of each fails once"
     for cell in timed.cells:
         result = cell.result()
@@ -226,7 +226,7 @@ def test_of_two_that_claim_at_once_the_first_has_the_cell(make: Callable[..., St
 def check_race(study: Study, url: str | None) -> None:
     """One looks, the other claims, the one enters its attempt: it must see that it is second."""
     cell = study.cells[0]
-    slow, quick = Ledger(study, url, 10), Ledger(study, url, 10)
+    slow, quick = TrialStorage(study, url, 10), TrialStorage(study, url, 10)
     enter, owner = slow.optuna.add_trial, None
 
     def late(trial: FrozenTrial) -> None:
@@ -236,53 +236,53 @@ def check_race(study: Study, url: str | None) -> None:
 
     slow.optuna.add_trial = late  # type: ignore[method-assign]
     assert slow.claim(cell) is None and owner is not None
-    assert quick.claim(cell) is None and slow.beat(owner, 1)
-    trials = quick.attempts()[cell.key]
+    assert quick.claim(cell) is None and slow.heartbeat(owner, 1)
+    trials = quick.trials_by_cell()[cell.key]
     assert [trial.state.name for trial in trials] == ["RUNNING", "FAIL"]
     assert trials[1].user_attrs["ended"].startswith("withdrawn")
     quick.fail(owner, "error: x")
-    assert not slow.beat(owner, 2)
+    assert not slow.heartbeat(owner, 2)
     again = quick.claim(cell)
     assert again is not None and again.number == 2
-    quick.finish(again, 0.5)
-    quick.finish(again, 0.7)  # once is enough
-    assert quick.claim(cell) is None and quick.attempts()[cell.key][2].value == 0.5
+    quick.complete(again, 0.5)
+    quick.complete(again, 0.7)  # once is enough
+    assert quick.claim(cell) is None and quick.trials_by_cell()[cell.key][2].value == 0.5
 
 
 @URLS
 def test_silence_loses_a_cell_and_a_heartbeat_keeps_it(make: Callable[..., Study], url: str | None) -> None:
     study = make([0, 1])
     url = url and url.format(study.file.parent)
-    owner, watcher = Ledger(study, url, 0.4), Ledger(study, url, 10)  # what counts is the owner's lease
+    owner, watcher = TrialStorage(study, url, 0.4), TrialStorage(study, url, 10)  # what counts is the owner's lease
     dead, alive = (owner.claim(cell) for cell in study.cells)
     assert dead and alive
     expired: list[str] = []
     for count in range(30):
-        assert owner.beat(alive, count)
-        expired += [trial.user_attrs["label"] for trial in watcher.expire(set(), 0.03)]
+        assert owner.heartbeat(alive, count)
+        expired += [trial.user_attrs["label"] for trial in watcher.fail_expired(set(), 0.03)]
         time.sleep(0.03)
     assert expired == ["gamma 0, seed 0"]
-    assert not owner.beat(dead, 99), "its owner learns of it"
+    assert not owner.heartbeat(dead, 99), "its owner learns of it"
     assert list(states(study, url).values()) == [["FAIL"], ["RUNNING"]]
     assert watcher.claim(study.cells[0]) is not None
 
 
 def test_a_watcher_that_stood_still_itself_expires_nobody(make: Callable[..., Study]) -> None:
     study = make([0])
-    owner, watcher = Ledger(study, None, 0.4), Ledger(study, None, 0.4)
+    owner, watcher = TrialStorage(study, None, 0.4), TrialStorage(study, None, 0.4)
     assert owner.claim(study.cells[0])
-    watcher.expire(set(), 0.03)
+    watcher.fail_expired(set(), 0.03)
     time.sleep(0.6)
-    assert watcher.expire(set(), 0.03) == [] and watcher.expire(set(), 0.03) == []
+    assert watcher.fail_expired(set(), 0.03) == [] and watcher.fail_expired(set(), 0.03) == []
 
 
 def test_who_lost_its_cell_stops_its_training(make: Callable[..., Study]) -> None:
     study = make([0], **{"g0.0": ["wait", "finish"]})
     run = runner(study, lease=1)
-    other = Ledger(study, None, 10)
+    other = TrialStorage(study, None, 10)
 
     def take() -> None:
-        (trial,) = other.attempts()[study.cells[0].key]
+        (trial,) = other.trials_by_cell()[study.cells[0].key]
         other.fail(trial, "lost")
 
     threading.Timer(1, take).start()
@@ -293,16 +293,16 @@ def test_who_lost_its_cell_stops_its_training(make: Callable[..., Study]) -> Non
 def test_a_storage_that_goes_away_stops_the_trainings_in_time(make: Callable[..., Study]) -> None:
     """In time: before anybody who still reaches the ledger may take the cell for lost."""
     study = make([0], **{"g0.0": ["wait"]})
-    run, other = runner(study, lease=2), Ledger(study, None, 2)
+    run, other = runner(study, lease=2), TrialStorage(study, None, 2)
     lost: list[FrozenTrial] = []
 
     def broken(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     def watch() -> None:
-        run.ledger.attempts = run.ledger.beat = broken  # type: ignore[method-assign,assignment]
+        run.storage.trials_by_cell = run.storage.heartbeat = broken  # type: ignore[method-assign,assignment]
         while run.running[0].process.poll() is None:
-            lost.extend(other.expire(set(), 0.05))
+            lost.extend(other.fail_expired(set(), 0.05))
             time.sleep(0.05)
 
     watcher = threading.Timer(0.5, watch)
@@ -325,12 +325,12 @@ def test_a_changed_study_is_refused_and_nothing_lost(make: Callable[..., Study])
     before = written(study)
     changed = make([0, 3])
     with pytest.raises(StudyError) as error:
-        Ledger(changed, None, 10)
+        TrialStorage(changed, None, 10)
     for part in ["1 cells are new (gamma 3, seed 0)", "1 cells are gone (gamma 1, seed 0)", "under another name"]:
         assert part in str(error.value)
     steps = load_study(study.file.with_name("study.yaml"), overrides=["train.steps=9"], output=study.folder.parent)
     with pytest.raises(StudyError, match=r"train.steps was 6, is 9"):
-        Ledger(steps, None, 10)
+        TrialStorage(steps, None, 10)
     assert written(study) == before
 
 
@@ -348,17 +348,17 @@ def test_a_storage_out_of_reach_is_named_without_its_password(
 ) -> None:
     monkeypatch.setattr(trial_storage.time, "sleep", lambda _: None)
     with pytest.raises(StudyError, match=says) as error:
-        Ledger(make([0]), url, 10)
+        TrialStorage(make([0]), url, 10)
     assert "secret" not in str(error.value)
 
 
 def test_a_line_cut_short_in_the_journal_costs_nothing(make: Callable[..., Study]) -> None:
     study = make([0, 1])
-    ledger = Ledger(study, None, 10)
-    assert ledger.claim(study.cells[0])
-    with Path(ledger.where).open("a") as file:
+    storage = TrialStorage(study, None, 10)
+    assert storage.claim(study.cells[0])
+    with Path(storage.where).open("a") as file:
         file.write('{"op_code":4,"worker')
-    assert ledger.claim(study.cells[1])
+    assert storage.claim(study.cells[1])
     assert list(states(study).values()) == [["RUNNING"], ["RUNNING"]]
 
 
@@ -370,7 +370,7 @@ def test_a_lock_of_a_dead_process_is_seen(
     study = make([0])
     relative = load_study(study.file, output=Path("out"))
     assert not relative.folder.is_absolute()
-    book = Ledger(relative, None, 10)
+    book = TrialStorage(relative, None, 10)
     backend = book.storage._backend  # type: ignore[attr-defined]
     backend.lock.acquire()  # and dies
     assert Path("out/study-tiny/ledger.jsonl.lock").exists(), "a link that leads nowhere does not exist"
@@ -381,7 +381,7 @@ def test_a_lock_of_a_dead_process_is_seen(
 def test_a_folder_in_which_somebody_trains_is_left_alone_for_a_while(make: Callable[..., Study]) -> None:
     study = make([0], **{"g0.0": ["busy"] * 4 + ["finish"]})
     run = runner(study, lease=1)
-    assert run.run() and tries(study) == [5] and not run.ledger.errors(study.cells[0])
+    assert run.run() and tries(study) == [5] and not run.storage.errors(study.cells[0])
 
 
 def test_what_an_earlier_attempt_left_does_not_speak_for_a_later_one(make: Callable[..., Study]) -> None:
@@ -413,33 +413,33 @@ def test_last_words_of_a_log(tmp_path: Path) -> None:
         ("", "no output"),
     ]:
         log.write_text(text)
-        assert last_words(log) == said
-    assert last_words(tmp_path / "none.txt") == "no output"
+        assert error_line(log) == said
+    assert error_line(tmp_path / "none.txt") == "no output"
 
 
 def test_a_full_disk_is_said_before(make: Callable[..., Study], monkeypatch: pytest.MonkeyPatch) -> None:
     study = make([0, 1])
     study.folder.mkdir(parents=True)
-    check_space(study, 1000)
+    check_disk_space(study, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**31))
-    check_space(study, 2**28)
+    check_disk_space(study, 2**28)
     with pytest.raises(StudyError, match=r"2\.0 GiB are free, .* about 6\.0; free some"):
-        check_space(study, 2**30)
+        check_disk_space(study, 2**30)
 
 
 def test_each_worker_has_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    assert Machine.find(None, 1, Path()).workers == 4 and Machine.find(None, 2, Path()).workers == 2
-    machine = Machine.find(3, 2, Path())
+    assert Machine.detect(None, 1, Path()).workers == 4 and Machine.detect(None, 2, Path()).workers == 2
+    machine = Machine.detect(3, 2, Path())
     assert [machine.environment(place)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["4,5", "6,7", "4,5"]
     with pytest.raises(StudyError, match=r"devices: 8 for a cell, but this machine shows 4 GPUs"):
-        Machine.find(None, 8, Path())
+        Machine.detect(None, 8, Path())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
-    assert Machine.find(3, 2, Path()).environment(0)["OMP_NUM_THREADS"] == "2"
+    assert Machine.detect(3, 2, Path()).environment(0)["OMP_NUM_THREADS"] == "2"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert Machine.find(3, 2, Path()).environment(0)["OMP_NUM_THREADS"] == "5", "what the user says counts"
+    assert Machine.detect(3, 2, Path()).environment(0)["OMP_NUM_THREADS"] == "5", "what the user says counts"
 
 
 def tool(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -506,7 +506,7 @@ def test_a_cell_on_two_processes(tiny_yaml: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_study_trains(path: Path, tiny_yaml: Path, tmp_path: Path) -> None:
     """A step of its last cell, as the base has it but for the data; and its report."""
-    tiny = load(tiny_yaml).data
+    tiny = load_config(tiny_yaml).data
     data = [
         f"data.{name}={getattr(tiny, name)}" for name in tiny.model_dump() if name.split("_")[0] in ("train", "val")
     ]
@@ -517,16 +517,16 @@ def test_every_shipped_study_trains(path: Path, tiny_yaml: Path, tmp_path: Path)
     cell = dataclasses.replace(cell, config=one_step)
     cell.folder.mkdir(parents=True)
     (cell.folder / "config.yaml").write_text(cell.config.to_yaml())
-    metrics = train(load(cell.folder / "config.yaml"), resume=True)
+    metrics = train(load_config(cell.folder / "config.yaml"), resume=True)
     assert metrics["step"] == 1 and is_trained(cell) and not study.done(cell)
-    outcome.write_result(cell, None, 1.0)
+    describe_result.write_result(cell, None, 1.0)
     write_report(study)
     assert study.done(cell) and (study.folder / "report.html").is_file()
 
 
 def test_an_attempt_is_a_trial_that_optunas_dashboard_can_show(make: Callable[..., Study]) -> None:
     study = make([0.5])
-    ledger = Ledger(study, None, 10)
-    assert ledger.claim(study.cells[0])
-    (trial,) = ledger.optuna.get_trials()
+    storage = TrialStorage(study, None, 10)
+    assert storage.claim(study.cells[0])
+    (trial,) = storage.optuna.get_trials()
     assert trial.params == {"loss.gamma": "0.5", "seed": "0"} and trial.state == TrialState.RUNNING

@@ -16,7 +16,7 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from retina.config import METRICS
+from retina.config import COCO_METRICS
 from retina.study.cells import Cell, Study
 from retina.study.report import terminal_table, write_report
 from retina.study.study_file import load_study
@@ -54,8 +54,8 @@ def write_result(cell: Cell, **values: Any) -> None:
     (cell.folder / "result.json").write_text(json.dumps(result))
 
 
-def finish(cell: Cell, percent: float, **values: Any) -> None:
-    fractions = dict.fromkeys(METRICS, 0.5) | {"AP": percent / 100, "AP75": 0.25, "APs": None}
+def complete(cell: Cell, percent: float, **values: Any) -> None:
+    fractions = dict.fromkeys(COCO_METRICS, 0.5) | {"AP": percent / 100, "AP75": 0.25, "APs": None}
     per_class = {"rare": None, "often": percent / 90, NASTY: percent / 100}
     write_result(cell, metrics=fractions | {"per_class": per_class}, **values)
     rows = [f"{step},1,1,0,{3 / step},{1 / step},0.01,9,1" for step in range(20, 61, 20)]
@@ -66,7 +66,7 @@ def finish(cell: Cell, percent: float, **values: Any) -> None:
 
 def finish_all(study: Study) -> Study:
     for cell in study.cells:
-        finish(cell, PERCENT[cell.settings["loss.alpha"]][cell.seed])
+        complete(cell, PERCENT[cell.settings["loss.alpha"]][cell.seed])
     return study
 
 
@@ -128,12 +128,12 @@ def test_bound_follows_the_seeds_that_are_there(tmp_path: Path) -> None:
     given = {(0, 0): 40, (0, 1): 42, (1, 0): 34.5, (1, 1): 36.5, (2, 0): 34}  # means 41, 35.5, 34
     for cell in study.cells:
         if (percent := given.get((cell.settings["loss.gamma"], cell.seed))) is not None:
-            finish(cell, percent)
+            complete(cell, percent)
     table = rows_of(text := report(study), "Average precision")
     assert [row[-1] for row in table] == ["**best**", "within noise of best", "within noise of best"]
     assert [row[1] for row in table] == ["**2/2**", "2/2", "1/2"] and table[2][2] == "34.0"
     assert "s = 1.41 percent AP (2 degrees of freedom). Two means of 2 seeds must differ by more than 6.08" in text
-    finish(study.cells[2], 33.5)  # 7.5 below
+    complete(study.cells[2], 33.5)  # 7.5 below
     assert [row[-1] for row in rows_of(report(study), "Average precision")] == [
         "**best**",
         "within noise of best",
@@ -153,7 +153,7 @@ def test_nothing_is_trained_yet(tmp_path: Path) -> None:
 def test_one_seed_marks_nothing(tmp_path: Path) -> None:
     study = make_study(tmp_path, SHORT + ONE_SEED)
     for cell in study.cells[1:]:
-        finish(cell, PERCENT[cell.settings["loss.alpha"]][0])
+        complete(cell, PERCENT[cell.settings["loss.alpha"]][0])
     text = report(study)
     assert [row[-1] for row in rows_of(text, "Average precision")] == ["waiting", "", "", "", "**best**"]
     assert "One seed: noise unknown" in text and "±" not in text
@@ -166,11 +166,11 @@ def test_diverged_failed_and_waiting_beside_each_other(tmp_path: Path) -> None:
     cells = {(c.settings["loss.gamma"], c.settings["loss.alpha"], c.seed): c for c in study.cells}
     for seed in range(3):
         write_result(cells[0, 0.25, seed], diverged=7 + seed)
-        finish(cells[1, 0.25, seed], 30 + seed)
+        complete(cells[1, 0.25, seed], 30 + seed)
     write_result(cells[0, 0.75, 0], diverged=1)
     write_result(cells[0, 0.75, 1], diverged=1)
-    finish(cells[0, 0.75, 2], 30.5)  # the one that survived does not speak for the three
-    finish(cells[2, 0.25, 0], 20)
+    complete(cells[0, 0.75, 2], 30.5)  # the one that survived does not speak for the three
+    complete(cells[2, 0.25, 0], 20)
     give_up(cells[2, 0.25, 1], f"No {NASTY}\nafter 3 attempts")
     give_up(cells[1, 0.25, 0], "finished later")
     text = report(study)
@@ -194,7 +194,7 @@ def test_csv_has_every_training(tmp_path: Path) -> None:
     text = "axes: {data.short_side: [[400], [500]], loss.cls: [focal, ohem], loss.alpha: [null]}\nseeds: [3, 1]\n"
     study = make_study(tmp_path, text + "paper: [table1e, section4_1]\n")
     first, second, third = study.cells[:3]
-    finish(first, 25, milliseconds=7.5)
+    complete(first, 25, milliseconds=7.5)
     write_result(second, diverged=5)
     give_up(third, "no memory")
     write_report(study)
@@ -202,7 +202,7 @@ def test_csv_has_every_training(tmp_path: Path) -> None:
     rows = list(csv.DictReader(raw.decode().splitlines()))
     assert b"\r" not in raw and len(rows) == 8
     assert list(rows[0]) == [
-        "data.short_side", "loss.cls", "loss.alpha", "seed", "key", "status", *METRICS, "milliseconds", "seconds"
+        "data.short_side", "loss.cls", "loss.alpha", "seed", "key", "status", *COCO_METRICS, "milliseconds", "seconds"
     ]  # fmt: skip
     assert [row["status"] for row in rows] == ["finished", "diverged", "failed"] + ["waiting"] * 5
     assert [row["key"] for row in rows] == [cell.key for cell in study.cells]
@@ -233,7 +233,7 @@ def test_pictures_follow_the_axes(tmp_path: Path) -> None:
     ]:
         study = make_study(tmp_path, f"{text}\n{ONE_SEED}")
         for index, cell in enumerate(study.cells):
-            finish(cell, 20 + index)
+            complete(cell, 20 + index)
         files = write_report(study)
         assert {file.name for file in files[4:]} == expected | {"classes.png", "losses.png"}, text
         shown = "Shown are the best cell, the worst, and 5 evenly between" in (study.folder / "report.md").read_text()
@@ -267,7 +267,7 @@ def test_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:
 def test_terminal_table_is_aligned_and_fits(tmp_path: Path) -> None:
     study = make_study(tmp_path, GRID + "set: {loss.cls: focal}\npaper: [table1a, table1b]\n" + THREE)
     for cell in study.cells[:10]:
-        finish(cell, 30 + cell.seed)
+        complete(cell, 30 + cell.seed)
     for cell in study.cells[10:12]:
         write_result(cell, diverged=1)
     lines = terminal_table(study).splitlines()
@@ -310,7 +310,7 @@ FINDINGS = """<script>addEventListener("load", () => {
 def test_page_in_a_browser(tmp_path: Path, width: int) -> None:
     study = make_study(tmp_path, GRID + THREE)
     for cell in study.cells[1:]:
-        finish(cell, 20 + cell.seed, milliseconds=9.0)
+        complete(cell, 20 + cell.seed, milliseconds=9.0)
     give_up(study.cells[0], f"No <b>{NASTY}</b> " + "word " * 40)
     write_report(study)
     copy = tmp_path / "copy.html"

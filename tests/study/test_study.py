@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from retina.config_file import ConfigError
-from retina.study.cells import Study, StudyError, show
+from retina.study.cells import Study, StudyError, format_value
 from retina.study.paper import paper_row, paper_tables
 from retina.study.study_file import load_study
 
@@ -171,7 +171,7 @@ def test_data_that_is_missing_is_named_for_every_cell(base: Path) -> None:
 
 
 def test_shown_as_a_reader_writes_it() -> None:
-    assert [show(v) for v in (0.25, None, 2.0, [0.5, 1.0], "ohem", 128)] == [
+    assert [format_value(v) for v in (0.25, None, 2.0, [0.5, 1.0], "ohem", 128)] == [
         "0.25",
         "none",
         "2",

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from retina.config import METRICS
-from retina.config_file import load
+from retina.config import COCO_METRICS
+from retina.config_file import load_config
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -40,7 +40,7 @@ def test_print_config_reads_back(tiny_yaml: Path, tmp_path: Path) -> None:
     shown = run("train.py", tiny_yaml, "train.lr=0.5", "--print-config")
     assert shown.returncode == 0
     (tmp_path / "shown.yaml").write_text(shown.stdout)
-    assert load(tmp_path / "shown.yaml") == load(tiny_yaml, ["train.lr=0.5"])
+    assert load_config(tmp_path / "shown.yaml") == load_config(tiny_yaml, ["train.lr=0.5"])
 
 
 def test_a_training_ends_with_the_process_that_started_it(tiny_yaml: Path, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_eval_writes_metrics_and_results(trained: tuple[Path, Path], tmp_path: P
     done = run("eval.py", config, "--checkpoint", folder / "last.pt", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert list(metrics) == [*METRICS, "per_class"]
+    assert list(metrics) == [*COCO_METRICS, "per_class"]
     assert set(metrics["per_class"]) == {"red", "green", "blue"}
     last = json.loads((folder / "eval.json").read_text())[-1]
     assert metrics == {key: value for key, value in last.items() if key != "step"}
@@ -95,7 +95,7 @@ def test_eval_measures_time_when_asked(trained: tuple[Path, Path], tmp_path: Pat
     done = run("eval.py", config, "--checkpoint", folder / "last.pt", "--output", tmp_path / "out", "--time")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert list(metrics) == [*METRICS, "per_class", "milliseconds"] and metrics["milliseconds"] > 0
+    assert list(metrics) == [*COCO_METRICS, "per_class", "milliseconds"] and metrics["milliseconds"] > 0
     assert f"{metrics['milliseconds']:.1f} ms an image at batch 1" in done.stdout
 
 

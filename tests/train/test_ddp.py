@@ -12,7 +12,7 @@ from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from retina.config import Config
-from retina.config_file import load
+from retina.config_file import load_config
 from retina.data.coco import CocoDataset
 from retina.data.loader import Batch, Target, train_batches
 from retina.model.retinanet import RetinaNet
@@ -60,7 +60,7 @@ def worker(rank: int, port: int, yaml: Path, output: str) -> None:
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
     distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    data = CocoDataset(load(yaml).data.train_annotations, load(yaml).data.train_images)
+    data = CocoDataset(load_config(yaml).data.train_annotations, load_config(yaml).data.train_images)
     results = {
         f"{mode} {only_first} {accumulate}": one_step(settings(yaml, mode, accumulate), data, rank, 2, only_first)
         for mode in NORMALIZERS
@@ -74,7 +74,7 @@ def worker(rank: int, port: int, yaml: Path, output: str) -> None:
 
 
 def settings(yaml: Path, mode: str, accumulate: int) -> Config:
-    return load(yaml, ["train.steps=1", f"loss.normalizer={mode}", f"train.accumulate={accumulate}"])
+    return load_config(yaml, ["train.steps=1", f"loss.normalizer={mode}", f"train.accumulate={accumulate}"])
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from retina.config import Config, Train
-from retina.config_file import load
+from retina.config_file import load_config
 from retina.data.coco import CocoDataset
 from retina.data.loader import train_batches
 from retina.model import checkpoint
@@ -25,12 +25,12 @@ from retina.model.retinanet import RetinaNet
 from retina.train import loop
 from retina.train.errors import RunError, RunFolderError
 from retina.train.loop import train
-from retina.train.schedule import build_optimizer, learning_rate, update_average
+from retina.train.schedule import build_optimizer, learning_rate, update_ema
 from retina.train.step import train_step
 
 
 def settings(yaml: Path, run: Path, *flags: str) -> Config:
-    return load(yaml, [f"output_dir={run}", *flags])
+    return load_config(yaml, [f"output_dir={run}", *flags])
 
 
 def weights(run: Path) -> str:
@@ -42,7 +42,7 @@ def test_a_run_leaves_what_it_promises(tiny: Config) -> None:
     names = {path.name.split(".tfevents")[0] for path in tiny.run_dir.iterdir()}
     assert names == {".lock", "config.yaml", "last.pt", "previous.pt", "best.pt", "metrics.csv", "eval.json",
                      "detections.json", "events.out"}  # fmt: skip
-    assert load(tiny.run_dir / "config.yaml") == tiny
+    assert load_config(tiny.run_dir / "config.yaml") == tiny
     rows = list(csv.DictReader((tiny.run_dir / "metrics.csv").open()))
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(math.isfinite(float(value)) for row in rows for value in row.values())
@@ -232,7 +232,7 @@ def test_learning_rate_by_hand() -> None:
 
 
 def test_weight_decay_of_norms_is_their_own(tiny_yaml: Path) -> None:
-    config = load(tiny_yaml, ["train.norm_weight_decay=0", "train.weight_decay=0.1"])
+    config = load_config(tiny_yaml, ["train.norm_weight_decay=0", "train.weight_decay=0.1"])
     model = RetinaNet(config, 3)
     plain, norms = build_optimizer(model, config.train).param_groups
     assert (plain["weight_decay"], norms["weight_decay"]) == (0.1, 0.0)
@@ -246,9 +246,9 @@ def test_average_of_weights_by_hand() -> None:
         model.weight.fill_(3.0)
         average.weight.fill_(1.0)
     model.num_batches_tracked.fill_(7)  # type: ignore[operator]
-    update_average(average, model, 0.75, step=10_000)
+    update_ema(average, model, 0.75, step=10_000)
     assert average.weight.item() == pytest.approx(1.5) and int(average.num_batches_tracked) == 7  # type: ignore[arg-type]
-    update_average(average, model, 0.75, step=0)  # early on: 1/10 of the old
+    update_ema(average, model, 0.75, step=0)  # early on: 1/10 of the old
     assert average.weight.item() == pytest.approx(0.1 * 1.5 + 0.9 * 3)
 
 
