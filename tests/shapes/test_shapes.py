@@ -85,7 +85,7 @@ def visible_coverage(monkeypatch: pytest.MonkeyPatch, index: int, size: int) -> 
         choose(rng, np.zeros_like(under), hue)  # to draw the same random numbers
         return np.full((2, 3), 200.0 if calls == light else grey, np.float32)
 
-    monkeypatch.setattr(painting, "_colours", colours)
+    monkeypatch.setattr(painting, "_choose_colors", colours)
     dark, annotations = draw_scene(0, index, size)
     total, masks = calls, []
     for number in range(len(annotations)):
