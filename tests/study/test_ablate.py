@@ -19,7 +19,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from retina.config_file import load_config
-from retina.study import describe_result, loop, trial_storage
+from retina.study import loop, outcome, trial_storage
 from retina.study.cells import Study, StudyError
 from retina.study.estimate import check_disk_space
 from retina.study.launch import Machine
@@ -162,7 +162,7 @@ def test_a_study_that_wants_milliseconds_times_what_is_trained(make: Callable[..
     assert runner(study).run()
     timed = make([0, 1, 2], "timed", "milliseconds: true")
     run = runner(timed)
-    assert run.run() and all("error: out of memory" in e for c in timed.cells for e in run.storage.errors(c))
+    assert run.run() and all("error: out of memory" in e for c in timed.cells for e in run.trial_storage.errors(c))
     assert list(states(timed).values()) == [["FAIL", "COMPLETE"]] * 3, "the clock of each fails once"
     for cell in timed.cells:
         result = cell.result()
@@ -300,7 +300,7 @@ def test_a_storage_that_goes_away_stops_the_trainings_in_time(make: Callable[...
         raise OSError(28, "No space left on device")
 
     def watch() -> None:
-        run.storage.trials_by_cell = run.storage.heartbeat = broken  # type: ignore[method-assign,assignment]
+        run.trial_storage.trials_by_cell = run.trial_storage.heartbeat = broken  # type: ignore[method-assign,assignment]
         while run.running[0].process.poll() is None:
             lost.extend(other.fail_expired(set(), 0.05))
             time.sleep(0.05)
@@ -381,7 +381,7 @@ def test_a_lock_of_a_dead_process_is_seen(
 def test_a_folder_in_which_somebody_trains_is_left_alone_for_a_while(make: Callable[..., Study]) -> None:
     study = make([0], **{"g0.0": ["busy"] * 4 + ["finish"]})
     run = runner(study, lease=1)
-    assert run.run() and tries(study) == [5] and not run.storage.errors(study.cells[0])
+    assert run.run() and tries(study) == [5] and not run.trial_storage.errors(study.cells[0])
 
 
 def test_what_an_earlier_attempt_left_does_not_speak_for_a_later_one(make: Callable[..., Study]) -> None:
@@ -519,7 +519,7 @@ def test_every_shipped_study_trains(path: Path, tiny_yaml: Path, tmp_path: Path)
     (cell.folder / "config.yaml").write_text(cell.config.to_yaml())
     metrics = train(load_config(cell.folder / "config.yaml"), resume=True)
     assert metrics["step"] == 1 and is_trained(cell) and not study.done(cell)
-    describe_result.write_result(cell, None, 1.0)
+    outcome.write_result(cell, None, 1.0)
     write_report(study)
     assert study.done(cell) and (study.folder / "report.html").is_file()
 
