@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whenever the process or the machine is stopped. Never imports torch."""
+"""Writes files that are complete or absent, also if the process or the machine stops. Never imports torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 @contextmanager
 def atomic_file(path: Path, keep: Path | None = None) -> Iterator[Path]:
-    """A temporary file beside `path` that replaces it on a clean exit and vanishes on an error.
+    """Yield a temporary file in the folder of `path`; it replaces `path` on a normal exit and is deleted on an error.
 
-    `keep` names a file that first takes over what was at `path`.
+    An existing file at `path` is renamed to `keep` first, if given.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -27,7 +27,7 @@ def atomic_file(path: Path, keep: Path | None = None) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A small file, whole or not at all."""
+    """Write a text file atomically, in UTF-8."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -1,6 +1,6 @@
-"""Geometry of xyxy boxes: IoU, clipping, and the R-CNN parametrisation of a box relative to an anchor.
+"""Geometry of xyxy boxes: IoU, clipping, and the R-CNN parametrization of a box relative to an anchor.
 
-M boxes, R anchors, 4 = (x1, y1, x2, y2) in pixels of the tensor the boxes go with; no +1 anywhere.
+Shape suffixes: M boxes, R anchors, 4 = (x1, y1, x2, y2) in pixels. Width is x2 - x1, without +1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["box_iou", "clip_boxes_to_image", "decode", "encode", "intersection_o
 
 
 def intersection_over_area(boxes_M4: Tensor, anchors_R4: Tensor) -> Tensor:
-    """Share of each anchor's own area that lies inside each box; float (M, R)."""
+    """The share of the area of each anchor that is inside each box; float (M, R) between 0 and 1."""
     top_left = torch.maximum(boxes_M4[:, None, :2], anchors_R4[None, :, :2])
     bottom_right = torch.minimum(boxes_M4[:, None, 2:], anchors_R4[None, :, 2:])
     inside_MR = (bottom_right - top_left).clamp(min=0).prod(dim=-1)
@@ -23,9 +23,10 @@ def intersection_over_area(boxes_M4: Tensor, anchors_R4: Tensor) -> Tensor:
 
 
 def encode(boxes_R4: Tensor, anchors_R4: Tensor) -> Tensor:
-    """Boxes -> deltas (dx, dy, dw, dh), float (R, 4): centre offset in anchor sides, log of the ratio of sides.
+    """Boxes -> deltas (dx, dy, dw, dh), float (R, 4).
 
-    R-CNN (Girshick et al. 2014), appendix C, with weights 1. Box sides must be positive.
+    dx, dy: the offset of the center, in widths and heights of the anchor. dw, dh: the logarithm of the ratio of widths
+    and heights. R-CNN (Girshick et al. 2014), appendix C, with weights 1. Widths and heights must be positive.
     """
     anchor_size = anchors_R4[..., 2:] - anchors_R4[..., :2]
     anchor_center = anchors_R4[..., :2] + 0.5 * anchor_size
@@ -37,12 +38,13 @@ def encode(boxes_R4: Tensor, anchors_R4: Tensor) -> Tensor:
 def decode(deltas_R4: Tensor, anchors_R4: Tensor, max_ratio: float) -> Tensor:
     """Deltas -> boxes, the inverse of `encode`; float32 (R, 4).
 
-    A decoded side is at most `max_ratio` times its anchor's, so that an untrained or diverging head gives finite boxes.
+    The width and height are at most `max_ratio` times those of the anchor, so an untrained or diverging head gives
+    finite boxes.
     """
     deltas_R4 = deltas_R4.float()
     anchor_size = anchors_R4[..., 2:] - anchors_R4[..., :2]
     anchor_center = anchors_R4[..., :2] + 0.5 * anchor_size
     center = anchor_center + deltas_R4[..., :2] * anchor_size
     log_ratio = deltas_R4[..., 2:].clamp(max=math.log(max_ratio))
-    half = 0.5 * torch.exp(log_ratio) * anchor_size
-    return torch.cat([center - half, center + half], dim=-1)
+    half_size = 0.5 * torch.exp(log_ratio) * anchor_size
+    return torch.cat([center - half_size, center + half_size], dim=-1)

@@ -22,7 +22,7 @@ SIZES = [(96, 64), (64, 96), (80, 80), (96, 72), (64, 64), (72, 96)]  # width, h
 
 
 def write_coco(root: Path, split: str, count: int, seed: int) -> Path:
-    """Bright rectangles on noise, one colour a class; every fifth image is empty, every fourth has a crowd box."""
+    """Bright rectangles on noise, one color a class; every fifth image is empty, every fourth has a crowd box."""
     rng = np.random.default_rng(seed)
     folder = root / split
     folder.mkdir(parents=True)

@@ -14,7 +14,7 @@ def random_boxes(count: int, seed: int) -> torch.Tensor:
     return torch.cat([corner, corner + 1 + torch.rand(count, 2, generator=generator) * 300], dim=1)
 
 
-def test_encode_and_decode_are_torchvisions() -> None:
+def test_encode_and_decode_equal_torchvision() -> None:
     boxes, anchors = random_boxes(200, 0), random_boxes(200, 1)
     coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
     torch.testing.assert_close(encode(boxes, anchors), coder.encode_single(boxes, anchors), rtol=1e-5, atol=1e-5)
@@ -33,8 +33,8 @@ def test_encode_by_hand() -> None:
 def test_decode_inverts_encode_and_clamps() -> None:
     boxes, anchors = random_boxes(100, 2), random_boxes(100, 3)
     torch.testing.assert_close(decode(encode(boxes, anchors), anchors, 1e4), boxes, rtol=1e-4, atol=1e-2)
-    wild = decode(torch.tensor([[0.0, 0.0, 50.0, 90.0]]), torch.tensor([[0.0, 0.0, 10.0, 10.0]]), 62.5)
-    assert torch.isfinite(wild).all() and abs((wild[0, 2] - wild[0, 0]).item() - 625) < 1e-2
+    clamped = decode(torch.tensor([[0.0, 0.0, 50.0, 90.0]]), torch.tensor([[0.0, 0.0, 10.0, 10.0]]), 62.5)
+    assert torch.isfinite(clamped).all() and abs((clamped[0, 2] - clamped[0, 0]).item() - 625) < 1e-2
 
 
 def test_intersection_over_area_by_hand() -> None:

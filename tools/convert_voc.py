@@ -2,7 +2,7 @@
 
 python tools/convert_voc.py VOC_ROOT --split train --output FILE [--categories a b c]
 
-The decisions (corners, difficult objects, categories) are explained in retina/data/voc.py.
+retina/convert/voc.py describes what happens to corners, difficult objects and categories.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from retina.convert.voc import convert_voc
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Convert one split of a Pascal VOC folder to COCO JSON.")
-    parser.add_argument("root", type=Path, metavar="VOC_ROOT", help="has Annotations/, ImageSets/, JPEGImages/")
+    parser.add_argument("root", type=Path, metavar="VOC_ROOT", help="contains Annotations/, ImageSets/, JPEGImages/")
     parser.add_argument("--split", required=True, help="the name of a list: ImageSets/Main/<split>.txt")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="COCO JSON to write")
     parser.add_argument("--categories", nargs="+", metavar="NAME", help="classes to keep, in the order of their ids")

@@ -1,4 +1,4 @@
-"""Generate the data set `shapes`: python tools/make_shapes.py --output data/shapes"""
+"""Generate the data set `shapes` in COCO format: python tools/make_shapes.py --output data/shapes"""
 
 import argparse
 import json
@@ -14,8 +14,10 @@ def main() -> int:
     parser.add_argument("--train", type=int, default=1500, help="number of training images")
     parser.add_argument("--val", type=int, default=250, help="number of held-out images")
     parser.add_argument("--size", type=int, default=320, help="side of the square images, pixels")
-    parser.add_argument("--seed", type=int, default=0, help="other seeds give other images")
-    parser.add_argument("--processes", type=int, default=None, help="drawing at the same time; None: every core")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other images")
+    parser.add_argument(
+        "--processes", type=int, default=None, help="number of processes that draw; None: one for each core"
+    )
     options = vars(parser.parse_args())
     root = options.pop("output")
     try:

@@ -1,4 +1,4 @@
-"""Other annotation formats -> COCO JSON, the only format that training reads. Imports no torch."""
+"""Converts other annotation formats to COCO JSON, the only format that training reads. Imports no torch."""
 
 from retina.convert.voc import convert_voc
 

@@ -1,21 +1,20 @@
-"""Pascal VOC folder -> COCO dictionary, so that there is one reader and one evaluation.
+"""Converts a Pascal VOC folder to a COCO dictionary.
 
-A VOC folder holds `Annotations/<stem>.xml`, `JPEGImages/<stem>.<any image suffix>` and
-`ImageSets/Main/<split>.txt`, one stem a line. What the conversion decides:
+A VOC folder has `Annotations/<stem>.xml`, `JPEGImages/<stem>.<any image suffix>` and `ImageSets/Main/<split>.txt`, one
+stem a line. Decisions of the conversion:
 
-Corners. (xmin, ymin, xmax, ymax) are taken as they are, as the corners of the box in continuous pixel
-coordinates, where pixel i covers [i, i + 1]; COCO's box is (xmin, ymin, xmax - xmin, ymax - ymin). This is
-right for the tools of today (LabelImg and its kin count from 0; LabelImg merely raises a 0 to 1). The
-original VOC counts pixels from 1 and includes the last one: its boxes begin one pixel too far right and down,
-and end where they should. Nothing in a file tells the two apart, and a pixel on two sides is less harm than a
-guess that is wrong for some folders.
+Corners: (xmin, ymin, xmax, ymax) are used unchanged, as corners in continuous pixel coordinates, where pixel i covers
+[i, i + 1]. COCO's box is (xmin, ymin, xmax - xmin, ymax - ymin). This is right for current tools (LabelImg and similar
+ones count from 0; LabelImg only changes a 0 to 1). The original VOC counts pixels from 1 and includes the last one, so
+its boxes start one pixel too far right and down, and end at the right place. A file does not show which convention it
+follows. One pixel on two sides does less harm than a wrong guess.
 
-Difficult objects become `iscrowd: 1`, the one mark by which pycocotools neither asks for an object nor
-punishes a detection on it, which is what the VOC evaluation does with them. The overlap differs: with a crowd
-it is intersection / area of the detection, so a small detection inside of a difficult object is forgiven too.
+Difficult objects become `iscrowd: 1`. With this mark pycocotools counts neither a missed object nor a false positive
+on it, like the VOC evaluation. The overlap differs: for a crowd box it is intersection / area of the detection, so a
+small detection inside of a difficult object is not a false positive either.
 
-Categories are the sorted class names of all annotation files, not of the split alone, so that splits of one
-folder agree; ids count from 1. The XML's `filename` is not read: too often it is wrong or lacks its suffix.
+Categories are the sorted class names of all annotation files, not of the split alone, so all splits of a folder have
+the same ids. The ids count from 1. The XML's `filename` is not read, because it is often wrong or has no suffix.
 """
 
 import xml.etree.ElementTree as ET
@@ -31,21 +30,21 @@ def convert_voc(root: Path, split: str, categories: list[str] | None = None) -> 
 
     Args:
         root: the folder with Annotations/, ImageSets/Main/ and JPEGImages/.
-        split: the list to follow, ImageSets/Main/<split>.txt; of a line with two columns (the class-specific
-            lists) the first is taken.
-        categories: class names in the order of their ids, which count from 1; objects of other classes are
-            left out. None takes the sorted names of all annotation files of the folder.
+        split: the images listed in ImageSets/Main/<split>.txt. If a line has two columns (class-specific lists),
+            the first one is used.
+        categories: class names in the order of their ids, which count from 1. Objects of other classes are
+            excluded. None: the sorted names in all annotation files of the folder.
 
     Returns:
-        The COCO dictionary (info, images, annotations, categories), `file_name` relative to JPEGImages/,
-        `bbox` xywh in pixels; and one line for each thing that was not taken as it stood: boxes dropped (no
-        area, or outside of the image), boxes clipped to the image, sizes corrected, objects left out, lines
-        repeated. Objects count from 1.
+        The COCO dictionary (info, images, annotations, categories), with `file_name` relative to JPEGImages/ and
+        `bbox` xywh in pixels. And one line for each change: a box dropped (without area, or outside of the image), a
+        box clipped to the image, an image size corrected, a class excluded, a repeated line of the split. Objects
+        count from 1.
 
     Raises:
-        FileNotFoundError: not a VOC folder, no such split, or a line of it without annotation or image.
-        ValueError: an annotation that cannot be read for certain, a stem with two images, or categories that
-            are empty or repeat.
+        FileNotFoundError: not a VOC folder, no such split, or a line of the split without annotation or image.
+        ValueError: an annotation file that is not valid, a stem with two images, or categories that are empty or
+            repeated.
     """
     split_file = _check_folder(root, split)
     image_files = _find_images(root / "JPEGImages")
@@ -58,7 +57,7 @@ def convert_voc(root: Path, split: str, categories: list[str] | None = None) -> 
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     notes: list[str] = []
-    left_out: Counter[str] = Counter()
+    excluded: Counter[str] = Counter()
     for where, stem in _read_split(split_file, root / "Annotations", notes):
         xml_file = root / "Annotations" / f"{stem}.xml"
         if not xml_file.is_file():
@@ -69,20 +68,20 @@ def convert_voc(root: Path, split: str, categories: list[str] | None = None) -> 
         image_id = len(images) + 1
         images.append({"id": image_id, "file_name": image_file.name, "width": width, "height": height})
 
-        objects = xml.findall("object")  # children only: the <part>s of VOC's people have names and boxes too
+        objects = xml.findall("object")  # only direct children: the <part>s of persons in VOC have names and boxes too
         for number, element in enumerate(objects, start=1):
-            what = f"{xml_file}: object {number} of {len(objects)}"
-            name, box, difficult = _read_object(element, what)
+            description = f"{xml_file}: object {number} of {len(objects)}"
+            name, box, difficult = _read_object(element, description)
             if name not in category_ids:
-                left_out[name] += 1
+                excluded[name] += 1
                 continue
-            clipped = _clip(box, width, height, f"{what} ({name!r})", notes)
+            clipped = _clip(box, width, height, f"{description} ({name!r})", notes)
             if clipped is None:
                 continue
             x1, y1, x2, y2 = clipped
             annotations.append(
                 {
-                    "id": len(annotations) + 1,  # from 1: pycocotools takes id 0 for "no match"
+                    "id": len(annotations) + 1,  # from 1, because id 0 means "no match" in pycocotools
                     "image_id": image_id,
                     "category_id": category_ids[name],
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
@@ -92,8 +91,8 @@ def convert_voc(root: Path, split: str, categories: list[str] | None = None) -> 
                 }
             )
 
-    for name, number in sorted(left_out.items()):
-        notes.append(f"left out: {number} objects of class {name!r}, which is not one of {categories}")
+    for name, number in sorted(excluded.items()):
+        notes.append(f"excluded: {number} objects of class {name!r}, which is not one of {categories}")
     coco = {
         "info": {"description": f"{root.resolve().name} {split}, converted from Pascal VOC"},
         "images": images,
@@ -104,23 +103,23 @@ def convert_voc(root: Path, split: str, categories: list[str] | None = None) -> 
 
 
 def _check_folder(root: Path, split: str) -> Path:
-    """The file of the split, or an error that says what a VOC folder is and what this one lacks."""
+    """The file of the split. FileNotFoundError if a folder or the file is missing."""
     expected = [root / "Annotations", root / "ImageSets" / "Main", root / "JPEGImages"]
     missing = [f"{path.relative_to(root)}/" for path in expected if not path.is_dir()]
     if missing:
         raise FileNotFoundError(
             f"{root} is not a VOC folder: expected Annotations/ (XML files), ImageSets/Main/ (a .txt per "
-            f"split) and JPEGImages/ in it, but there is no {' and no '.join(missing)}"
+            f"split) and JPEGImages/ in it; missing: {', '.join(missing)}"
         )
     split_file = root / "ImageSets" / "Main" / f"{split}.txt"
     if not split_file.is_file():
         known = ", ".join(sorted(path.stem for path in split_file.parent.glob("*.txt"))) or "none"
-        raise FileNotFoundError(f"no split {split!r}: looked for {split_file}; the splits there are: {known}")
+        raise FileNotFoundError(f"no split {split!r}: looked for {split_file}; available splits: {known}")
     return split_file
 
 
 def _read_split(split_file: Path, annotation_folder: Path, notes: list[str]) -> list[tuple[str, str]]:
-    """(where, stem) of each line; a stem may hold spaces if its annotation file exists."""
+    """(position for messages, stem) of each line. A stem may contain spaces if its annotation file exists."""
     lines: dict[str, str] = {}
     for number, line in enumerate(split_file.read_text(encoding="utf-8-sig").splitlines(), start=1):
         line = line.strip()
@@ -129,7 +128,7 @@ def _read_split(split_file: Path, annotation_folder: Path, notes: list[str]) -> 
         stem = line if (annotation_folder / f"{line}.xml").is_file() else line.split()[0]
         where = f"{split_file}, line {number} ({line!r})"
         if stem in lines:
-            notes.append(f"repeated: {where}: taken once")
+            notes.append(f"repeated: {where}: used once")
         else:
             lines[stem] = where
     if not lines:
@@ -138,7 +137,7 @@ def _read_split(split_file: Path, annotation_folder: Path, notes: list[str]) -> 
 
 
 def _find_images(folder: Path) -> defaultdict[str, list[Path]]:
-    """Stem -> its image files. One listing: a search per image would be quadratic in a large folder."""
+    """Stem -> its image files. The folder is listed once: a search for each image would take quadratic time."""
     suffixes = Image.registered_extensions()
     files: defaultdict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.iterdir()):
@@ -147,19 +146,21 @@ def _find_images(folder: Path) -> defaultdict[str, list[Path]]:
     return files
 
 
-def _single_image(found: list[Path], where: str, wanted: Path) -> Path:
-    if not found:
-        raise FileNotFoundError(f"{where}: no image; looked for {wanted}.* (.jpg, .png or another of PIL's)")
-    if len(found) > 1:
-        names = " and ".join(path.name for path in found)
-        raise ValueError(f"{where}: which image? {names} are both in {wanted.parent}; leave one")
-    return found[0]
+def _single_image(candidates: list[Path], where: str, expected: Path) -> Path:
+    if not candidates:
+        raise FileNotFoundError(
+            f"{where}: no image; looked for {expected}.* (.jpg, .png or another suffix that PIL reads)"
+        )
+    if len(candidates) > 1:
+        names = " and ".join(path.name for path in candidates)
+        raise ValueError(f"{where}: more than one image: {names} in {expected.parent}; keep one")
+    return candidates[0]
 
 
 def _class_names(annotation_folder: Path) -> list[str]:
     names: set[str] = set()
     for path in sorted(annotation_folder.glob("*.xml")):
-        if path.name.startswith("."):  # "._name.xml": what a Mac leaves in archives
+        if path.name.startswith("."):  # "._name.xml": macOS adds these to archives
             continue
         for number, element in enumerate(_parse(path).findall("object"), start=1):
             names.add(_text(element, "name", f"{path}: object {number}"))
@@ -169,10 +170,10 @@ def _class_names(annotation_folder: Path) -> list[str]:
 
 
 class _NoDoctype(ET.TreeBuilder):
-    """Refuses a DOCTYPE, before any entity of it is expanded ("billion laughs"); VOC files have none."""
+    """Refuses a DOCTYPE before its entities are expanded ("billion laughs"). VOC files have none."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> NoReturn:
-        raise ValueError("has a DOCTYPE; refused, because its entities can fill the memory: remove it")
+        raise ValueError("has a DOCTYPE, which is refused because its entities can fill the memory; remove it")
 
 
 def _parse(path: Path) -> ET.Element:
@@ -183,7 +184,7 @@ def _parse(path: Path) -> ET.Element:
     except (ValueError, LookupError) as error:  # a DOCTYPE, or an encoding that expat does not know
         raise ValueError(f"{path}: {error}") from error
     if root.tag != "annotation":
-        raise ValueError(f"{path}: not a VOC annotation: expected <annotation> at the top, found <{root.tag}>")
+        raise ValueError(f"{path}: not a VOC annotation: expected <annotation> at the top, got <{root.tag}>")
     return root
 
 
@@ -211,33 +212,33 @@ def _read_object(element: ET.Element, where: str) -> tuple[str, list[float], boo
 
 
 def _image_size(xml: ET.Element, xml_file: Path, image_file: Path, notes: list[str]) -> tuple[int, int]:
-    """(width, height) of the image file, which is right by definition; PIL reads its header only."""
+    """(width, height) of the image file, whatever the XML has. PIL reads the header of the file only."""
     with Image.open(image_file) as image:
         width, height = image.size
-    said = tuple((xml.findtext(f"size/{side}") or "").strip() for side in ("width", "height"))
-    if said != (str(width), str(height)):
-        swapped = said == (str(height), str(width))
-        advice = " (sides swapped: were they drawn on a rotated view?)" if swapped else ""
+    declared = tuple((xml.findtext(f"size/{side}") or "").strip() for side in ("width", "height"))
+    if declared != (str(width), str(height)):
+        swapped = declared == (str(height), str(width))
+        advice = " (width and height are swapped: were the boxes drawn on a rotated image?)" if swapped else ""
         notes.append(
-            f"size: {xml_file}: says {said[0] or 'no'} x {said[1] or 'no'}, taken {width} x {height} "
-            f"from {image_file.name}; the boxes stay as they are{advice}"
+            f"size: {xml_file}: has {declared[0] or '(none)'} x {declared[1] or '(none)'}, used {width} x {height} "
+            f"of {image_file.name}; the boxes are unchanged{advice}"
         )
     return width, height
 
 
-def _clip(box: list[float], width: int, height: int, what: str, notes: list[str]) -> list[float] | None:
-    """The part of a box (corners) inside of the image; None where nothing is left of it."""
+def _clip(box: list[float], width: int, height: int, description: str, notes: list[str]) -> list[float] | None:
+    """The part of a box (corners) inside of the image; None if it has no area."""
     if box[2] <= box[0] or box[3] <= box[1]:
-        notes.append(f"dropped: {what}, box {_format_box(box)}: xmax <= xmin or ymax <= ymin")
+        notes.append(f"dropped: {description}, box {_format_box(box)}: xmax <= xmin or ymax <= ymin")
         return None
     limits = (width, height, width, height)
     clipped = [min(max(value, 0.0), float(limit)) for value, limit in zip(box, limits, strict=True)]
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-        notes.append(f"dropped: {what}, box {_format_box(box)}: outside of the {width} x {height} image")
+        notes.append(f"dropped: {description}, box {_format_box(box)}: outside of the {width} x {height} image")
         return None
     if clipped != box:
         notes.append(
-            f"clipped: {what}, box {_format_box(box)}: to {_format_box(clipped)}, the {width} x {height} image"
+            f"clipped: {description}, box {_format_box(box)}: to {_format_box(clipped)} in the {width} x {height} image"
         )
     return clipped
 

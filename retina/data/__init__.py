@@ -1,4 +1,7 @@
-"""From COCO files on disk to batches of tensors: reading and augmenting. Knows no network."""
+"""From COCO files on disk to batches of tensors: annotations and images (coco), augmentation, batches (loader).
+
+The module docstrings of coco.py and loader.py list which images and boxes are dropped, ignored or refused.
+"""
 
 from retina.data.coco import CocoDataset, DataError, Record
 from retina.data.loader import Batch, Target, eval_batches, train_batches

@@ -1,7 +1,27 @@
-"""Reader of COCO-format detection data; owner of the class names and of the map between category ids and labels.
+"""Reads COCO-format annotations and images. Holds the class names and the map between category ids and labels.
 
-What is wrong with a file is said when it is opened, with the id of the annotation, not hours later in a worker. Boxes
-leave here as xyxy in pixels of the image; the JSON's xywh goes no further.
+Boxes are converted here from the xywh of the JSON to xyxy, in pixels of the original image.
+
+What happens to data that cannot be used as it is:
+
+1. Refused by `CocoDataset`, before training starts: a JSON file that is missing or is not COCO detection data, an
+   unknown or repeated id, a box that is not four finite numbers, a `file_name` outside of the image folder. The
+   message of the DataError names the file and the entry.
+2. Clipped: a box that reaches outside of its image. A note counts those that reach out by more than a pixel.
+3. Dropped: a box without area, also one that lies wholly outside of its image. A note counts them and
+   lists the first ten annotation ids. An image that loses its last box this way stays, as an image without objects.
+4. Ignored: a crowd box (`iscrowd: 1`) is never an object. It becomes a region in which negative anchors are excluded
+   from the loss. With `data.crowd=drop` it is dropped, without a note.
+5. Dropped with `data.empty_images=drop`: an image without objects. A note counts them. An image with crowd boxes alone
+   has no objects. By default (`keep`) these images are used; none of their anchors is positive.
+6. Never opened, without a note: an image file that the JSON does not list.
+7. Not checked when the data set is opened: the image files. `read_image` raises DataError when the image is needed and
+   its file is missing, cannot be decoded, or has another size than the JSON states. data/loader.py describes what
+   happens then.
+
+The notes are `CocoDataset.notes`. The training loop prints them when it starts, for both data sets. `data.crowd` and
+`data.empty_images` apply to the training set only: evaluation uses every image. Its ground truth is the JSON itself, so
+a box without area counts there as an object that was missed.
 """
 
 from __future__ import annotations
@@ -21,29 +41,39 @@ Boxes = NDArray[np.float32]
 
 
 class DataError(ValueError):
-    """Annotations or an image that cannot be used; the message names the file and the id."""
+    """Annotations or an image file that cannot be used. The message names the file and, where there is one, the id."""
 
 
 class Record(NamedTuple):
-    """One image and what is on it; boxes in pixels of the image, labels 0..K-1."""
+    """One image and its annotations. Boxes are in pixels of the original image."""
 
     image_id: int
     path: Path
     width: int
     height: int
     boxes: Boxes  # float32 (M, 4) xyxy
-    labels: NDArray[np.int64]  # (M,)
+    labels: NDArray[np.int64]  # (M,), 0..K-1
     ignore: Boxes  # float32 (I, 4) xyxy: crowd regions
 
 
 class CocoDataset:
     """A COCO-format JSON and its folder of images.
 
-    Attributes: `names` and `category_ids`, both by label; `records`, by image id; `notes`, sentences about what was
-    dropped or mended, for the log.
+    Args:
+        annotations: path of the JSON file.
+        images: the folder that each `file_name` is relative to.
+        crowd: "ignore" keeps crowd boxes as `Record.ignore`, "drop" removes them.
+        empty_images: "keep" keeps images without objects, "drop" removes them.
 
-    Raises DataError for a file that is not COCO detection data, an unknown category or image id, a non-finite box, a
-    `file_name` outside of the folder.
+    Attributes:
+        annotations, folder: the two paths.
+        category_ids, names: of the categories. Index i belongs to label i; labels follow the order of the ids.
+        records: one `Record` for each image that is used, in the order of the image ids.
+        notes: sentences for the log about what was dropped or clipped; empty if nothing was.
+
+    Raises:
+        DataError: the folder is missing, the file is not COCO detection data, an id is unknown or repeated, a box is
+            not finite, a `file_name` is outside of the folder, or no image is left.
     """
 
     def __init__(
@@ -63,7 +93,7 @@ class CocoDataset:
         self.names = [str(category["name"]) for category in categories]
         if len(set(self.category_ids)) < len(self.category_ids) or not categories:
             raise DataError(
-                f"{self.annotations}: categories: need distinct ids and at least one, have {self.category_ids}"
+                f"{self.annotations}: categories: expected distinct ids and at least one, got {self.category_ids}"
             )
         self.notes: list[str] = []
         self.records = self._read(tree, crowd)
@@ -82,25 +112,25 @@ class CocoDataset:
         return len(self.names)
 
     def evenly_spaced(self, count: int) -> CocoDataset:
-        """The data set with at most `count` of its records, at even distances."""
+        """A copy of the data set with at most `count` of its records, evenly spaced over them."""
         count = min(count, len(self.records))
         subset = copy.copy(self)
         subset.records = [self.records[i * len(self.records) // count] for i in range(count)]
         return subset
 
     def _read(self, tree: dict[str, Any], crowd: str) -> list[Record]:
-        label_of = {category_id: label for label, category_id in enumerate(self.category_ids)}
-        found: dict[int, list[tuple[list[float], int, bool]]] = {int(image["id"]): [] for image in tree["images"]}
+        label_by_category = {category_id: label for label, category_id in enumerate(self.category_ids)}
+        objects: dict[int, list[tuple[list[float], int, bool]]] = {int(image["id"]): [] for image in tree["images"]}
         sizes = {int(image["id"]): (int(image["width"]), int(image["height"])) for image in tree["images"]}
-        if len(found) < len(tree["images"]):
-            raise DataError(f"{self.annotations}: images: the same id stands twice")
-        degenerate, clipped = [], 0
+        if len(objects) < len(tree["images"]):
+            raise DataError(f"{self.annotations}: images: two entries have the same id")
+        without_area, clipped = [], 0
         for annotation in tree["annotations"]:
             where = f"{self.annotations}: annotation {annotation.get('id')}"
             image_id, category = int(annotation["image_id"]), int(annotation["category_id"])
-            if image_id not in found:
+            if image_id not in objects:
                 raise DataError(f"{where}: image_id {image_id} is not among the images")
-            if category not in label_of:
+            if category not in label_by_category:
                 raise DataError(f"{where}: category_id {category} is not among the categories {self.category_ids}")
             box = annotation["bbox"]
             if not np.isfinite(np.asarray(box, dtype=np.float64)).all():
@@ -110,21 +140,22 @@ class CocoDataset:
             inside = [min(max(x1, 0), width), min(max(y1, 0), height), min(max(x2, 0), width), min(max(y2, 0), height)]
             clipped += max(abs(a - b) for a, b in zip(inside, (x1, y1, x2, y2), strict=True)) > 1
             if inside[2] <= inside[0] or inside[3] <= inside[1]:
-                degenerate.append(annotation.get("id"))
+                without_area.append(annotation.get("id"))
                 continue
-            found[image_id].append((inside, label_of[category], bool(annotation.get("iscrowd", 0))))
-        if degenerate:
-            self.notes.append(f"{len(degenerate)} boxes without area dropped: annotations {_first_ids(degenerate)}")
+            is_crowd = bool(annotation.get("iscrowd", 0))
+            objects[image_id].append((inside, label_by_category[category], is_crowd))
+        if without_area:
+            self.notes.append(f"{len(without_area)} boxes without area dropped: annotations {_first_ids(without_area)}")
         if clipped:
-            self.notes.append(f"{clipped} boxes reached more than a pixel out of their image and were clipped")
-        return [self._record(image, found[int(image["id"])], crowd) for image in _by_id(tree["images"])]
+            self.notes.append(f"{clipped} boxes reached more than a pixel outside of their image and were clipped")
+        return [self._record(image, objects[int(image["id"])], crowd) for image in _by_id(tree["images"])]
 
     def _record(self, image: dict[str, Any], objects: list[tuple[list[float], int, bool]], crowd: str) -> Record:
         name = str(image["file_name"])
         path = self.folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise DataError(
-                f"{self.annotations}: image {image['id']}: file_name {name!r} leaves the folder {self.folder}"
+                f"{self.annotations}: image {image['id']}: file_name {name!r} is outside of the folder {self.folder}"
             )
         boxes = np.array([box for box, _, is_crowd in objects if not is_crowd], dtype=np.float32).reshape(-1, 4)
         labels = np.array([label for _, label, is_crowd in objects if not is_crowd], dtype=np.int64)
@@ -135,7 +166,14 @@ class CocoDataset:
 
 
 def read_annotations(path: Path) -> dict[str, Any]:
-    """The JSON's dict; DataError says what is missing. `area` and `iscrowd` are filled in where they are absent."""
+    """Read a COCO JSON file and check that it has the required lists and keys.
+
+    An annotation without `id`, `iscrowd` or `area` gets its position from 1, 0, and the area of its box.
+
+    Raises:
+        DataError: the file is missing or not JSON, a list or a key is missing, or a `bbox` is not four numbers. The
+            message names the entry.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such annotation file (see data/README.md for how to make or fetch each data set)")
     try:
@@ -144,19 +182,19 @@ def read_annotations(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not JSON: {error}") from None
     if not isinstance(tree, dict):
         raise DataError(
-            f"{path}: expected a COCO dict with images, annotations, categories; found a {type(tree).__name__}"
+            f"{path}: expected a COCO dict with images, annotations, categories; got a {type(tree).__name__}"
         )
-    needed = {
+    required = {
         "images": ("id", "file_name", "width", "height"),
         "annotations": ("image_id", "category_id", "bbox"),
         "categories": ("id", "name"),
     }
-    for part, keys in needed.items():
+    for part, keys in required.items():
         if not isinstance(tree.get(part), list):
             raise DataError(f"{path}: no list {part!r}; expected images, annotations and categories")
         for i, entry in enumerate(tree[part]):
             if not isinstance(entry, dict):
-                raise DataError(f"{path}: {part}[{i}]: expected a dict, found {entry!r}")
+                raise DataError(f"{path}: {part}[{i}]: expected a dict, got {entry!r}")
             missing = [key for key in keys if key not in entry]
             if missing:
                 raise DataError(f"{path}: {part}[{i}] (id {entry.get('id')}): {', '.join(missing)} missing")
@@ -171,26 +209,32 @@ def read_annotations(path: Path) -> dict[str, Any]:
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """Any image file -> uint8 RGB (H, W, 3).
+    """Read any image file that PIL can read; uint8 RGB (H, W, 3).
 
-    `size` is the annotations' (width, height); it decides about EXIF rotation. The upright picture is taken where it
-    has that size (all viewers and most annotation tools show that one), else the stored pixels; DataError if neither
-    fits. 16-bit grey is divided by 256, not cut off at 255.
+    16-bit gray values are divided by 256, not clipped at 255.
+
+    Args:
+        path: of the image file.
+        size: (width, height) in the JSON. If the image rotated by its EXIF tag has this size, that image is returned,
+            because viewers and most annotation tools show it; otherwise the pixels as stored. None: the rotated image.
+
+    Raises:
+        DataError: the file is missing or cannot be decoded, or neither image has `size`.
     """
     try:
         with Image.open(path) as image:
             stored = image.size
             upright = ImageOps.exif_transpose(image)
-            picture = upright if size is None or upright.size == size else image
-            if size is not None and picture.size != size:
+            chosen = upright if size is None or upright.size == size else image
+            if size is not None and chosen.size != size:
                 raise DataError(
-                    f"{path}: the annotations say {size[0]}x{size[1]}, the file is {stored[0]}x{stored[1]}; "
-                    "correct width and height in the JSON, or the file"
+                    f"{path}: width x height is {size[0]}x{size[1]} in the JSON, {stored[0]}x{stored[1]} in the file; "
+                    "correct one of them"
                 )
-            if picture.mode.startswith("I") or picture.mode == "F":
-                grey = np.asarray(picture).astype(np.float64)
-                picture = Image.fromarray((grey / 256 if picture.mode != "F" else grey).clip(0, 255).astype(np.uint8))
-            return np.array(picture.convert("RGB"))  # a copy: torch wants to own what it may write to
+            if chosen.mode.startswith("I") or chosen.mode == "F":
+                gray = np.asarray(chosen).astype(np.float64)
+                chosen = Image.fromarray((gray / 256 if chosen.mode != "F" else gray).clip(0, 255).astype(np.uint8))
+            return np.array(chosen.convert("RGB"))  # a copy, because torch needs writable memory
     except (OSError, SyntaxError, TypeError, LookupError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not readable as an image: {error}") from error
 

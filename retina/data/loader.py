@@ -1,8 +1,20 @@
-"""Batches whose content is a function of (seed, step): which images, how augmented, how large the padded frame.
+"""Batches of padded images with their ground truth.
 
-The sampler knows every image's size from the annotations, so it fixes the frame of a whole *global* batch before any
-pixel is read; each process and each micro-batch then pads to the same frame, and a batch split in two gives the same
-numbers as a batch in one piece.
+The seed and the step determine a batch: which images, how they are augmented, and their padded size.
+
+The annotations contain the size of every image, so the padded size of a *global* batch is known before any pixel is
+read. Every process and every micro-batch pads to it. So a global batch gives the same numbers however it is split.
+
+Which images are not trained on or evaluated:
+
+- The end of an epoch: fewer than `train.batch_size` images do not fill a batch. They are chosen at random in
+  each epoch (`epoch_order`). No message. Evaluation omits none.
+- An image that `read_image` refuses (retina/data/coco.py describes when), with `data.unreadable=error`, the default:
+  the DataError stops the run and names the file.
+- The same with `data.unreadable=skip`: the image stays in its batch, but it is blank, has no boxes, and is one ignore
+  region as a whole, so it adds nothing to the loss. `Batch.unreadable` has the reason. The log of process 0 prints
+  "skipped" for each such image that its own batches contain. Evaluation prints "not evaluated" and measures the other
+  images.
 """
 
 from __future__ import annotations
@@ -25,29 +37,29 @@ from retina.data.coco import CocoDataset, DataError, Record, read_image
 
 
 class Target(NamedTuple):
-    """Ground truth of one image, in pixels of the padded frame."""
+    """Ground truth of one image, in pixels of the resized image, which is at the top left of the padded one."""
 
     boxes: Tensor  # float32 (M, 4) xyxy
     labels: Tensor  # int64 (M,), 0..K-1
-    ignore: Tensor  # float32 (I, 4) xyxy; anchors mostly inside one of these teach nothing
+    ignore: Tensor  # float32 (I, 4) xyxy; anchors that are not positive and lie half inside one are ignored
 
 
 class Batch(NamedTuple):
-    """N images in one frame; memory is channels-last."""
+    """N images, padded at the right and the bottom to one size (H, W), in channels-last memory."""
 
-    images: Tensor  # uint8 (N, 3, H, W), or float32 already normalised
-    sizes: list[tuple[int, int]]  # each image's own (height, width), at the top left of the frame
+    images: Tensor  # uint8 (N, 3, H, W), or float32 that is normalized already (`resize: torchvision`)
+    sizes: list[tuple[int, int]]  # (height, width) of each image without its padding
     targets: list[Target]
     image_ids: list[int]
-    unreadable: dict[int, str]  # image id -> what is wrong with it (data.unreadable=skip)
+    unreadable: dict[int, str]  # image id -> the message of the DataError (data.unreadable=skip)
 
     def to(self, device: torch.device) -> Batch:
-        """The same on `device`."""
+        """A copy on `device`."""
         targets = [Target(*(part.to(device, non_blocking=True) for part in target)) for target in self.targets]
         return self._replace(images=self.images.to(device, non_blocking=True), targets=targets)
 
     def normalized(self) -> Tensor:
-        """float32 (N, 3, H, W) with ImageNet's mean and standard deviation, exactly zero outside of each image."""
+        """float32 (N, 3, H, W) with ImageNet's mean and standard deviation, exactly 0 in the padding."""
         if self.images.is_floating_point():
             return self.images
         mean, std = _mean_and_std(self.images.device)
@@ -58,11 +70,11 @@ class Batch(NamedTuple):
         return images
 
 
-IGNORE_WHOLE_IMAGE = torch.tensor([[-1e6, -1e6, 1e6, 1e6]])  # an ignore region around every anchor, however large
+IGNORE_WHOLE_IMAGE = torch.tensor([[-1e6, -1e6, 1e6, 1e6]])  # larger than any anchor
 
 
 class SampleKey(NamedTuple):
-    """What a worker needs to make a sample: which image, in which epoch, in which frame."""
+    """What a worker needs to make a sample: the image, the epoch, and the padded size in pixels."""
 
     position: int  # in dataset.records
     epoch: int
@@ -73,14 +85,18 @@ class SampleKey(NamedTuple):
 def train_batches(
     dataset: CocoDataset, config: Config, start: int, rank: int = 0, world: int = 1
 ) -> Iterator[list[Batch]]:
-    """For each step from `start` to the last: this process's `train.accumulate` micro-batches."""
-    share = config.train.batch_size // (world * config.train.accumulate)
+    """For each step from `start` to the last: the `train.accumulate` micro-batches of process `rank` of `world`.
+
+    Raises:
+        DataError: an image cannot be read, with `data.unreadable=error`.
+    """
+    micro_batch_size = config.train.batch_size // (world * config.train.accumulate)
 
     def keys() -> Iterator[list[SampleKey]]:
         for step in range(start, config.train.steps):
             batch = step_keys(dataset, config, step)
-            mine = batch[rank * len(batch) // world : (rank + 1) * len(batch) // world]
-            yield from (mine[i : i + share] for i in range(0, len(mine), share))
+            own = batch[rank * len(batch) // world : (rank + 1) * len(batch) // world]
+            yield from (own[i : i + micro_batch_size] for i in range(0, len(own), micro_batch_size))
 
     loader = iter(_data_loader(_SampleDataset(dataset, config, train=True), keys(), config))
     for _ in range(start, config.train.steps):
@@ -88,27 +104,32 @@ def train_batches(
 
 
 def eval_batches(dataset: CocoDataset, config: Config, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-    """Every image once over all processes. Only images that share a frame share a batch, so no image's detections
-    depend on its neighbours."""
-    by_frame: dict[tuple[int, int], list[SampleKey]] = {}
+    """The batches of process `rank` of `world`; together the processes see every image once. `targets` are empty.
+
+    All images of a batch have the same padded size, so the detections on an image do not depend on the other images.
+
+    Raises:
+        DataError: an image cannot be read, with `data.unreadable=error`.
+    """
+    by_padded_size: dict[tuple[int, int], list[SampleKey]] = {}
     short_side = config.data.eval_short_side or config.data.short_side[-1]
     for index, record in enumerate(dataset.records):
-        frame = _padded_size([resized_size(record.height, record.width, short_side, config.data)], config.data)
-        by_frame.setdefault(frame, []).append(SampleKey(index, 0, *frame))
+        padded_size = _padded_size([resized_size(record.height, record.width, short_side, config.data)], config.data)
+        by_padded_size.setdefault(padded_size, []).append(SampleKey(index, 0, *padded_size))
     size = config.train.eval_batch
-    batches = [keys[i : i + size] for keys in by_frame.values() for i in range(0, len(keys), size)]
+    batches = [keys[i : i + size] for keys in by_padded_size.values() for i in range(0, len(keys), size)]
     yield from _data_loader(_SampleDataset(dataset, config, train=False), batches[rank::world], config)
 
 
 def step_keys(dataset: CocoDataset, config: Config, step: int) -> list[SampleKey]:
-    """The samples of a global batch; a function of (seed, step) alone."""
+    """The samples of the global batch of a step. For one data set and config they depend on the step alone."""
     size = config.train.batch_size
     per_epoch = max(1, len(dataset.records) // size)
     epoch, position = divmod(step, per_epoch)
     indices = _cached_epoch_order(dataset, size, config.seed, epoch)[position]
     records = [dataset.records[i] for i in indices]
-    frame = _padded_size([_train_size(record, config, epoch) for record in records], config.data)
-    return [SampleKey(i, epoch, *frame) for i in indices]
+    padded_size = _padded_size([_train_size(record, config, epoch) for record in records], config.data)
+    return [SampleKey(i, epoch, *padded_size) for i in indices]
 
 
 @lru_cache(maxsize=2)
@@ -116,24 +137,34 @@ def _cached_epoch_order(dataset: CocoDataset, size: int, seed: int, epoch: int) 
     return epoch_order([record.width >= record.height for record in dataset.records], size, seed, epoch)
 
 
-def epoch_order(wide: Sequence[bool], size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Batches of image indices for one epoch: landscape and portrait images apart, to waste little padding.
+def epoch_order(is_landscape: Sequence[bool], size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Batches of image indices for one epoch, in random order.
 
-    What is left of the two is mixed, so no orientation is rare enough never to be seen; fewer than `size` images of
-    an epoch stay out, others in each. A data set smaller than `size` is repeated to fill its one batch.
+    Landscape and portrait images are in separate batches, to save padding. The images left over from both are mixed
+    in one more batch if there are enough. Fewer than `size` images are omitted, at random in each epoch. A data set
+    with fewer than `size` images is repeated to fill one batch.
+
+    Args:
+        is_landscape: for each image whether its width is at least its height.
+        size: images in a batch.
+        seed: of the run.
+        epoch: counts from 0.
+
+    Returns:
+        Lists of `size` indices into `is_landscape`.
     """
     rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(wide))
+    order = rng.permutation(len(is_landscape))
     if len(order) < size:
         return [np.resize(order, size).tolist()]
-    batches, rest = [], []
+    batches, remaining = [], []
     for orientation in (True, False):
-        group = [int(i) for i in order if wide[i] == orientation]
-        whole = len(group) - len(group) % size
-        batches += [group[i : i + size] for i in range(0, whole, size)]
-        rest += group[whole:]
-    if len(rest) >= size:
-        batches.append(rest[:size])
+        group = [int(i) for i in order if is_landscape[i] == orientation]
+        num_batched = len(group) - len(group) % size
+        batches += [group[i : i + size] for i in range(0, num_batched, size)]
+        remaining += group[num_batched:]
+    if len(remaining) >= size:
+        batches.append(remaining[:size])
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
@@ -153,7 +184,7 @@ class _Sample(NamedTuple):
     target: Target
     key: SampleKey
     image_id: int
-    unreadable: str
+    unreadable: str  # why the file could not be read, "" if it could
 
 
 class _SampleDataset(Dataset[_Sample]):
@@ -162,19 +193,24 @@ class _SampleDataset(Dataset[_Sample]):
 
     def __getitem__(self, key: SampleKey) -> _Sample:
         record = self.dataset.records[key.position]
-        nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+        no_objects = _empty_target()
         try:
             image = read_image(record.path, (record.width, record.height))
         except DataError as error:
             if self.config.data.unreadable == "error":
                 raise
-            # In place of the picture: an empty frame that is ignored as a whole, so that nothing is learnt from it.
+            # A blank image, ignored as a whole, takes its place: batch size and padding stay, and it adds no loss.
             blank = np.zeros((key.height, key.width, 3), dtype=np.uint8)
-            return _Sample(blank, nothing._replace(ignore=IGNORE_WHOLE_IMAGE), key, record.image_id, str(error))
+            ignored = no_objects._replace(ignore=IGNORE_WHOLE_IMAGE)
+            return _Sample(blank, ignored, key, record.image_id, str(error))
         if not self.train:
-            return _Sample(eval_transform(image, self.config.data), nothing, key, record.image_id, "")
-        picture, *target = train_transform(image, record, self.config.data, self.config.seed, key.epoch)
-        return _Sample(picture, Target(*target), key, record.image_id, "")
+            return _Sample(eval_transform(image, self.config.data), no_objects, key, record.image_id, "")
+        augmented, *target = train_transform(image, record, self.config.data, self.config.seed, key.epoch)
+        return _Sample(augmented, Target(*target), key, record.image_id, "")
+
+
+def _empty_target() -> Target:
+    return Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
 
 
 def _data_loader(samples: _SampleDataset, batches: Iterable[list[SampleKey]], config: Config) -> DataLoader[Any]:
@@ -189,20 +225,20 @@ def _data_loader(samples: _SampleDataset, batches: Iterable[list[SampleKey]], co
 
 
 def single_image_batch(image: NDArray[np.uint8] | Tensor, config: Data) -> Batch:
-    """A batch of one image, as `eval_view` gives it, without ground truth."""
+    """A batch of one image, as `eval_transform` returns it, without ground truth."""
     height, width = image.shape[1:] if isinstance(image, Tensor) else image.shape[:2]
-    nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
-    return _collate([_Sample(image, nothing, SampleKey(0, 0, *_padded_size([(height, width)], config)), 0, "")])
+    key = SampleKey(0, 0, *_padded_size([(height, width)], config))
+    return _collate([_Sample(image, _empty_target(), key, 0, "")])
 
 
 def _collate(samples: list[_Sample]) -> Batch:
     height, width = samples[0].key.height, samples[0].key.width
     sizes = []
-    floating = any(isinstance(sample.image, Tensor) for sample in samples)
-    images = torch.zeros(len(samples), height, width, 3, dtype=torch.float32 if floating else torch.uint8)
-    for frame, sample in zip(images, samples, strict=True):
+    is_float = any(isinstance(sample.image, Tensor) for sample in samples)
+    images = torch.zeros(len(samples), height, width, 3, dtype=torch.float32 if is_float else torch.uint8)
+    for padded, sample in zip(images, samples, strict=True):
         image = sample.image.permute(1, 2, 0) if isinstance(sample.image, Tensor) else torch.from_numpy(sample.image)
-        frame[: image.shape[0], : image.shape[1]] = image
+        padded[: image.shape[0], : image.shape[1]] = image
         sizes.append((image.shape[0], image.shape[1]))
     return Batch(
         images.permute(0, 3, 1, 2),
@@ -220,6 +256,7 @@ def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
 
 def _init_worker(worker: int) -> None:
     cv2.setNumThreads(0)
-    # Ctrl-C, torchrun and schedulers signal the whole group: the trainer finishes its step, then ends its workers.
+    # Ctrl-C, torchrun and schedulers signal all processes. Workers ignore it: the training process ends them itself,
+    # after its step.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,8 @@
-"""Losses that stand alone: they import nothing but torch. docs/losses.md says which one is for what."""
+"""Loss functions for classification and box regression, class weights, and the losses as modules.
+
+The files here import nothing but torch: no data sets, models or settings belong in this package. docs/losses.md
+explains which loss fits which task.
+"""
 
 from retina.losses.box import giou_loss, l1_loss, smooth_l1_loss
 from retina.losses.class_weights import class_weights, prior_bias

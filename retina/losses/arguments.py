@@ -1,7 +1,7 @@
-"""What the losses accept, and how they say no.
+"""Argument checks of the losses.
 
-Values of tensors are looked at only where that costs nothing: on the CPU, eagerly. On CUDA it would make the host wait
-for the device; under torch.compile and torch.func there is nothing to look at.
+Values inside tensors are checked only on the CPU in eager mode. On CUDA such a check would make the host wait for the
+device; under torch.compile and torch.func the values are not available.
 """
 
 from __future__ import annotations
@@ -18,27 +18,30 @@ Reduction = Literal["none", "mean", "sum"]
 
 
 def can_read_values(tensor: Tensor) -> bool:
-    """Whether the values of `tensor` can be looked at without waiting for a device or breaking a trace."""
+    """Whether the values of `tensor` can be read without waiting for a device or breaking a trace."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not in_functorch_transform()
 
 
 def in_functorch_transform() -> bool:
-    """Whether a transform of torch.func (vmap, grad, ...) is being applied."""
+    """Whether a torch.func transform (vmap, grad, ...) is active."""
     active: bool = torch._C._are_functorch_transforms_active()
     return active
 
 
 def check_number(name: str, value: float, low: float, high: float = math.inf, open_low: bool = False) -> None:
-    """Raises ValueError unless low <= value <= high (low < value for `open_low`) and finite; numpy's numbers too."""
-    good = isinstance(value, numbers.Real) and math.isfinite(value) and low <= value <= high
-    if not good or (open_low and value == low):
+    """Raises ValueError unless `value` is a finite number, of Python or numpy, with low <= value <= high.
+
+    `open_low`: `low` itself is not accepted.
+    """
+    valid = isinstance(value, numbers.Real) and math.isfinite(value) and low <= value <= high
+    if not valid or (open_low and value == low):
         bound = f" above {low:g}" if open_low else f" of at least {low:g}" if low > -math.inf else ""
         bound = bound if high == math.inf else f" from {low:g} to {high:g}"
         raise ValueError(f"{name}: given {value!r}, expected a finite number{bound}")
 
 
 def check_count(name: str, value: int, low: int = 1) -> None:
-    """Raises ValueError unless an integer of at least `low`."""
+    """Raises ValueError unless `value` is an integer of at least `low`."""
     if not isinstance(value, numbers.Integral) or value < low:
         raise ValueError(f"{name}: given {value!r}, expected an integer of at least {low}")
 
@@ -50,27 +53,27 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def check_tensor(name: str, value: object) -> None:
-    """Raises ValueError for anything but a tensor."""
+    """Raises ValueError unless `value` is a tensor."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: given {type(value).__name__}, expected a tensor")
 
 
-def check_floats(name: str, tensor: Tensor, least_dims: int = 1) -> None:
-    """Raises ValueError unless `tensor` has a floating dtype and at least `least_dims` dimensions."""
+def check_floats(name: str, tensor: Tensor, min_dims: int = 1) -> None:
+    """Raises ValueError unless `tensor` has a floating dtype and at least `min_dims` dimensions."""
     check_tensor(name, tensor)
-    if not tensor.is_floating_point() or tensor.dim() < least_dims:
+    if not tensor.is_floating_point() or tensor.dim() < min_dims:
         raise ValueError(
             f"{name}: given {tensor.dtype} of shape {tuple(tensor.shape)}, expected floats of at least "
-            f"{least_dims} dimension{'s' if least_dims > 1 else ''}"
+            f"{min_dims} dimension{'s' if min_dims > 1 else ''}"
         )
 
 
 def check_avg_factor(avg_factor: float | Tensor | None, reduction: str) -> None:
-    """Raises ValueError unless None, or positive, finite, of one value and under reduction "mean"."""
+    """Raises ValueError unless None, or one positive, finite value with reduction "mean"."""
     if avg_factor is None:
         return
     if reduction != "mean":
-        raise ValueError(f"avg_factor is what the mean divides by; given with reduction {reduction!r}")
+        raise ValueError(f"avg_factor is the divisor of reduction 'mean'; given with reduction {reduction!r}")
     if isinstance(avg_factor, Tensor):
         if avg_factor.numel() != 1:
             raise ValueError(f"avg_factor: given shape {tuple(avg_factor.shape)}, expected one value")
@@ -81,23 +84,25 @@ def check_avg_factor(avg_factor: float | Tensor | None, reduction: str) -> None:
 
 
 def check_class_ids(targets: Tensor, num_classes: int, ignore_index: int, background: bool) -> None:
-    """Raises ValueError for a class id outside 0..K-1, K (`background`) and `ignore_index`; on the CPU only."""
+    """Raises ValueError for a class id other than 0..K-1, K (if `background`) and `ignore_index`; on the CPU only."""
     if not can_read_values(targets):
         return
     targets = targets.long()  # as uint8, 255 would equal -1
     highest = num_classes if background else num_classes - 1
-    wrong = ((targets < 0) | (targets > highest)) & (targets != ignore_index)
-    if wrong.any():
-        place = tuple(wrong.nonzero()[0].tolist())
+    invalid = ((targets < 0) | (targets > highest)) & (targets != ignore_index)
+    if invalid.any():
+        index = tuple(invalid.nonzero()[0].tolist())
         accepted = f"0..{num_classes - 1}" + (f", {num_classes} for background" if background else "")
         raise ValueError(
-            f"targets: class id {int(targets[place])} at {place}, expected {accepted} or {ignore_index} to leave out"
+            f"targets: class id {int(targets[index])} at {index}, expected {accepted} or {ignore_index} (ignored)"
         )
 
 
 def check_labels(targets: Tensor, ignore_index: int | None = None) -> None:
-    """Raises ValueError for floats outside 0..1 (NaN included) or integers other than 0, 1 and `ignore_index`; on the
-    CPU only."""
+    """Raises ValueError for floats outside 0..1 or NaN, and for integers other than 0, 1 and `ignore_index`.
+
+    On the CPU only.
+    """
     if not can_read_values(targets) or not targets.numel() or targets.dtype == torch.bool:
         return
     if targets.is_floating_point():
@@ -106,20 +111,18 @@ def check_labels(targets: Tensor, ignore_index: int | None = None) -> None:
             raise ValueError(f"targets: labels from {low:g} to {high:g}, expected 0 to 1")
         return
     targets = targets.long()
-    wrong = (targets != 0) & (targets != 1) & (targets != ignore_index)
-    if wrong.any():
-        place = tuple(wrong.nonzero()[0].tolist())
-        raise ValueError(
-            f"targets: label {int(targets[place])} at {place}, expected 0, 1 or {ignore_index} to leave out"
-        )
+    invalid = (targets != 0) & (targets != 1) & (targets != ignore_index)
+    if invalid.any():
+        index = tuple(invalid.nonzero()[0].tolist())
+        raise ValueError(f"targets: label {int(targets[index])} at {index}, expected 0, 1 or {ignore_index} (ignored)")
 
 
 def per_class_tensor(
     name: str, values: Sequence[float] | Tensor, logits: Tensor, high: float = math.inf, dim: int = -1
 ) -> Tensor:
-    """`values` as a tensor (K,), K = `logits.shape[dim]`, on the device of `logits`; a sequence as float64.
+    """Returns `values` as a tensor (K,) on the device of `logits`, K = `logits.shape[dim]`; a sequence becomes float64.
 
-    Raises ValueError for another length, or for values outside 0..high (looked at on the CPU only).
+    Raises ValueError for a wrong shape, or for values outside 0..high (checked on the CPU only).
     """
     tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64)
     classes = logits.shape[dim]
@@ -128,6 +131,6 @@ def per_class_tensor(
         raise ValueError(f"{name}: given shape {tuple(tensor.shape)}, expected one value for each of {classes} classes")
     if can_read_values(tensor) and not ((tensor >= 0) & (tensor <= high) & tensor.isfinite()).all():
         bound = "finite and at least 0" if high == math.inf else f"from 0 to {high:g}"
-        low, high_given = float(tensor.detach().min()), float(tensor.detach().max())
-        raise ValueError(f"{name}: given values from {low:g} to {high_given:g}, expected {bound}")
+        smallest, largest = float(tensor.detach().min()), float(tensor.detach().max())
+        raise ValueError(f"{name}: given values from {smallest:g} to {largest:g}, expected {bound}")
     return tensor.to(logits.device)

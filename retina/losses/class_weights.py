@@ -1,4 +1,4 @@
-"""From the counts of classes to weights and biases."""
+"""Class weights and initial biases from the number of examples of each class."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def class_weights(
     zero: Zero = "error",
     normalize: Normalize | None = None,
 ) -> Tensor:
-    """A weight for each class, larger for rarer ones; float32 (K,).
+    """Returns a weight for each class, float32 (K,); rarer classes get larger weights.
 
     Args:
         labels_or_counts: class ids 0..K-1 of any shape (integers); or K counts: floats, or integers of which one is K
-            or more. K integers that could be either are refused: make counts floats.
+            or more. K integers that could be labels or counts raise an error: pass counts as floats.
         num_classes: K.
-        scheme: with n_c examples of class c and n in all: "balanced" n / (K n_c), as scikit-learn's
-            compute_class_weight; "inverse" 1 / n_c; "inverse_sqrt" 1 / sqrt(n_c); "effective_number"
+        scheme: with n_c examples of class c and n in total: "balanced" n / (K n_c), as compute_class_weight of
+            scikit-learn; "inverse" 1 / n_c; "inverse_sqrt" 1 / sqrt(n_c); "effective_number"
             (1 - beta) / (1 - beta^n_c) (Cui et al., CVPR 2019, arXiv 1901.05555).
-        beta: of "effective_number", 0 to below 1; towards 1 it approaches "inverse".
-        zero: a class without examples: "error" raises; "ignore" gives it weight 0 and leaves it out of K; "smooth"
-            counts every class once more.
+        beta: parameter of "effective_number", at least 0 and below 1; near 1 the weights approach "inverse".
+        zero: how to treat a class without examples: "error" raises; "ignore" gives it weight 0 and does not count it
+            in K; "smooth" adds 1 to the count of every class.
         normalize: None; "classes" scales the weights to an average of 1 over the classes that have examples;
-            "examples" to an average of 1 over the examples, so that a learning rate keeps its meaning.
+            "examples" to an average of 1 over the examples, so that the learning rate need not change.
 
-    Raises: ValueError for what does not fit, naming classes and values.
+    Raises: ValueError for invalid arguments, with the classes and values concerned.
     """
     check_choice("scheme", scheme, get_args(Scheme))
     check_choice("zero", zero, get_args(Zero))
@@ -47,13 +47,13 @@ def class_weights(
         check_choice("normalize", normalize, get_args(Normalize))
     if not 0 <= beta < 1:
         raise ValueError(f"beta: given {beta!r}, expected a number from 0 to below 1")
-    given = counts = _counts(torch.as_tensor(labels_or_counts), num_classes)
-    empty = (counts == 0).nonzero()[:, 0].tolist()
+    original_counts = counts = _counts(torch.as_tensor(labels_or_counts), num_classes)
+    empty_classes = (counts == 0).nonzero()[:, 0].tolist()
     if zero == "smooth":
         counts = counts + 1
-    elif empty and zero == "error":
+    elif empty_classes and zero == "error":
         raise ValueError(
-            f"no examples of class {', '.join(map(str, empty))}: zero='ignore' or 'smooth' decides for them"
+            f"no examples of class {', '.join(map(str, empty_classes))}: pass zero='ignore' or zero='smooth'"
         )
     present = counts > 0
     if scheme == "balanced":
@@ -66,38 +66,39 @@ def class_weights(
         weights = (1 - beta) / (1 - beta**counts)
     weights = torch.where(present, weights, 0)
     if normalize == "classes":
-        weights = weights * (given > 0).sum() / weights[given > 0].sum()
+        weights = weights * (original_counts > 0).sum() / weights[original_counts > 0].sum()
     elif normalize == "examples":
-        weights = weights * given.sum() / (weights * given).sum()
+        weights = weights * original_counts.sum() / (weights * original_counts).sum()
     return weights.float()
 
 
-def _counts(given: Tensor, num_classes: int) -> Tensor:
+def _counts(labels_or_counts: Tensor, num_classes: int) -> Tensor:
     check_count("num_classes", num_classes)
-    if not given.numel():
+    values = labels_or_counts
+    if not values.numel():
         raise ValueError("labels_or_counts: empty; weights need at least one example")
-    if given.is_floating_point():
-        if given.shape != (num_classes,) or not (given.isfinite() & (given >= 0)).all():
+    if values.is_floating_point():
+        if values.shape != (num_classes,) or not (values.isfinite() & (values >= 0)).all():
             raise ValueError(
-                f"counts (floats): given shape {tuple(given.shape)}, expected {num_classes} finite "
+                f"counts (floats): given shape {tuple(values.shape)}, expected {num_classes} finite "
                 "numbers of at least 0; labels are integers"
             )
-        counts = given.double()
+        counts = values.double()
     else:
-        given = given.long()
-        low, high = int(given.min()), int(given.max())
-        one_each = given.shape == (num_classes,)
-        if low < 0 or (high >= num_classes and not one_each):
+        values = values.long()
+        low, high = int(values.min()), int(values.max())
+        one_per_class = values.shape == (num_classes,)
+        if low < 0 or (high >= num_classes and not one_per_class):
             raise ValueError(
                 f"labels: given {low}..{high}, expected 0..{num_classes - 1} (drop ignored ones first); "
                 f"counts: expected {num_classes} values of at least 0"
             )
-        if one_each and high < num_classes:
+        if one_per_class and high < num_classes:
             raise ValueError(
-                f"{given.tolist()} may be {num_classes} labels or {num_classes} counts: pass counts as floats, or "
+                f"{values.tolist()} may be {num_classes} labels or {num_classes} counts: pass counts as floats, or "
                 "labels as torch.bincount(labels, minlength=num_classes).float()"
             )
-        counts = (given if one_each else torch.bincount(given.flatten(), minlength=num_classes)).double()
+        counts = (values if one_per_class else torch.bincount(values.flatten(), minlength=num_classes)).double()
     if not counts.sum() > 0:
         raise ValueError("counts: all are 0; weights need at least one example")
     return counts.cpu()
@@ -108,9 +109,16 @@ def prior_bias(pi: float) -> float: ...
 @overload
 def prior_bias(pi: Tensor) -> Tensor: ...
 def prior_bias(pi: float | Tensor) -> float | Tensor:
-    """The bias b with sigmoid(b) = pi, so that training starts at the classes' frequency and not at 1/2.
+    """The bias b with sigmoid(b) = pi, so that training starts at the class frequency and not at 1/2.
 
-    `pi`: above 0 and below 1, a number or a tensor (one value a class). Source: paper, section 4.1. ValueError.
+    Source: section 4.1 of the paper.
+
+    Args:
+        pi: above 0 and below 1; a number, or a tensor with one value per class.
+
+    Returns: a float for a number; for a tensor, a tensor of its shape, dtype and device.
+
+    Raises: ValueError for `pi` outside (0, 1).
     """
     values = torch.as_tensor(pi, dtype=torch.float64)
     if not ((values > 0) & (values < 1)).all():

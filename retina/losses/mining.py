@@ -1,12 +1,12 @@
-"""Online hard example mining, the paper's rival (table 1d; Shrivastava et al., CVPR 2016, arXiv 1604.03540).
+"""Online hard example mining, which the paper compares with (table 1d; Shrivastava et al., CVPR 2016, arXiv 1604.03540).
 
-Instead of weighting all anchors by their loss, only the hardest are learnt from: anchors are sorted by their loss,
-non-maximum suppression removes the neighbours of each that is taken, and the first `batch_size` of each image make the
-batch. In the 1:3 variant a quarter of it is kept for positives and each positive brings three negatives.
+The loss uses only the hardest anchors: anchors are sorted by their loss, non-maximum suppression removes the neighbours
+of each selected anchor, and the first `batch_size` of each image are selected. In the 1:3 variant at most a quarter of
+these are positives, and there are three negatives per positive.
 
-What the paper leaves open is decided here: the batch is counted for each image, the boxes of the suppression are the
-anchors, and in the 1:3 variant positives and negatives are suppressed apart, so that a hard positive does not hide the
-negatives around it. N images, R anchors, K classes.
+The paper does not specify these details, which are our choice: `batch_size` counts per image, the suppression uses the
+anchor boxes, and in the 1:3 variant positives and negatives are suppressed separately, so that a hard positive does not
+remove the negatives around it. N images, R anchors, K classes.
 """
 
 from __future__ import annotations
@@ -37,19 +37,22 @@ def ohem_loss(
 
     Args:
         logits_NRK: float (N, R, K).
-        targets_NR: class ids (N, R), any integer dtype; K is background.
-        anchors_R4: float (R, 4) xyxy, or (N, R, 4): the boxes of the suppression.
-        batch_size: anchors taken in an image, at most.
+        targets_NR: class ids (N, R) of any integer dtype; K is background.
+        anchors_R4: xyxy boxes (R, 4), or (N, R, 4), for the suppression.
+        batch_size: the largest number of anchors selected in an image.
         nms_iou: an anchor is suppressed by a harder one whose IoU with it is above this.
-        negatives_per_positive: None takes the hardest of both kinds; 3 is the 1:3 variant: at most batch_size / 4
-            positives, and 3 negatives for each (for one, where there is no positive).
-        weight: a factor for each anchor (N, R), which does not change which are taken.
-        reduction: "none" keeps (N, R), 0 where not taken; "sum" adds up; "mean" divides by the number taken.
-        avg_factor: what "mean" divides by instead.
-        ignore_index: the class id that is never taken.
+        negatives_per_positive: None selects the hardest positives and negatives together; 3 is the 1:3 variant: at most
+            batch_size / 4 positives, and 3 negatives per positive (3 in an image without positives).
+        weight: a factor for each anchor (N, R); it does not change the selection.
+        reduction: "none" returns (N, R), 0 where not selected; "sum"; "mean" divides by the number of selected anchors.
+        avg_factor: the divisor of "mean" instead.
+        ignore_index: the class id of anchors that are never selected.
 
-    Returns: float32 (float64 for float64 logits). Raises: ValueError for what does not fit. It makes batch_size passes
-        over the anchors and never waits for the device.
+    Returns: float32 (float64 for float64 logits): a scalar, or (N, R) for "none".
+
+    Raises: ValueError for shapes, dtypes or values that do not fit.
+
+    The selection takes batch_size passes over the anchors and never waits for the device.
     """
     check_count("batch_size", batch_size)
     check_number("nms_iou", nms_iou, 0, 1)
@@ -60,28 +63,31 @@ def ohem_loss(
     _check_shapes(logits_NRK, targets_NR, anchors_R4)
     if weight is not None and weight.shape != targets_NR.shape:
         raise ValueError(
-            f"weight: given shape {tuple(weight.shape)}, expected {tuple(targets_NR.shape)} (one an anchor)"
+            f"weight: given shape {tuple(weight.shape)}, expected {tuple(targets_NR.shape)} (one per anchor)"
         )
     targets_NR, anchors_R4 = targets_NR.long(), anchors_R4.float()  # areas overflow in float16
     cross_entropy = partial(sigmoid_focal_loss, logits_NRK, alpha=None, gamma=0.0, ignore_index=ignore_index)
     with torch.no_grad():
         loss_NR = cross_entropy(targets_NR, reduction="none").sum(dim=-1)
-        kept_NR = targets_NR != ignore_index
+        not_ignored_NR = targets_NR != ignore_index
         if negatives_per_positive is None:
-            taken_NR = _select_hardest(loss_NR, anchors_R4, kept_NR, batch_size, nms_iou)
+            selected_NR = _select_hardest(loss_NR, anchors_R4, not_ignored_NR, batch_size, nms_iou)
         else:
-            share = batch_size // (1 + negatives_per_positive)
+            max_positives = batch_size // (1 + negatives_per_positive)
             is_background_NR = targets_NR == logits_NRK.shape[-1]
-            taken_NR = _select_hardest(loss_NR, anchors_R4, kept_NR & ~is_background_NR, share, nms_iou)
-            quota_N = negatives_per_positive * taken_NR.sum(dim=1).clamp(min=1)
-            negatives = negatives_per_positive * share
-            taken_NR |= _select_hardest(loss_NR, anchors_R4, kept_NR & is_background_NR, negatives, nms_iou, quota_N)
-    mined_NR = torch.where(taken_NR, targets_NR, ignore_index)
+            selected_NR = _select_hardest(
+                loss_NR, anchors_R4, not_ignored_NR & ~is_background_NR, max_positives, nms_iou
+            )
+            limit_N = negatives_per_positive * selected_NR.sum(dim=1).clamp(min=1)
+            max_negatives = negatives_per_positive * max_positives
+            is_negative_NR = not_ignored_NR & is_background_NR
+            selected_NR |= _select_hardest(loss_NR, anchors_R4, is_negative_NR, max_negatives, nms_iou, limit_N)
+    selected_targets_NR = torch.where(selected_NR, targets_NR, ignore_index)
     if reduction == "none":
-        return cross_entropy(mined_NR, weight=weight, reduction="none").sum(dim=-1)
+        return cross_entropy(selected_targets_NR, weight=weight, reduction="none").sum(dim=-1)
     if reduction == "mean" and avg_factor is None:
-        avg_factor = taken_NR.sum().clamp(min=1)
-    return cross_entropy(mined_NR, weight=weight, reduction=reduction, avg_factor=avg_factor)
+        avg_factor = selected_NR.sum().clamp(min=1)
+    return cross_entropy(selected_targets_NR, weight=weight, reduction=reduction, avg_factor=avg_factor)
 
 
 def _select_hardest(
@@ -90,22 +96,22 @@ def _select_hardest(
     candidates_NR: Tensor,
     count: int,
     nms_iou: float,
-    quota_N: Tensor | None = None,
+    limit_N: Tensor | None = None,
 ) -> Tensor:
-    """The first `count` (of each image at most `quota_N`) that greedy suppression by loss leaves; bool (N, R)."""
+    """Selects the first `count` anchors of each image, at most `limit_N`, after greedy suppression by loss; bool (N, R)."""
     if not loss_NR.shape[1]:
         return candidates_NR
-    # The greedy order is kept by taking one after the other, so it costs `count` passes and never R x R overlaps.
-    alive_NR, taken_NR = candidates_NR.clone(), torch.zeros_like(candidates_NR)
-    for place in range(count):
-        best_N1 = torch.where(alive_NR, loss_NR, -torch.inf).argmax(dim=1, keepdim=True)
-        takes_N1 = alive_NR.gather(1, best_N1)
-        if quota_N is not None:
-            takes_N1 = takes_N1 & (place < quota_N[:, None])
-        taken_NR.scatter_(1, best_N1, takes_N1 | taken_NR.gather(1, best_N1))
-        alive_NR.scatter_(1, best_N1, False)
-        alive_NR &= ~(takes_N1 & (_iou_with_one(boxes, best_N1) > nms_iou))
-    return taken_NR
+    # One anchor of each image at a time: `count` passes over the anchors, and never a matrix of R x R IoUs.
+    remaining_NR, selected_NR = candidates_NR.clone(), torch.zeros_like(candidates_NR)
+    for number in range(count):
+        hardest_N1 = torch.where(remaining_NR, loss_NR, -torch.inf).argmax(dim=1, keepdim=True)
+        selects_N1 = remaining_NR.gather(1, hardest_N1)
+        if limit_N is not None:
+            selects_N1 = selects_N1 & (number < limit_N[:, None])
+        selected_NR.scatter_(1, hardest_N1, selects_N1 | selected_NR.gather(1, hardest_N1))
+        remaining_NR.scatter_(1, hardest_N1, False)
+        remaining_NR &= ~(selects_N1 & (_iou_with_one(boxes, hardest_N1) > nms_iou))
+    return selected_NR
 
 
 def _iou_with_one(boxes: Tensor, index_N1: Tensor) -> Tensor:

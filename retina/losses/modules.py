@@ -1,7 +1,7 @@
-"""The losses as modules: settings are arguments of the constructor, one value a class is a buffer.
+"""The losses as modules. The settings are arguments of the constructor; values per class are buffers.
 
-So `.to(device)` and `state_dict` take the weights along, and `print(module)` shows every setting. The functions of the
-same names say what each argument means and what is refused.
+So `.to(device)` and `state_dict` include the class weights, and `print(module)` shows every setting. The function of
+the same name documents each argument and the errors.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from retina.losses.softmax import focal_nll_loss, softmax_focal_loss
 
 
 class _Loss(nn.Module):
-    """Keeps the settings; each subclass names them and calls its function."""
+    """Stores the settings; each subclass declares them and calls its function."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
         self.settings = settings
 
     def keep(self, name: str, values: float | Sequence[float] | Tensor | None) -> int:
-        """Registers one value a class as a buffer, a number or None as a setting; returns the number of classes."""
+        """Registers values per class as a buffer, a number or None as a setting.
+
+        Returns the number of classes, 1 for a number or None.
+        """
         if values is None or isinstance(values, numbers.Real):
             self.settings[name] = values
             return 1
@@ -54,7 +57,7 @@ class SigmoidFocalLoss(_Loss):
         impl: Impl = "auto",
     ) -> None:
         super().__init__(gamma=gamma, reduction=reduction, ignore_index=ignore_index)
-        self(torch.zeros(0, self.keep("alpha", alpha)), torch.zeros(0, dtype=torch.long))  # refuses what is wrong
+        self(torch.zeros(0, self.keep("alpha", alpha)), torch.zeros(0, dtype=torch.long))  # raises for invalid settings
         check_choice("impl", impl, get_args(Impl))
         self.settings["impl"] = impl
 
@@ -85,7 +88,7 @@ class FocalStarLoss(_Loss):
 
 
 class SoftmaxFocalLoss(_Loss):
-    """`softmax_focal_loss(logits, targets)`, in the place of `nn.CrossEntropyLoss(weight)`."""
+    """`softmax_focal_loss(logits, targets)`, in place of `nn.CrossEntropyLoss(weight)`."""
 
     def __init__(
         self,
@@ -103,7 +106,7 @@ class SoftmaxFocalLoss(_Loss):
 
 
 class FocalNLLLoss(_Loss):
-    """`focal_nll_loss(log_probs, targets)`, in the place of `nn.NLLLoss(weight)` after a LogSoftmax."""
+    """`focal_nll_loss(log_probs, targets)`, in place of `nn.NLLLoss(weight)` after a LogSoftmax."""
 
     def __init__(
         self,

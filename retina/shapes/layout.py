@@ -1,4 +1,8 @@
-"""Which shapes a scene has and where: the layout, and its annotations."""
+"""Places the objects of a scene and makes their annotations.
+
+`random_layout`: a random generator and the side of the image in pixels -> the objects, and which one is visible in each
+pixel. `annotate`: one object -> its COCO annotation, with its box in pixels of the image.
+"""
 
 import math
 from collections.abc import Iterator
@@ -11,32 +15,40 @@ from numpy.typing import NDArray
 from retina.shapes.outlines import CLASSES, CONTOURS, Points, Rng, crowd_contours, random_pose
 
 CATEGORIES: tuple[dict[str, Any], ...] = tuple(
-    {"id": category_id, "name": name, "supercategory": "shape"}  # ids with gaps, as COCO's own
+    {"id": category_id, "name": name, "supercategory": "shape"}  # ids with gaps, as in COCO
     for category_id, name in zip((1, 2, 4, 7, 8, 13, 16, 21), CLASSES, strict=True)
 )
-CLASS_IMBALANCE = 5.0  # the most frequent class is that many times as frequent as the rarest
-MIN_OBJECT_SIZE = 8  # pixels, the longer side of the smallest object
+CLASS_IMBALANCE = 5.0  # frequency of the most frequent class over that of the rarest
+MIN_OBJECT_SIZE = 8  # pixels, longer side
 CLASS_FREQUENCY = CLASS_IMBALANCE ** -np.linspace(0, 1, len(CLASSES))
 CLASS_FREQUENCY /= CLASS_FREQUENCY.sum()
-Part = tuple[slice, slice]
+Slices = tuple[slice, slice]  # rows and columns of an array
 
 
 class Item(NamedTuple):
-    """A shape and its place: pixel (row, column) of `coverage` is pixel (y + row, x + column) of the image."""
+    """An object and its position: pixel (row, column) of `coverage` is pixel (y + row, x + column) of the image."""
 
     label: int  # index into CLASSES
     crowd: bool
-    coverage: NDArray[np.uint8]  # (h, w), 255 where the shape fills the pixel
+    coverage: NDArray[np.uint8]  # (h, w), the share of each pixel inside of the shape, times 255
     x: int
     y: int
-    outline: NDArray[np.float64]  # (4,), exact xyxy in the image, of the whole shape
+    box: NDArray[np.float64]  # (4,) xyxy in the image: the exact box of the whole shape, covered parts included
 
 
 def rasterize(rng: Rng, contours: list[Points], stroke: float = 0.0) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Coverage (h, w) of filled contours, or of open strokes `stroke` pixels wide, and their exact xyxy in it.
+    """Draw contours with anti-aliasing, at a random sub-pixel offset.
 
-    The sub-pixel offset is random. Drawn enlarged and averaged: OpenCV's own anti-aliasing makes shapes about 0.6 px
-    too large on every side, this at most 0.1 px.
+    They are drawn enlarged and then averaged, because OpenCV's own anti-aliasing makes a shape about 0.6 px too large
+    on every side; this makes it at most 0.1 px too large.
+
+    Args:
+        rng: draws the offset.
+        contours: points in pixels; overlapping contours make holes.
+        stroke: width of open lines in pixels; 0 fills the contours.
+
+    Returns:
+        Coverage, uint8 (h, w), 255 inside of the shape; and the exact box of the shape in it, float64 (4,) xyxy.
     """
     points = np.concatenate(contours)
     low, high = points.min(0) - stroke / 2, points.max(0) + stroke / 2
@@ -44,26 +56,26 @@ def rasterize(rng: Rng, contours: list[Points], stroke: float = 0.0) -> tuple[ND
     width, height = np.ceil(high + shift + 1).astype(int)
     zoom = 8 if max(width, height) < 96 else 4
     fine = np.zeros((height * zoom, width * zoom), np.uint8)
-    # OpenCV has pixel centres at whole numbers, 4 bits of fraction.
-    fixed = [np.rint(((contour + shift) * zoom - 0.5) * 16).astype(np.int32) for contour in contours]
+    # For OpenCV, pixel centers are whole numbers, and the last 4 bits are the fraction.
+    fixed_point = [np.rint(((contour + shift) * zoom - 0.5) * 16).astype(np.int32) for contour in contours]
     if stroke:
-        cv2.polylines(fine, fixed, False, 255, max(1, round(stroke * zoom)), cv2.LINE_8, 4)
+        cv2.polylines(fine, fixed_point, False, 255, max(1, round(stroke * zoom)), cv2.LINE_8, 4)
     else:
-        cv2.fillPoly(fine, fixed, 255, cv2.LINE_8, 4)
+        cv2.fillPoly(fine, fixed_point, 255, cv2.LINE_8, 4)
     coverage = np.asarray(cv2.resize(fine, (int(width), int(height)), interpolation=cv2.INTER_AREA), np.uint8)
     return coverage, np.concatenate([low + shift, high + shift])
 
 
-def overlap(size: int, x: int, y: int, patch: NDArray[Any]) -> tuple[Part, Part]:
-    """The part of the image that a patch with its corner at (x, y) lies on, and the part of the patch that it is."""
+def overlap_slices(size: int, x: int, y: int, patch: NDArray[Any]) -> tuple[Slices, Slices]:
+    """Where a patch with its top left corner at (x, y) overlaps the image: slices of the image, slices of the patch."""
     left, top = max(x, 0), max(y, 0)
     right, bottom = max(min(x + patch.shape[1], size), left), max(min(y + patch.shape[0], size), top)
-    there = slice(top, bottom), slice(left, right)
-    return there, (slice(top - y, bottom - y), slice(left - x, right - x))
+    in_image = slice(top, bottom), slice(left, right)
+    return in_image, (slice(top - y, bottom - y), slice(left - x, right - x))
 
 
 def _candidate_positions(rng: Rng, size: int, patch: NDArray[Any], items: list[Item]) -> Iterator[tuple[int, int]]:
-    """Where a patch might go: anywhere, and quite often where its box meets the box of another item."""
+    """Twelve random (x, y) for a patch: anywhere, or with probability 0.3 where its box meets that of another item."""
     width_height = np.array(patch.shape[::-1])
     for _ in range(12):
         low, high = -width_height // 3, np.array([size, size])
@@ -76,13 +88,22 @@ def _candidate_positions(rng: Rng, size: int, patch: NDArray[Any], items: list[I
 
 
 def random_layout(rng: Rng, size: int) -> tuple[list[Item], NDArray[np.int16]]:
-    """Items in the order of painting, and (size, size) which of them is seen in a pixel: i + 1, 0 for none.
+    """Choose classes, sizes and positions of the objects of a scene.
 
-    An item is placed only where enough of it, and of every item before it, can still be seen.
+    An item is placed only where enough of it and of every earlier item stays visible. If none of the candidate
+    positions allows that, the item is omitted.
+
+    Args:
+        rng: draws everything.
+        size: side of the image in pixels.
+
+    Returns:
+        The items in the order in which they are painted, and the owner of each pixel, int16 (size, size): i + 1 where
+        item i is visible, 0 for the background.
     """
     items: list[Item] = []
     owner = np.zeros((size, size), np.int16)
-    seen, needed = np.array([size * size]), np.array([0.0])  # visible pixels of each owner
+    visible, required = np.array([size * size]), np.array([0.0])  # pixels of each owner
     objects = int(rng.triangular(1, 10, 25)) if rng.random() > 0.05 else 0
     crowds = 1 if objects and rng.random() < 0.06 else 0
     large = 0
@@ -90,40 +111,52 @@ def random_layout(rng: Rng, size: int) -> tuple[list[Item], NDArray[np.int16]]:
         label = int(rng.choice(len(CLASSES), p=CLASS_FREQUENCY))
         contours = CONTOURS[CLASSES[label]]
         longest = size / (4 if large == 2 else 2)
-        # On a log scale, the whole range is there and most objects are neither tiny nor huge.
+        # The log scale covers the whole range; most objects are neither tiny nor huge.
         extent = math.exp(rng.triangular(math.log(MIN_OBJECT_SIZE), math.log(size / 6), math.log(longest)))
-        coverage, outline = rasterize(
-            rng, crowd_contours(rng, contours) if crowd else random_pose(rng, contours, extent)
-        )
+        coverage, box = rasterize(rng, crowd_contours(rng, contours) if crowd else random_pose(rng, contours, extent))
         solid = coverage > 127
-        # Tiny shapes need nearly all of their pixels to be told apart.
-        need = solid.sum() * (0.8 if crowd else np.interp(extent, [MIN_OBJECT_SIZE, 48], [0.95, 0.5]))
+        # The classes of tiny shapes can be distinguished only by nearly all of their pixels.
+        min_visible = solid.sum() * (0.8 if crowd else np.interp(extent, [MIN_OBJECT_SIZE, 48], [0.95, 0.5]))
         for x, y in _candidate_positions(rng, size, solid, items):
-            there, here = overlap(size, x, y, solid)
-            mine = solid[here]
-            left = seen - np.bincount(owner[there][mine], minlength=len(seen))
-            if mine.sum() >= need and np.all(left >= needed):
-                items.append(Item(label, crowd, coverage, x, y, outline + np.array([x, y, x, y])))
-                owner[there][mine] = len(items)
-                seen, needed = np.append(left, mine.sum()), np.append(needed, need)
+            in_image, in_patch = overlap_slices(size, x, y, solid)
+            inside = solid[in_patch]  # the pixels of the shape that are inside of the image
+            still_visible = visible - np.bincount(owner[in_image][inside], minlength=len(visible))
+            if inside.sum() >= min_visible and np.all(still_visible >= required):
+                items.append(Item(label, crowd, coverage, x, y, box + np.array([x, y, x, y])))
+                owner[in_image][inside] = len(items)
+                visible = np.append(still_visible, inside.sum())
+                required = np.append(required, min_visible)
                 large += not crowd and extent > size / 4
                 break
     return items, owner
 
 
 def _mask_extent(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """xyxy of the true pixels, from the first pixel's near edge to the last one's far edge."""
+    """The box of the true pixels, xyxy, in whole pixels."""
     columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
 
 def annotate(item: Item, number: int, owner: NDArray[np.int16]) -> dict[str, Any]:
+    """The COCO annotation of an item without `id` and `image_id`.
+
+    A side of the box that is not covered by other items or cut off is exact to a fraction of a pixel, because it comes
+    from the outline. Any other side is the edge of the last visible pixel.
+
+    Args:
+        item: the object.
+        number: its number in `owner`, from 1.
+        owner: as `random_layout` returns it.
+
+    Returns:
+        `bbox` xywh in pixels of the image, `area` in visible pixels, `category_id`, `iscrowd`.
+    """
     solid = item.coverage > 127
-    there, here = overlap(len(owner), item.x, item.y, solid)
+    in_image, in_patch = overlap_slices(len(owner), item.x, item.y, solid)
     visible = np.zeros_like(solid)
-    visible[here] = owner[there] == number
-    free = _mask_extent(visible) == _mask_extent(solid)
-    sides = np.where(free, item.outline, _mask_extent(visible) + np.array([item.x, item.y] * 2))
+    visible[in_patch] = owner[in_image] == number
+    fully_visible = _mask_extent(visible) == _mask_extent(solid)  # for each side
+    sides = np.where(fully_visible, item.box, _mask_extent(visible) + np.array([item.x, item.y] * 2))
     x1, y1, x2, y2 = sides.clip(0, len(owner)).tolist()
     return {
         "bbox": [x1, y1, x2 - x1, y2 - y1],

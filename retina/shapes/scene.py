@@ -1,14 +1,15 @@
-"""Seeded scenes of textured shapes, with their annotations.
+"""Draws one scene of textured shapes: seed, index and size in pixels -> a uint8 RGB image and its COCO annotations.
 
-A data set that is generated in a minute and still has what makes dense detection hard: a long tail of classes,
-objects from 8 pixels to half the image, rotation, occlusion, backgrounds with texture, clutter that looks like
-objects and is not labelled, images without any object, and crowd regions.
+The scenes are quick to generate and have the difficulties of dense detection: classes of very different frequency,
+objects from 8 pixels to half the image, rotation, occlusion, textured backgrounds, clutter that resembles objects but
+is not annotated, images without objects, and crowd regions.
 
-A scene has three steps: `_layout` places outlines and keeps track of which pixel belongs to whom, then the
-background and the clutter are painted, then the objects in their order, so that a later one covers an earlier one.
+A scene is made in three steps. `random_layout` places the objects and records which one is visible in each pixel. Then
+the background and the clutter are painted. Then the objects are painted in order, so a later one covers earlier ones.
 
-A box is tight around what can be SEEN, as in COCO. A free side is exact to a fraction of a pixel, since it comes from
-the outline itself; a side that is covered, or cut off by the border, ends with the last visible pixel.
+A box is tight around the visible part of an object, as in COCO. A side that is not covered is exact to a fraction of a
+pixel, because it comes from the outline. A side that is covered, or cut off by the border, is the edge of the last
+visible pixel.
 """
 
 from typing import Any
@@ -19,11 +20,11 @@ from numpy.typing import NDArray
 from retina.shapes.layout import annotate, random_layout, rasterize
 from retina.shapes.painting import paint_background, paint_shape, random_clutter
 
-GENERATOR_VERSION = 1  # raise it when the same seed gives other bytes
+GENERATOR_VERSION = 1  # increase it when the same seed gives other bytes
 
 
 def draw_scene(seed: int, index: int, size: int) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
-    """One scene, a pure function of its arguments.
+    """Draw a scene, a pure function of its arguments.
 
     Args:
         seed: of the data set, >= 0.
@@ -32,7 +33,8 @@ def draw_scene(seed: int, index: int, size: int) -> tuple[NDArray[np.uint8], lis
 
     Returns:
         The image, uint8 RGB (size, size, 3), and its COCO annotations without `id` and `image_id`:
-        `bbox` xywh, floats in pixels, around what can be seen; `area`, the visible pixels; `category_id`; `iscrowd`.
+        `bbox` xywh, floats in pixels, around the visible part; `area`, the number of visible pixels; `category_id`;
+        `iscrowd`.
 
     Raises:
         ValueError: `size` is less than 64, or `seed` or `index` is negative.
@@ -45,7 +47,7 @@ def draw_scene(seed: int, index: int, size: int) -> tuple[NDArray[np.uint8], lis
     for _ in range(rng.integers(1, 6)):
         contours, stroke = random_clutter(rng, size)
         coverage, _ = rasterize(rng, contours, stroke)
-        # All of it in the image: a blob cut off by the border could be taken for a circle.
+        # All of it is inside of the image: a blob that is cut off could look like a circle.
         height, width = coverage.shape
         x, y = rng.integers(0, [max(1, size - width), max(1, size - height)]).tolist()
         paint_shape(rng, canvas, coverage, x, y, None)

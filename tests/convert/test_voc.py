@@ -1,4 +1,4 @@
-"""VOC -> COCO, on folders written here by hand and on the real BCCD where it is at hand."""
+"""VOC -> COCO, on folders written by the tests and, where it is available, on BCCD."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def voc_object(name: str, box: tuple[object, ...], extra: str = "") -> str:
 
 
 def write_image(root: Path, stem: str, objects: str, size: str = "<width>40</width><height>30</height>") -> None:
-    """A 40 x 30 image with its annotation; the XML's `filename` is wrong on purpose."""
+    """A 40 x 30 image with its annotation. The `filename` in the XML is wrong on purpose."""
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "Annotations" / f"{stem}.xml").write_text(
@@ -45,6 +45,15 @@ def one_image(root: Path, objects: str, **settings: str) -> tuple[dict, list[str
     return convert_voc(root, "train")
 
 
+def coco_stats(coco_gt: COCO, results: list[list[float]]) -> np.ndarray:
+    """The twelve COCO numbers of rows (image id, x, y, width, height, score, category id)."""
+    coco_eval = COCOeval(coco_gt, coco_gt.loadRes(np.array(results)), "bbox")
+    coco_eval.evaluate()
+    coco_eval.accumulate()
+    coco_eval.summarize()
+    return coco_eval.stats
+
+
 def test_boxes_ids_and_categories(tmp_path: Path) -> None:
     write_image(tmp_path, "a", voc_object("dog", (1, 2, 11, 22)) + voc_object(" cat ", ("3.5", 0, 40, 30)))
     write_image(tmp_path, "b", "")
@@ -57,7 +66,7 @@ def test_boxes_ids_and_categories(tmp_path: Path) -> None:
         {"id": 1, "file_name": "b.jpg", "width": 40, "height": 30},
         {"id": 2, "file_name": "a.jpg", "width": 40, "height": 30},
     ]
-    # "ant" is in val only: the two splits must agree on the ids all the same
+    # "ant" is in val only, but both splits have the same ids
     names = [{"id": 1, "name": "ant"}, {"id": 2, "name": "cat"}, {"id": 3, "name": "dog"}]
     assert coco["categories"] == names == convert_voc(tmp_path, "val")[0]["categories"]
     assert [(a["id"], a["image_id"], a["category_id"], a["bbox"], a["area"]) for a in coco["annotations"]] == [
@@ -67,19 +76,19 @@ def test_boxes_ids_and_categories(tmp_path: Path) -> None:
     assert notes == []
 
 
-def test_given_categories_keep_their_order_and_leave_others_out(tmp_path: Path) -> None:
+def test_given_categories_keep_their_order_and_exclude_others(tmp_path: Path) -> None:
     write_image(tmp_path, "a", "".join(voc_object(name, (1, 1, 9, 9)) for name in ("ant", "bee", "cat", "ant")))
     write_split(tmp_path, "train", "a")
     coco, notes = convert_voc(tmp_path, "train", ["cat", "bee", "yak"])
     assert [(c["id"], c["name"]) for c in coco["categories"]] == [(1, "cat"), (2, "bee"), (3, "yak")]
     assert [a["category_id"] for a in coco["annotations"]] == [2, 1]
     assert len(notes) == 1 and "2 objects of class 'ant'" in notes[0]
-    for bad in ([], ["cat", "cat"]):
+    for invalid in ([], ["cat", "cat"]):
         with pytest.raises(ValueError, match=r"distinct class names"):
-            convert_voc(tmp_path, "train", bad)
+            convert_voc(tmp_path, "train", invalid)
 
 
-def test_degenerate_and_outside_boxes_are_named(tmp_path: Path) -> None:
+def test_boxes_without_area_or_outside_are_dropped_with_a_note(tmp_path: Path) -> None:
     boxes = [
         (5, 5, 5, 9),
         (5, 9, 8, 9),
@@ -98,47 +107,35 @@ def test_degenerate_and_outside_boxes_are_named(tmp_path: Path) -> None:
     assert all("outside of the 40 x 30 image" in note for note in notes[3:5])
 
 
-def test_difficult_objects_neither_cost_nor_count_in_pycocotools(tmp_path: Path) -> None:
+def test_difficult_objects_do_not_count_in_pycocotools(tmp_path: Path) -> None:
     plain = voc_object("dog", (2, 2, 12, 12), "<difficult>0</difficult>")
     difficult = voc_object("dog", (20, 10, 30, 28), "<difficult>1</difficult>")
     coco, _ = one_image(tmp_path, plain + difficult + voc_object("dog", (2, 15, 12, 29)))
     assert [a["iscrowd"] for a in coco["annotations"]] == [0, 1, 0]
 
-    truth = COCO()
-    truth.dataset = coco
-    truth.createIndex()
+    coco_gt = COCO()
+    coco_gt.dataset = coco
+    coco_gt.createIndex()
     # the difficult one scores highest: as a false positive it would halve the precision of all that follow
     scores = [0.5, 0.9, 0.6]
-    detections = truth.loadRes(
-        np.array([[1, *a["bbox"], s, 1] for a, s in zip(coco["annotations"], scores, strict=True)])
-    )
-    evaluation = COCOeval(truth, detections, "bbox")
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    assert evaluation.stats[0] == pytest.approx(1.0)
-
-    detections = truth.loadRes(np.array([[1, *coco["annotations"][0]["bbox"], 0.5, 1]]))
-    evaluation = COCOeval(truth, detections, "bbox")
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    assert evaluation.stats[8] == pytest.approx(0.5), "two objects to find, not three"
+    results = [[1, *a["bbox"], score, 1] for a, score in zip(coco["annotations"], scores, strict=True)]
+    assert coco_stats(coco_gt, results)[0] == pytest.approx(1.0)
+    assert coco_stats(coco_gt, results[:1])[8] == pytest.approx(0.5), "recall of one in two objects, not in three"
 
 
 @pytest.mark.parametrize(
-    ("size", "said"),
+    ("size", "note"),
     [
         ("<width>0</width><height>0</height>", "0 x 0"),
-        ("", "no x no"),
+        ("", r"(none) x (none)"),
         ("<width>41</width><height>30</height>", "41 x 30"),
         ("<width>30</width><height>40</height>", "rotated"),
     ],
 )
-def test_image_size_comes_from_the_file_when_the_xml_is_wrong(tmp_path: Path, size: str, said: str) -> None:
+def test_image_size_comes_from_the_file_when_the_xml_is_wrong(tmp_path: Path, size: str, note: str) -> None:
     coco, notes = one_image(tmp_path, voc_object("dog", (0, 0, 9, 9)), size=size)
     assert (coco["images"][0]["width"], coco["images"][0]["height"]) == (40, 30)
-    assert len(notes) == 1 and said in notes[0] and "a.xml" in notes[0] and "40 x 30" in notes[0]
+    assert len(notes) == 1 and note in notes[0] and "a.xml" in notes[0] and "40 x 30" in notes[0]
 
 
 def test_split_lines(tmp_path: Path) -> None:
@@ -151,7 +148,7 @@ def test_split_lines(tmp_path: Path) -> None:
     assert len(notes) == 1 and "line 5 ('a')" in notes[0]
 
 
-def test_parts_of_people_are_not_objects(tmp_path: Path) -> None:
+def test_parts_of_persons_are_not_objects(tmp_path: Path) -> None:
     part = voc_object("head", (1, 1, 2, 2)).replace("object>", "part>")
     coco, notes = one_image(tmp_path, voc_object("person", (3, 4, 13, 14), part))
     assert notes == []
@@ -177,7 +174,7 @@ def test_folder_split_and_empty_split_are_checked(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"not a VOC folder: expected Annotations"):
         convert_voc(tmp_path, "train")
     one_image(tmp_path, voc_object("dog", (0, 0, 9, 9)))
-    with pytest.raises(FileNotFoundError, match=r"no split 'test'.*the splits there are: train"):
+    with pytest.raises(FileNotFoundError, match=r"no split 'test'.*available splits: train"):
         convert_voc(tmp_path, "test")
     write_split(tmp_path, "none", " ", "")
     with pytest.raises(ValueError, match=r"none\.txt is empty"):
@@ -217,7 +214,7 @@ def test_doctype_is_refused_whatever_the_encoding(tmp_path: Path, encoding: str)
         convert_voc(tmp_path, "train")
 
 
-def test_leftovers_of_other_systems_are_skipped(tmp_path: Path) -> None:
+def test_files_that_macos_adds_to_archives_are_skipped(tmp_path: Path) -> None:
     write_image(tmp_path, "a", voc_object("dog", (0, 0, 9, 9)))
     (tmp_path / "Annotations/._a.xml").write_bytes(b"\0\5\x16\7")
     (tmp_path / "JPEGImages/._a.jpg").write_bytes(b"\0\5\x16\7")
@@ -239,10 +236,10 @@ def test_tool_writes_what_convert_voc_returns(tmp_path: Path) -> None:
     assert json.loads(output.read_text()) == expected
     assert notes[0] in result.stdout
     assert re.search(r"^ *dog +1$", result.stdout, re.MULTILINE)
-    assert [path.name for path in output.parent.iterdir()] == ["train.json"], "no temporary file is left"
+    assert [path.name for path in output.parent.iterdir()] == ["train.json"], "no temporary file remains"
 
 
-def test_tool_fails_with_one_message_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_tool_fails_with_one_message_and_leaves_no_files(tmp_path: Path) -> None:
     output = tmp_path / "out/train.json"
     result = tool(tmp_path, "--split", "train", "--output", output)
     assert result.returncode == 2 and not output.parent.exists()
@@ -250,15 +247,15 @@ def test_tool_fails_with_one_message_and_leaves_nothing_behind(tmp_path: Path) -
 
     root = tmp_path / "voc"
     one_image(root, voc_object("dog", (0, 0, 9, 9)))
-    output.mkdir(parents=True)  # a folder where the file should go: the rename fails at the very end
+    output.mkdir(parents=True)  # a folder with the name of the output file: the final rename fails
     result = tool(root, "--split", "train", "--output", output)
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert [path.name for path in output.parent.iterdir()] == ["train.json"], "no temporary file is left"
+    assert [path.name for path in output.parent.iterdir()] == ["train.json"], "no temporary file remains"
 
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason=f"the BCCD data set is not at {BCCD}")
 def test_bccd() -> None:
-    """Counts from `grep`-like expressions over the raw files; the degenerate boxes were found by eye."""
+    """The expected counts come from the text of the XML files; the boxes without area were looked up by hand."""
     categories = []
     for split, images, dropped in [
         ("train", 205, "BloodImage_00343.xml: object 4 of 12 ('RBC'), box (181, 329, 181, 329)"),

@@ -11,7 +11,8 @@ from PIL import Image
 from retina.data.coco import CocoDataset, DataError, read_annotations, read_image
 
 
-def write(root: Path, boxes: list[list[float]], **change: Any) -> tuple[Path, Path]:
+def write_annotations(root: Path, boxes: list[list[float]], **changes: Any) -> tuple[Path, Path]:
+    """A JSON of images 5 and 9 with `boxes` on image 5, as annotations 70, 71, ...; and the folder of the images."""
     images = root / "images"
     images.mkdir(exist_ok=True)
     Image.new("RGB", (40, 30)).save(images / "a.png")
@@ -24,25 +25,26 @@ def write(root: Path, boxes: list[list[float]], **change: Any) -> tuple[Path, Pa
             {"id": 70 + i, "image_id": 5, "category_id": 11 if i % 2 else 4, "bbox": box} for i, box in enumerate(boxes)
         ],
         "categories": [{"id": 11, "name": "dog"}, {"id": 4, "name": "cat"}],
-    } | change
+    } | changes
     path = root / "a.json"
     path.write_text(json.dumps(tree))
     return path, images
 
 
-def test_ids_with_gaps_become_labels_and_empty_images_stay(tmp_path: Path) -> None:
-    dataset = CocoDataset(*write(tmp_path, [[1, 2, 10, 20], [0, 0, 5, 5]]))
+def test_ids_with_gaps_become_labels_and_empty_images_are_kept(tmp_path: Path) -> None:
+    dataset = CocoDataset(*write_annotations(tmp_path, [[1, 2, 10, 20], [0, 0, 5, 5]]))
     assert (dataset.num_classes, dataset.names, dataset.category_ids) == (2, ["cat", "dog"], [4, 11])
     first, second = dataset.records
     assert first.boxes.tolist() == [[1, 2, 11, 22], [0, 0, 5, 5]] and first.labels.tolist() == [0, 1]
     assert second.boxes.shape == (0, 4) and second.labels.shape == (0,)
     assert [
-        record.image_id for record in CocoDataset(*write(tmp_path, [[1, 1, 5, 5]]), empty_images="drop").records
+        record.image_id
+        for record in CocoDataset(*write_annotations(tmp_path, [[1, 1, 5, 5]]), empty_images="drop").records
     ] == [5]
 
 
 def test_degenerate_boxes_are_dropped_and_counted(tmp_path: Path) -> None:
-    dataset = CocoDataset(*write(tmp_path, [[1, 2, 10, 0], [3, 3, 4, 4], [39, 1, 9, 3], [50, 5, 4, 4]]))
+    dataset = CocoDataset(*write_annotations(tmp_path, [[1, 2, 10, 0], [3, 3, 4, 4], [39, 1, 9, 3], [50, 5, 4, 4]]))
     assert dataset.records[0].boxes.tolist() == [[3, 3, 7, 7], [39, 1, 40, 4]]
     assert any("2 boxes without area dropped: annotations 70, 73" in note for note in dataset.notes)
     assert any("2 boxes reached" in note for note in dataset.notes)
@@ -51,37 +53,37 @@ def test_degenerate_boxes_are_dropped_and_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_non_finite_boxes_are_refused_with_their_id(tmp_path: Path, value: float) -> None:
     with pytest.raises(DataError, match=r"annotation 71.*four finite numbers"):
-        CocoDataset(*write(tmp_path, [[1, 2, 3, 4], [1, 2, value, 4]]))
+        CocoDataset(*write_annotations(tmp_path, [[1, 2, 3, 4], [1, 2, value, 4]]))
 
 
 def test_crowd_boxes_are_ignored_or_dropped_but_never_objects(tmp_path: Path) -> None:
     crowd = [{"id": 1, "image_id": 5, "category_id": 4, "bbox": [0, 0, 9, 9], "iscrowd": 1}]
-    path, images = write(tmp_path, [], annotations=crowd)
+    path, images = write_annotations(tmp_path, [], annotations=crowd)
     record = CocoDataset(path, images).records[0]
     assert len(record.boxes) == 0 and record.ignore.tolist() == [[0, 0, 9, 9]]
     assert len(CocoDataset(path, images, crowd="drop").records[0].ignore) == 0
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("changes", "message"),
     [
-        ({"images": [{"id": 5, "file_name": "../secret.png", "width": 4, "height": 4}]}, "leaves the folder"),
-        ({"images": [{"id": 5, "file_name": "/etc/passwd", "width": 4, "height": 4}]}, "leaves the folder"),
+        ({"images": [{"id": 5, "file_name": "../secret.png", "width": 4, "height": 4}]}, "outside of the folder"),
+        ({"images": [{"id": 5, "file_name": "/etc/passwd", "width": 4, "height": 4}]}, "outside of the folder"),
         ({"images": [{"id": 5, "file_name": "a.png"}]}, r"images\[0\] \(id 5\): width, height missing"),
-        ({"images": [{"id": 5, "file_name": "a.png", "width": 4, "height": 4}] * 2}, "stands twice"),
+        ({"images": [{"id": 5, "file_name": "a.png", "width": 4, "height": 4}] * 2}, "two entries have the same id"),
         ({"categories": []}, "categories"),
         ({"annotations": [{"image_id": 6, "category_id": 4, "bbox": [0, 0, 1, 1]}]}, "image_id 6"),
         ({"annotations": [{"image_id": 5, "category_id": 1, "bbox": [0, 0, 1, 1]}]}, "category_id 1"),
         ({"annotations": None}, "no list 'annotations'"),
     ],
 )
-def test_broken_annotations_say_where(tmp_path: Path, change: dict[str, Any], says: str) -> None:
-    with pytest.raises(DataError, match=says):
-        CocoDataset(*write(tmp_path, [], **change))
+def test_errors_name_the_broken_entry(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        CocoDataset(*write_annotations(tmp_path, [], **changes))
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    path, images = write(tmp_path, [])
+    path, images = write_annotations(tmp_path, [])
     with pytest.raises(DataError, match=r"nowhere.json: no such annotation file"):
         CocoDataset(tmp_path / "nowhere.json", images)
     with pytest.raises(DataError, match=r"nowhere: no such folder"):
@@ -92,41 +94,41 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 
 
 def test_area_and_iscrowd_are_filled_in(tmp_path: Path) -> None:
-    tree = read_annotations(write(tmp_path, [[0, 0, 3, 4]])[0])
+    tree = read_annotations(write_annotations(tmp_path, [[0, 0, 3, 4]])[0])
     assert tree["annotations"][0]["area"] == 12 and tree["annotations"][0]["iscrowd"] == 0
 
 
-def test_every_kind_of_file_is_read_as_rgb(tmp_path: Path) -> None:
+def test_every_image_mode_is_read_as_rgb(tmp_path: Path) -> None:
     ramp = np.linspace(0, 255, 40 * 30).reshape(30, 40).astype(np.uint8)
-    grey = Image.fromarray(ramp)
+    gray = Image.fromarray(ramp)
     files = {
-        "grey.png": grey,
-        "palette.png": grey.convert("P"),
-        "alpha.png": grey.convert("RGBA"),
+        "gray.png": gray,
+        "palette.png": gray.convert("P"),
+        "alpha.png": gray.convert("RGBA"),
         "deep.png": Image.fromarray(ramp.astype(np.uint16) * 257),
-        "cmyk.tiff": grey.convert("RGB").convert("CMYK"),
-        "one.png": grey.convert("1"),
+        "cmyk.tiff": gray.convert("RGB").convert("CMYK"),
+        "one.png": gray.convert("1"),
     }
     for name, image in files.items():
         image.save(tmp_path / name)
         pixels = read_image(tmp_path / name, (40, 30))
         assert pixels.shape == (30, 40, 3) and pixels.dtype == np.uint8
-        if name != "one.png":  # 16 bit is scaled, not cut off at 255
+        if name != "one.png":  # 16-bit values are divided, not clipped at 255
             assert np.abs(pixels.astype(int) - ramp[:, :, None]).max() <= 1, name
 
 
-def test_exif_rotation_is_decided_by_the_annotated_size(tmp_path: Path) -> None:
+def test_exif_rotation_follows_the_size_in_the_json(tmp_path: Path) -> None:
     pixels = np.zeros((30, 40, 3), dtype=np.uint8)
-    pixels[:10, :10] = 255  # top left as stored
+    pixels[:10, :10] = 255  # top left of the stored pixels
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by 90 degrees: top left goes to top right
+    exif[0x0112] = 6  # rotate by 90 degrees: top left moves to top right
     path = tmp_path / "a.png"
     Image.fromarray(pixels).save(path, exif=exif)
     upright = read_image(path, (30, 40))
     assert upright.shape == (40, 30, 3) and upright[5, 25].all() and not upright[5, 5].any()
     assert np.array_equal(read_image(path, (40, 30)), pixels)
     assert read_image(path).shape == (40, 30, 3)
-    with pytest.raises(DataError, match=r"the annotations say 50x50, the file is 40x30"):
+    with pytest.raises(DataError, match=r"is 50x50 in the JSON, 40x30 in the file"):
         read_image(path, (50, 50))
 
 

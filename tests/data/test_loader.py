@@ -23,7 +23,7 @@ def dataset(config: Config) -> CocoDataset:
 
 
 def hashes(batches: list[Batch], first_step: int) -> dict[tuple[int, int], str]:
-    """(step, image id) -> SHA-256 of what the network would see of it, boxes included."""
+    """(step, image id) -> SHA-256 of the pixels, boxes and labels of the sample."""
     result = {}
     for step, batch in enumerate(batches, first_step):
         for image, target, image_id in zip(batch.images, batch.targets, batch.image_ids, strict=True):
@@ -34,66 +34,70 @@ def hashes(batches: list[Batch], first_step: int) -> dict[tuple[int, int], str]:
     return result
 
 
-def run(config: Config, start: int, workers: int) -> dict[tuple[int, int], str]:
+def sample_hashes(config: Config, start: int, workers: int) -> dict[tuple[int, int], str]:
     config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
     return hashes([batch for step in train_batches(dataset(config), config, start) for batch in step], start)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_pixels_do_not_depend_on_workers_or_on_a_resume(tiny_yaml: Path, workers: int) -> None:
+def test_samples_depend_neither_on_workers_nor_on_a_resume(tiny_yaml: Path, workers: int) -> None:
     config = load_config(tiny_yaml, ["train.steps=12"])
-    whole = run(config, 0, 0)
-    assert run(config, 0, workers) == whole
-    resumed = run(config, 7, workers)
-    assert resumed == {key: value for key, value in whole.items() if key[0] >= 7} and len(resumed) == 20
+    full_run = sample_hashes(config, 0, 0)
+    assert sample_hashes(config, 0, workers) == full_run
+    resumed = sample_hashes(config, 7, workers)
+    assert resumed == {key: value for key, value in full_run.items() if key[0] >= 7} and len(resumed) == 20
 
 
-def test_draws_of_an_image_differ_between_epochs(tiny_yaml: Path) -> None:
+def test_augmentation_of_an_image_differs_between_epochs(tiny_yaml: Path) -> None:
     config = load_config(tiny_yaml, ["train.steps=20"])  # 22 images in batches of 4: five steps an epoch
     seen: dict[int, set[str]] = {}
-    for (_, image_id), value in run(config, 0, 2).items():
+    for (_, image_id), value in sample_hashes(config, 0, 2).items():
         seen.setdefault(image_id, set()).add(value)
     counts: dict[int, int] = {}
-    for _, image_id in run(config, 0, 0):
+    for _, image_id in sample_hashes(config, 0, 0):
         counts[image_id] = counts.get(image_id, 0) + 1
     assert all(len(values) == counts[image_id] for image_id, values in seen.items()) and max(counts.values()) >= 3
 
 
-def test_draws_of_two_images_differ(tiny_yaml: Path) -> None:
+def test_augmentation_differs_between_images(tiny_yaml: Path) -> None:
     config = load_config(tiny_yaml, ["data.short_side=[64]"])
     record = dataset(config).records[0]
     image = read_image(record.path)
-    views = [train_transform(image, record._replace(image_id=i), config.data, 0, 0)[0] for i in range(20)]
-    assert len({np.asarray(view).tobytes() for view in views}) > 10
+    augmented = [train_transform(image, record._replace(image_id=i), config.data, 0, 0)[0] for i in range(20)]
+    assert len({np.asarray(pixels).tobytes() for pixels in augmented}) > 10
 
 
-def test_every_epoch_sees_every_image_but_a_rest() -> None:
+def test_an_epoch_omits_less_than_a_batch() -> None:
     wide = tuple(i % 7 != 0 for i in range(50))
     batches = epoch_order(wide, 8, 0, 3)
     flat = [i for batch in batches for i in batch]
     assert len(batches) == 6 and len(set(flat)) == 48
-    assert sum(len({wide[i] for i in batch}) == 2 for batch in batches) <= 1  # orientations mix in one batch at most
+    assert sum(len({wide[i] for i in batch}) == 2 for batch in batches) <= 1  # at most one batch mixes orientations
     assert epoch_order(wide, 8, 0, 4) != batches and epoch_order(wide, 8, 1, 3) != batches
     seen = {i for epoch in range(12) for batch in epoch_order(wide, 8, 0, epoch) for i in batch}
     assert seen == set(range(50))
     assert epoch_order((True, False, True), 8, 0, 0)[0].count(0) in (2, 3)  # fewer images than a batch: repeated
 
 
-def test_processes_and_micro_batches_share_the_global_batch(tiny_yaml: Path) -> None:
+def test_processes_and_micro_batches_split_the_global_batch(tiny_yaml: Path) -> None:
     config = load_config(tiny_yaml, ["train.steps=3", "train.accumulate=2"])
     data = dataset(config)
-    alone = [[i for b in step for i in b.image_ids] for step in train_batches(data, config, 0)]
+    one_process = [[i for b in step for i in b.image_ids] for step in train_batches(data, config, 0)]
     parts = [list(train_batches(data, config, 0, rank, 2)) for rank in range(2)]
     for step in range(3):
         together = [i for part in parts for batch in part[step] for i in batch.image_ids]
-        assert together == alone[step] == [data.records[key.position].image_id for key in step_keys(data, config, step)]
-        frames = {tuple(batch.images.shape[2:]) for part in parts for batch in part[step]}
-        assert len(frames) == 1  # both pad alike, whatever their own images need
+        assert (
+            together
+            == one_process[step]
+            == [data.records[key.position].image_id for key in step_keys(data, config, step)]
+        )
+        padded_sizes = {tuple(batch.images.shape[2:]) for part in parts for batch in part[step]}
+        assert len(padded_sizes) == 1  # both processes pad to the size that the global batch needs
         assert all(len(part[step]) == 2 and len(part[step][0].image_ids) == 1 for part in parts)
 
 
 def test_boxes_move_with_the_pixels(tiny_yaml: Path) -> None:
-    """The oracle is the picture itself: each class is the only thing bright in its own channel."""
+    """The expected box comes from the pixels: objects of a class are the only bright ones in its channel."""
     config = load_config(tiny_yaml, ["data.photometric=0", "data.flip=0.5", "data.vertical_flip=0.5", "train.steps=15"])
     checked = 0
     for (batch,) in train_batches(dataset(config), config, 0):
@@ -108,7 +112,7 @@ def test_boxes_move_with_the_pixels(tiny_yaml: Path) -> None:
     assert checked > 10
 
 
-def test_images_are_normalised_and_padding_is_zero(tiny_yaml: Path) -> None:
+def test_images_are_normalized_and_padding_is_zero(tiny_yaml: Path) -> None:
     config = load_config(tiny_yaml)
     ((batch,), *_) = train_batches(dataset(config), config, 0)
     images = batch.normalized()
@@ -120,7 +124,7 @@ def test_images_are_normalised_and_padding_is_zero(tiny_yaml: Path) -> None:
         torch.testing.assert_close(image[:, :height, :width], (inside - mean) / std)
 
 
-def test_evaluation_sees_each_image_once_in_its_own_frame(tiny_yaml: Path) -> None:
+def test_evaluation_sees_each_image_once_at_its_own_padded_size(tiny_yaml: Path) -> None:
     config = load_config(tiny_yaml, ["train.eval_batch=3"])
     data = dataset(config)
     for world in (1, 2):
@@ -131,7 +135,7 @@ def test_evaluation_sees_each_image_once_in_its_own_frame(tiny_yaml: Path) -> No
                 assert tuple(batch.images.shape[2:]) == (-(-height // 32) * 32, -(-width // 32) * 32)
 
 
-def test_resize_keeps_to_both_limits() -> None:
+def test_resize_respects_both_limits() -> None:
     config = Config().data
     assert resized_size(480, 640, 800, config) == (800, 1067)
     assert resized_size(500, 1500, 800, config) == (444, 1333)
@@ -139,7 +143,7 @@ def test_resize_keeps_to_both_limits() -> None:
     assert drawn == {600, 700, 800}
 
 
-def test_unreadable_images_stop_or_are_skipped_and_named(tiny_yaml: Path, tmp_path: Path) -> None:
+def test_unreadable_images_stop_the_run_or_are_skipped_with_a_reason(tiny_yaml: Path, tmp_path: Path) -> None:
     annotations = write_coco(tmp_path, "train", 4, seed=5)
     (tmp_path / "train/0002.png").write_bytes(b"no picture")
     flags = [f"data.train_annotations={annotations}", f"data.train_images={tmp_path}/train", "train.steps=1"]
@@ -149,8 +153,8 @@ def test_unreadable_images_stop_or_are_skipped_and_named(tiny_yaml: Path, tmp_pa
     config = load_config(tiny_yaml, [*flags, "data.unreadable=skip"])
     (((batch,)),) = train_batches(dataset(config), config, 0)
     assert len(batch.unreadable) == 1 and "0002.png" in next(iter(batch.unreadable.values()))
-    place = batch.image_ids.index(json.loads(annotations.read_text())["images"][2]["id"])
+    index = batch.image_ids.index(json.loads(annotations.read_text())["images"][2]["id"])
     anchors = make_anchors(config.anchors, *batch.images.shape[2:], torch.device("cpu"))
     assigned = assign(anchors, batch.targets, batch.sizes, 3, config.assign).labels_NR
-    assert (assigned[place] == -1).all()  # its anchors teach nothing, not "background"
-    assert (assigned[(place + 1) % 4] != -1).any()
+    assert (assigned[index] == -1).all()  # all its anchors are ignored, none is background
+    assert (assigned[(index + 1) % 4] != -1).any()

@@ -1,4 +1,4 @@
-"""The generated data set: its pixels are the oracle for its boxes, pycocotools the one for its files."""
+"""The generated data set: its boxes are compared with its pixels, and pycocotools reads its files."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ def test_any_number_of_processes_writes_the_same_bytes(folder: Path, tmp_path: P
     assert written == files(folder)
 
 
-def test_scenes_do_not_depend_on_the_counts(folder: Path, tmp_path: Path) -> None:
+def test_scenes_do_not_depend_on_the_number_of_images(folder: Path, tmp_path: Path) -> None:
     write_shapes(tmp_path, train=2, val=4, size=SIZE, processes=1)
     few, many = files(tmp_path), files(folder)
     for name in ("train/000000.jpg", "train/000001.jpg", "val/000000.jpg", "val/000002.jpg"):
@@ -59,7 +59,7 @@ def test_a_scene_is_a_function_of_seed_index_and_size_only() -> None:
     image, annotations = draw_scene(3, 5, 640)
     try:
         cv2.setNumThreads(1)
-        np.random.seed(1)  # noqa: NPY002 - the global state must not matter
+        np.random.seed(1)  # noqa: NPY002 - the global state must have no effect
         again, same = draw_scene(3, 5, 640)
     finally:
         cv2.setNumThreads(threads)
@@ -72,25 +72,26 @@ def test_a_scene_is_a_function_of_seed_index_and_size_only() -> None:
 
 
 def visible_coverage(monkeypatch: pytest.MonkeyPatch, index: int, size: int) -> list[np.ndarray]:
-    """Of each annotated shape, how much of each pixel shows it: the scene with it dark against the scene with it light.
+    """The share of each pixel that shows an annotated shape, for each of the shapes.
 
-    All other shapes are grey. Objects are painted last, so theirs are the last calls that choose a colour.
+    It is the difference of two drawings: the shape is light in one of them, all other shapes are gray. Objects are
+    painted last, so the last calls of `_choose_colors` are theirs.
     """
-    choose = painting._choose_colors
-    calls, light, grey = 0, -1, 127.0
+    original = painting._choose_colors
+    calls, light_call, gray = 0, -1, 127.0
 
-    def colours(rng: np.random.Generator, under: np.ndarray, hue: float) -> np.ndarray:
+    def choose_colors(rng: np.random.Generator, background: np.ndarray, hue: float) -> np.ndarray:
         nonlocal calls
         calls += 1
-        choose(rng, np.zeros_like(under), hue)  # to draw the same random numbers
-        return np.full((2, 3), 200.0 if calls == light else grey, np.float32)
+        original(rng, np.zeros_like(background), hue)  # to draw the same random numbers
+        return np.full((2, 3), 200.0 if calls == light_call else gray, np.float32)
 
-    monkeypatch.setattr(painting, "_choose_colors", colours)
-    dark, annotations = draw_scene(0, index, size)
-    total, masks = calls, []
+    monkeypatch.setattr(painting, "_choose_colors", choose_colors)
+    all_gray, annotations = draw_scene(0, index, size)
+    total_calls, masks = calls, []
     for number in range(len(annotations)):
-        calls, light = 0, total - len(annotations) + number + 1
-        masks.append((draw_scene(0, index, size)[0].astype(float) - dark).mean(2) / (200 - grey))
+        calls, light_call = 0, total_calls - len(annotations) + number + 1
+        masks.append((draw_scene(0, index, size)[0].astype(float) - all_gray).mean(2) / (200 - gray))
     monkeypatch.undo()
     return masks
 
@@ -102,22 +103,22 @@ def test_boxes_are_tight_around_the_pixels_that_show_the_shape(monkeypatch: pyte
         for mask, annotation in zip(masks, draw_scene(0, index, 192)[1], strict=True):
             x, y, w, h = annotation["bbox"]
             rows, columns = np.flatnonzero((mask > 0.1).any(1)), np.flatnonzero((mask > 0.1).any(0))
-            pixels = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-            errors.append(np.subtract([x, y, x + w, y + h], pixels))
+            pixel_box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            errors.append(np.subtract([x, y, x + w, y + h], pixel_box))
             assert annotation["area"] == pytest.approx(mask.sum(), rel=0.15, abs=6)
     assert len(errors) > 100
     assert np.abs(errors).max() < 2.5
     assert np.abs(errors).mean() < 0.5
-    # The pixel's edge lies outside of a free side, by a third of a pixel on average: no side is pushed in or out.
+    # A side lies inside of its last pixel, a third of a pixel on average from its edge. The four sides are alike.
     assert np.mean(errors, axis=0) == pytest.approx([0.33, 0.33, -0.33, -0.33], abs=0.12)
 
 
-def test_what_is_annotated_can_be_seen() -> None:
+def test_half_of_every_annotated_shape_is_visible() -> None:
     for index in range(400):
         items, owner = layout.random_layout(np.random.default_rng([9, index]), 128)
         for number, item in enumerate(items, 1):
-            whole = np.count_nonzero(item.coverage > 127)
-            assert np.count_nonzero(owner == number) >= 0.5 * whole > 0
+            area = np.count_nonzero(item.coverage > 127)
+            assert np.count_nonzero(owner == number) >= 0.5 * area > 0
 
 
 def test_boxes_are_inside_the_image_and_sizes_span_the_range(scenes: list[list[dict[str, Any]]]) -> None:
@@ -126,14 +127,14 @@ def test_boxes_are_inside_the_image_and_sizes_span_the_range(scenes: list[list[d
     assert boxes[:, :2].min() >= 0
     assert (boxes[:, :2] + boxes[:, 2:]).max() <= SIZE
     assert boxes[:, 2:].min() > 2
-    longer = boxes[:, 2:].max(1)
-    assert longer.max() == pytest.approx(SIZE / 2, rel=0.05)
-    assert longer.max() <= SIZE / 2
-    assert np.quantile(longer, 0.02) < 11
-    assert np.quantile(longer, 0.9) > SIZE / 4
+    longer_sides = boxes[:, 2:].max(1)
+    assert longer_sides.max() == pytest.approx(SIZE / 2, rel=0.05)
+    assert longer_sides.max() <= SIZE / 2
+    assert np.quantile(longer_sides, 0.02) < 11
+    assert np.quantile(longer_sides, 0.9) > SIZE / 4
 
 
-def test_classes_have_a_long_tail(scenes: list[list[dict[str, Any]]]) -> None:
+def test_class_frequencies_have_a_long_tail(scenes: list[list[dict[str, Any]]]) -> None:
     counts = Counter(a["category_id"] for scene in scenes for a in scene if not a["iscrowd"])
     by_class = [counts[category["id"]] for category in CATEGORIES]
     assert by_class[0] == max(by_class)
@@ -153,25 +154,27 @@ def test_scenes_without_objects_and_crowds_exist(scenes: list[list[dict[str, Any
     assert min(min(a["bbox"][2:]) for a in crowds) > 30
 
 
-def test_pycocotools_reads_the_files_and_finds_the_truth_perfect(folder: Path) -> None:
-    coco = COCO(str(folder / "annotations" / "train.json"))
-    assert sorted(coco.cats) != list(range(1, len(CLASSES) + 1))
-    assert [coco.cats[i]["name"] for i in sorted(coco.cats)] == list(CLASSES)
-    assert any(a["iscrowd"] for a in coco.anns.values())
-    for image in coco.imgs.values():
+def test_pycocotools_gives_the_ground_truth_ap_1(folder: Path) -> None:
+    coco_gt = COCO(str(folder / "annotations" / "train.json"))
+    assert sorted(coco_gt.cats) != list(range(1, len(CLASSES) + 1))
+    assert [coco_gt.cats[i]["name"] for i in sorted(coco_gt.cats)] == list(CLASSES)
+    assert any(a["iscrowd"] for a in coco_gt.anns.values())
+    for image in coco_gt.imgs.values():
         pixels = cv2.imread(str(folder / "train" / image["file_name"]))
         assert pixels is not None
         assert pixels.shape == (image["height"], image["width"], 3)
-    truth = [a for a in coco.anns.values() if not a["iscrowd"]]
-    found = coco.loadRes([{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.9} for a in truth])
-    evaluation = COCOeval(coco, found, "bbox")
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    assert evaluation.stats[0] == pytest.approx(1.0)
+    objects = [a for a in coco_gt.anns.values() if not a["iscrowd"]]
+    coco_dt = coco_gt.loadRes(
+        [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.9} for a in objects]
+    )
+    coco_eval = COCOeval(coco_gt, coco_dt, "bbox")
+    coco_eval.evaluate()
+    coco_eval.accumulate()
+    coco_eval.summarize()
+    assert coco_eval.stats[0] == pytest.approx(1.0)
 
 
-def test_a_finished_folder_is_left_alone_and_other_settings_are_refused(
+def test_a_complete_folder_is_unchanged_and_other_settings_are_refused(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -179,40 +182,40 @@ def test_a_finished_folder_is_left_alone_and_other_settings_are_refused(
     assert "nothing to do" in capsys.readouterr().out
     assert paths == {split: folder / "annotations" / f"{split}.json" for split in ("train", "val")}
     with pytest.raises(
-        FileExistsError, match=r"seed 0 there, 1 asked; val 3 there, 4 asked.*another folder, or delete"
+        FileExistsError, match=r"seed is 0, requested 1; val is 3, requested 4.*another folder, or delete"
     ):
         write_shapes(folder, train=40, val=4, size=SIZE, seed=1)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def test_an_interrupted_folder_is_completed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match=r"no space"):
-        patched.setattr(writing.json, "dumps", broken)
+        patched.setattr(writing.json, "dumps", fail)
         write_shapes(tmp_path, train=40, val=3, size=SIZE, processes=1)
     assert not list(tmp_path.glob("annotations/*.json"))
     write_shapes(tmp_path, train=40, val=3, size=SIZE, processes=1)
     assert files(tmp_path) == files(folder)
 
 
-@pytest.mark.parametrize("wrong", [{"train": 0}, {"val": 0}, {"size": 63}, {"seed": -1}, {"processes": 0}])
-def test_arguments_out_of_range_are_named(tmp_path: Path, wrong: dict[str, int]) -> None:
-    ((name, value),) = wrong.items()
+@pytest.mark.parametrize("invalid", [{"train": 0}, {"val": 0}, {"size": 63}, {"seed": -1}, {"processes": 0}])
+def test_arguments_out_of_range_are_named(tmp_path: Path, invalid: dict[str, int]) -> None:
+    ((name, value),) = invalid.items()
     with pytest.raises(ValueError, match=rf"got .*{name}={value}.* accepted are"):
-        write_shapes(tmp_path, **({"train": 1, "val": 1, "size": 64} | wrong))
+        write_shapes(tmp_path, **({"train": 1, "val": 1, "size": 64} | invalid))
     assert not list(tmp_path.iterdir())
 
 
-def test_the_tool_shows_the_long_tail_and_refuses_with_2(folder: Path) -> None:
+def test_tool_prints_class_counts_and_exits_with_2_for_other_settings(folder: Path) -> None:
     command = [sys.executable, REPOSITORY / "tools" / "make_shapes.py", "--output", folder, "--train", "40"]
-    done = subprocess.run(
+    completed = subprocess.run(
         [*command, "--val", "3", "--size", str(SIZE)], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     annotations = json.loads((folder / "annotations" / "train.json").read_text())["annotations"]
     circles = sum(a["category_id"] == CATEGORIES[0]["id"] and not a["iscrowd"] for a in annotations)
-    assert any(line.split()[:2] == ["circle", str(circles)] for line in done.stdout.splitlines())
+    assert any(line.split()[:2] == ["circle", str(circles)] for line in completed.stdout.splitlines())
     refused = subprocess.run([*command, "--val", "4"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
-    assert "size 128 there, 320 asked" in refused.stderr
+    assert "size is 128, requested 320" in refused.stderr
