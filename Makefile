@@ -1,10 +1,14 @@
 # make demo   from a bare machine to a COCO table and pictures        make check  what CI runs: lint, types, tests
 # make test   the test suite                                          make gpu    the figures of a CUDA card
+# make quick  the fast tests: no training, no server; under a minute
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 
-.PHONY: demo test lint check gpu
+# A test file stays in one process, so that its fixtures are made once; the slow files start first (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test quick lint check gpu
 demo: .venv/ready
 	$(BIN)/python tools/make_shapes.py --output data/shapes
 	$(BIN)/python tools/train.py configs/shapes.yaml --resume
@@ -12,7 +16,10 @@ demo: .venv/ready
 	$(BIN)/python tools/plot.py configs/shapes.yaml --score 0.45
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+quick: .venv/ready
+	$(PYTEST) -m 'not slow'
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

@@ -1,6 +1,8 @@
-"""Largest relative error of the focal loss in float32 against float64, over logits where it is a normal number.
+"""Largest relative error of the float32 focal loss and its gradient, over logits where they are normal numbers.
 
-python benchmarks/focal_error.py
+    python benchmarks/focal_error.py
+
+The reference is float64.
 """
 
 from __future__ import annotations
@@ -22,28 +24,28 @@ def exact(x: Tensor, positive: bool, gamma: float) -> tuple[Tensor, Tensor]:
     return loss.detach(), torch.autograd.grad(loss.sum(), x)[0]
 
 
-def worst(given: Tensor, true: Tensor) -> float:
-    """The largest relative error where the truth is a normal float32."""
-    normal = true.abs() > torch.finfo(torch.float32).tiny
-    return ((given.double() - true).abs() / true.abs())[normal].max().item()
+def max_relative_error(computed: Tensor, expected: Tensor) -> float:
+    """The largest relative error where `expected` is a normal float32."""
+    normal = expected.abs() > torch.finfo(torch.float32).tiny
+    return ((computed.double() - expected).abs() / expected.abs())[normal].max().item()
 
 
 def main() -> None:
-    """One line for each gamma: value (reference), gradient (reference, chunked)."""
+    """Print a line for each gamma: value and gradient of the reference path, gradient of the chunked path."""
     generator = torch.Generator().manual_seed(0)
     x = torch.cat([torch.linspace(-87.3, 87.3, 400_001), 5 * torch.randn(400_000, generator=generator)])
     print(f"{len(x):,} logits, torch {torch.__version__}\ngamma   value   gradient   gradient, chunked")
     for gamma in (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0):
         errors = [0.0, 0.0, 0.0]
         for positive in (True, False):
-            loss, slope = exact(x, positive, gamma)
+            loss, gradient = exact(x, positive, gamma)
             ids = torch.full(x.shape, 0 if positive else 1)
             logits = x[:, None].clone().requires_grad_()
             value = sigmoid_focal_loss(logits, ids, gamma=gamma, reduction="none", impl="reference")
             (reference,) = torch.autograd.grad(value.sum(), logits)
             (chunked,) = torch.autograd.grad(sigmoid_focal_loss(logits, ids, gamma=gamma, reduction="sum"), logits)
-            pairs = ((value.detach()[:, 0], loss), (reference[:, 0], slope), (chunked[:, 0], slope))
-            errors = [max(old, worst(*pair)) for old, pair in zip(errors, pairs, strict=True)]
+            pairs = ((value.detach()[:, 0], loss), (reference[:, 0], gradient), (chunked[:, 0], gradient))
+            errors = [max(old, max_relative_error(*pair)) for old, pair in zip(errors, pairs, strict=True)]
         print(f"{gamma:5g} {errors[0]:7.1e} {errors[1]:10.1e} {errors[2]:19.1e}")
 
 

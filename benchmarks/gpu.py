@@ -1,11 +1,11 @@
-"""The figures of a CUDA card, in one file: speed beside torchvision, a timed training and its AP, where a step goes.
+"""Results of one CUDA card in one file: speed compared with torchvision, a timed run and its AP, a profile of a step.
 
     python benchmarks/gpu.py [--seconds 300] [--output docs/results/gpu.md]     (make gpu: after the CUDA tests)
 
-1. training and inference of R50-FPN at 640x640, batch 16, beside torchvision's RetinaNet in the same run (speed.py);
+1. training and inference of R50-FPN at 640x640, batch 16, with torchvision's RetinaNet in the same run (speed.py);
 2. configs/gpu.yaml, with as many steps as fit into `--seconds` at the speed just measured, and its evaluation;
 3. the share of a training step's device time that is not convolution, by torch.profiler.
-Without a card it says so and stops, unless --device cpu asks for a rehearsal.
+Without a CUDA device the benchmark stops with a message; --device cpu tries it on the CPU.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ WARM_UP, PROFILED = 5, 5
 
 
 def main() -> int:
-    """0 with the results file written."""
+    """0 with the result file written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to configs/gpu.yaml")
     parser.add_argument("--seconds", type=float, default=300)
@@ -61,7 +61,7 @@ def main() -> int:
         config = load_config(
             "configs/gpu.yaml", [f"output_dir={folder}/run", *arguments.overrides, f"train.steps={steps}"]
         )
-        shares = step_shares(config, device)
+        fractions = profile_step(config, device)
         start = time.perf_counter()
         metrics = train(config)
         seconds = time.perf_counter() - start
@@ -73,14 +73,14 @@ def main() -> int:
         f"`make gpu` at {commit or 'an unknown commit'}, {datetime.date.today()}: {card}, torch {torch.__version__}, "
         f"torchvision {torchvision.__version__}, Python {platform.python_version()}.",
         "",
-        "## Speed beside torchvision, same run",
+        "## Speed compared with torchvision, same run",
         f"```\n{speed_table}```",
         "## Training from scratch on generated images",
         f"`configs/gpu.yaml`, {steps} steps: {seconds:.0f} s with start, loading, evaluation and checkpoints; "
         f"{images / seconds:.1f} images/s over all of it.",
         f"```\n{format_metrics(metrics)}\n```",
         "## Where the time of a step goes",
-        *(f"- {name}: {100 * share:.1f} %" for name, share in shares.items()),
+        *(f"- {name}: {100 * fraction:.1f} %" for name, fraction in fractions.items()),
         "",
     ]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -90,43 +90,43 @@ def main() -> int:
 
 
 def measure_speed(config: Config) -> tuple[float, str]:
-    """Our training images/s, and what speed.py printed."""
+    """Training images/s of this package, and the table that speed.py prints."""
     side = str(config.data.short_side[0])
     command = ["speed.py", "--backbone", config.model.backbone, "--size", side, side]
     sys.argv = [*command, "--batch", str(config.train.batch_size)]
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
         speeds = speed.main()
-    print(printed.getvalue())
-    return speeds["training"], printed.getvalue()
+    print(output.getvalue())
+    return speeds["training"], output.getvalue()
 
 
-def step_shares(config: Config, device: torch.device) -> dict[str, float]:
-    """Share of the device's time in convolutions, and in the largest other operators, over a few training steps."""
+def profile_step(config: Config, device: torch.device) -> dict[str, float]:
+    """Fractions of the device time of training steps: convolutions, everything else, and the largest of the others."""
     dataset = CocoDataset(config.data.train_annotations, config.data.train_images)
     model = RetinaNet(config, dataset.num_classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(model, config.train)
-    average = torch.tensor(100.0, device=device)
+    ema_positives = torch.tensor(100.0, device=device)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     batches = train_batches(dataset, config, 0)
 
-    def steps(count: int) -> None:
+    def run_steps(count: int) -> None:
         for step in range(count):
             batch = [part.to(device) for part in next(batches)]
-            train_step(model, optimizer, batch, dataset.num_classes, average, config, step)
+            train_step(model, optimizer, batch, dataset.num_classes, ema_positives, config, step)
 
-    steps(WARM_UP)
-    with profile(activities=activities) as prof:
-        steps(PROFILED)
+    run_steps(WARM_UP)
+    with profile(activities=activities) as profiler:
+        run_steps(PROFILED)
     times: dict[str, float] = defaultdict(float)
-    for event in prof.key_averages():
-        own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+    for event in profiler.key_averages():
+        time_us = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         if event.key.startswith("aten::") or device.type == "cpu":
-            times["convolution" if "conv" in event.key else event.key] += own
+            times["convolution" if "conv" in event.key else event.key] += time_us
     total = sum(times.values())
     largest = sorted((name for name in times if name != "convolution"), key=lambda name: -times[name])[:8]
-    shares = {"convolution": times["convolution"] / total, "all that is not": 1 - times["convolution"] / total}
-    return shares | {f"  of it {name}": times[name] / total for name in largest}
+    fractions = {"convolution": times["convolution"] / total, "everything else": 1 - times["convolution"] / total}
+    return fractions | {f"  of it {name}": times[name] / total for name in largest}
 
 
 if __name__ == "__main__":

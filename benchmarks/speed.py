@@ -1,12 +1,11 @@
-"""Images a second, side by side with torchvision's own RetinaNet in the same run.
+"""Images per second, compared with torchvision's own RetinaNet in the same run.
 
     python benchmarks/speed.py                               R18-FPN at 320x240, batch 8: two CPU cores
     python benchmarks/speed.py --backbone resnet50 --size 800 1344 --batch 16       a CUDA card
 
 Same backbone, FPN and head width (256), images, batch, boxes and optimizer. torchvision runs as its users run it
-(float32, eager; with --peer-bf16 under autocast), ours as `tools/train.py` does. Rounds alternate between the two and
-the ratio is the median over rounds, so that a machine whose speed drifts does not favour one. For inference both carry
-the same weights, through the key table.
+(float32, eager; with --peer-bf16 under autocast), retina as in `tools/train.py`. Rounds alternate between the two, and
+the ratio is the median over rounds: a machine whose speed drifts favors neither. Both start from the same weights.
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ CLASSES, BOXES = 80, 8
 
 
 def main() -> dict[str, float]:
-    """Print a table: images/s of each, median ratio and its range. Returns our images/s."""
+    """Print a table: images/s of both, median ratio and its range. Returns images/s of retina for each row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--size", type=int, nargs=2, default=(240, 320), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peer-bf16", action="store_true", help="torchvision under bf16 autocast too")
-    parser.add_argument("--compile", action="store_true", help="torch.compile of our network")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the network of retina")
     arguments = parser.parse_args()
     device = pick_device()
     config = Config(
@@ -59,7 +58,7 @@ def main() -> dict[str, float]:
 
     torch.manual_seed(0)
     ours = RetinaNet(config, CLASSES).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    theirs = peer(arguments.backbone, height, width).to(device)
+    theirs = torchvision_retinanet(arguments.backbone, height, width).to(device)
     torch.nn.init.normal_(theirs.head.classification_head.cls_logits.weight, std=0.05)  # some detections for NMS
     load_exactly(ours, from_torchvision(theirs.state_dict())[0], "torchvision")
     if arguments.compile:
@@ -67,27 +66,27 @@ def main() -> dict[str, float]:
     batch = make_batch(arguments.batch, height, width, config.data.pad_multiple).to(device)
     speeds = {}
     print(f"{'':10} {'torchvision':>14} {'retina':>14} {'ratio':>8}")
-    for name, a, b in (
+    for name, their_call, our_call in (
         ("training", their_step(theirs, batch, device, arguments.peer_bf16), our_step(ours, batch, config, device)),
         ("inference", their_eval(theirs, batch, device, arguments.peer_bf16), our_eval(ours, batch, config, device)),
     ):
-        speeds[name] = compare(name, a, b, arguments.batch, arguments.rounds, device)
+        speeds[name] = compare(name, their_call, our_call, arguments.batch, arguments.rounds, device)
     return speeds
 
 
-def peer(backbone: str, height: int, width: int, classes: int = CLASSES) -> TorchvisionRetinaNet:
-    """torchvision's RetinaNet as its own constructor makes it, on any ResNet; P6 from C5 as in ours."""
+def torchvision_retinanet(backbone: str, height: int, width: int, classes: int = CLASSES) -> TorchvisionRetinaNet:
+    """torchvision's RetinaNet by its own constructor, on any ResNet; P6 from C5, as in retina."""
     body = torchvision.models.get_model(backbone, weights=None)
-    extra = LastLevelP6P7(body.fc.in_features, 256)
-    features = _resnet_fpn_extractor(body, 5, returned_layers=[2, 3, 4], extra_blocks=extra)
-    return TorchvisionRetinaNet(features, classes, min_size=min(height, width), max_size=max(height, width))
+    extra_blocks = LastLevelP6P7(body.fc.in_features, 256)
+    backbone_fpn = _resnet_fpn_extractor(body, 5, returned_layers=[2, 3, 4], extra_blocks=extra_blocks)
+    return TorchvisionRetinaNet(backbone_fpn, classes, min_size=min(height, width), max_size=max(height, width))
 
 
 def make_batch(count: int, height: int, width: int, multiple: int) -> Batch:
-    """Noise and random boxes; the time does not depend on what is in the pictures."""
+    """Noise and random boxes: the time does not depend on the content of the images."""
     generator = torch.Generator().manual_seed(0)
-    frame = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
-    images = torch.zeros(count, *frame, 3, dtype=torch.uint8)
+    padded_size = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
+    images = torch.zeros(count, *padded_size, 3, dtype=torch.uint8)
     images[:, :height, :width] = torch.randint(
         0, 256, (count, height, width, 3), generator=generator, dtype=torch.uint8
     )
@@ -97,23 +96,23 @@ def make_batch(count: int, height: int, width: int, multiple: int) -> Batch:
         side = 16 + torch.rand(BOXES, 2, generator=generator) * torch.tensor([width * 0.3, height * 0.3])
         labels = torch.randint(0, CLASSES, (BOXES,), generator=generator)
         targets.append(Target(torch.cat([corner, corner + side], dim=1), labels, torch.zeros(0, 4)))
-    return Batch(images.permute(0, 3, 1, 2), [(height, width)] * count, targets, list(range(count)), [])
+    return Batch(images.permute(0, 3, 1, 2), [(height, width)] * count, targets, list(range(count)), {})
 
 
 def our_step(model: RetinaNet, batch: Batch, config: Config, device: torch.device) -> Callable[[], None]:
     optimizer = build_optimizer(model, config.train)
-    average = torch.tensor(100.0, device=device)
+    ema_positives = torch.tensor(100.0, device=device)
 
     def step() -> None:
         model.train()
-        train_step(model, optimizer, [batch], CLASSES, average, config, step=0)
+        train_step(model, optimizer, [batch], CLASSES, ema_positives, config, step=0)
 
     return step
 
 
 def their_step(model: TorchvisionRetinaNet, batch: Batch, device: torch.device, bf16: bool) -> Callable[[], None]:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
-    images = as_list(batch)
+    images = unpadded_images(batch)
     targets = [{"boxes": target.boxes, "labels": target.labels} for target in batch.targets]
 
     def step() -> None:
@@ -141,7 +140,7 @@ def our_eval(model: RetinaNet, batch: Batch, config: Config, device: torch.devic
 
 
 def their_eval(model: TorchvisionRetinaNet, batch: Batch, device: torch.device, bf16: bool) -> Callable[[], None]:
-    images = as_list(batch)
+    images = unpadded_images(batch)
     model.detections_per_img = 100
 
     @torch.inference_mode()
@@ -153,13 +152,15 @@ def their_eval(model: TorchvisionRetinaNet, batch: Batch, device: torch.device, 
     return evaluate
 
 
-def as_list(batch: Batch) -> list[Tensor]:
+def unpadded_images(batch: Batch) -> list[Tensor]:
     return [image[:, :h, :w].float() / 255 for image, (h, w) in zip(batch.images, batch.sizes, strict=True)]
 
 
 def compare(
-    name: str, theirs: Callable[[], None], ours: Callable[[], None], count: int, rounds: int, device: torch.device
+    name: str, theirs: Callable[[], None], ours: Callable[[], None], images: int, rounds: int, device: torch.device
 ) -> float:
+    """Print a row of the table; returns images/s of `ours`. `images`: the number in one call."""
+
     def seconds(run: Callable[[], None], repeats: int) -> float:
         start = time.perf_counter()
         for _ in range(repeats):
@@ -172,8 +173,8 @@ def compare(
     for run in (theirs, ours):
         seconds(run, 2)
     pairs = [(seconds(theirs, repeats), seconds(ours, repeats)) for _ in range(rounds)]
-    ratios = sorted(a / b for a, b in pairs)
-    speeds = [count / statistics.median(pair[i] for pair in pairs) for i in (0, 1)]
+    ratios = sorted(their_seconds / our_seconds for their_seconds, our_seconds in pairs)
+    speeds = [images / statistics.median(pair[i] for pair in pairs) for i in (0, 1)]
     print(
         f"{name:10} {speeds[0]:8.2f} img/s {speeds[1]:8.2f} img/s {statistics.median(ratios):7.2f}x"
         f"   ({ratios[0]:.2f} to {ratios[-1]:.2f})"

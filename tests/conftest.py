@@ -6,6 +6,9 @@ import json
 import os
 from pathlib import Path
 
+# Before torch is imported, and for the processes that tests start: `make test` runs one process for each core.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
 import torch
@@ -16,9 +19,13 @@ from retina.config_file import load_config
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run on the CPU, slowly
-torch.set_num_threads(min(2, torch.get_num_threads()))
 IDS = [3, 7, 20]  # category ids with gaps
 SIZES = [(96, 64), (64, 96), (80, 80), (96, 72), (64, 64), (72, 96)]  # width, height
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first, so that the processes of `make test` finish at about the same time."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def write_coco(root: Path, split: str, count: int, seed: int) -> Path:

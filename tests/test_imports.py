@@ -27,6 +27,7 @@ ROOMS: dict[str, list[str]] = {
         "cells", "paper", "study_file", "parent_process", "trial_storage", "launch", "outcome", "estimate", "loop",
         "results", "figures", "report",
     ],
+    "classify_demo": ["problems", "experiment", "summary", "figure"],
 }  # fmt: skip
 AT_TOP = ("", "detector")
 ORDER = [name if room in AT_TOP else f"{room}.{name}" for room, names in ROOMS.items() for name in names]

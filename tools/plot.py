@@ -1,6 +1,6 @@
 """Pictures of a run: python tools/plot.py CONFIG [section.key=value ...] [--count 8] [--score 0.3].
 
-Writes results.png (losses, learning rate, AP) and detections.png (beside ground truth) into the run folder.
+Writes results.png (losses, learning rate, AP) and detections.png (with the ground truth) into the run folder.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def main() -> int:
     run, annotations, images = config.run_dir, Path(config.data.val_annotations), Path(config.data.val_images)
     try:
         print(plot_run(run, run / "results.png"))
-        found, picture = run / "detections.json", run / "detections.png"
-        print(plot_detections(annotations, images, found, picture, count=arguments.count, score=arguments.score))
+        detections, picture = run / "detections.json", run / "detections.png"
+        print(plot_detections(annotations, images, detections, picture, count=arguments.count, score=arguments.score))
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,7 @@
-"""Pictures: boxes on images, curves, pages. Reads the files of a run; imports neither torch nor any other room."""
+"""Pictures and pages: boxes on images, curves of a run, reports.
+
+The files here read result files. They import neither torch nor any other package of retina.
+"""
 
 from retina.plots.boxes import draw_boxes
 from retina.plots.detections import plot_detections

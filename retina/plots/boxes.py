@@ -23,28 +23,27 @@ def draw_boxes(
     """Draw boxes with their class names (and scores) on a copy of an image.
 
     Args:
-        image: of any mode; drawn on in RGB.
-        boxes_xyxy: (M, 4) corners in pixels of the image; what lies outside of it is cut off.
-        labels: M class names; they choose the colours.
-        scores: M numbers, written behind the names; the highest are drawn on top.
+        image: of any mode; the result is RGB.
+        boxes_xyxy: (M, 4) corners in pixels of the image; they are clipped to it.
+        labels: M class names; each class has its color.
+        scores: M numbers, written after the names; the highest are drawn on top.
         dashed: M flags, True for a dashed outline (crowds).
 
     Returns:
-        A new RGB image of the same size. Lines and letters grow with its longest side.
+        A new RGB image of the same size. Lines and text scale with its longest side.
 
     Raises:
         ValueError: the lengths differ, or a box is not finite.
     """
     boxes = np.asarray(boxes_xyxy, dtype=float).reshape(-1, 4)
-    number = len(boxes)
     for name, given in (("labels", labels), ("scores", scores), ("dashed", dashed)):
-        if given is not None and len(given) != number:
-            raise ValueError(f"draw_boxes: {number} boxes, but {len(given)} {name}")
+        if given is not None and len(given) != len(boxes):
+            raise ValueError(f"draw_boxes: {len(boxes)} boxes, but {len(given)} {name}")
     if not np.isfinite(boxes).all():
         raise ValueError(f"draw_boxes: not finite: box {boxes[~np.isfinite(boxes).all(axis=1)][0].tolist()}")
 
     image = image.convert("RGB")  # a copy, whatever the mode
-    if not number:
+    if not len(boxes):
         return image
     draw = ImageDraw.Draw(image)
     # a box covers the pixels floor(x1) to ceil(x2) - 1
@@ -53,60 +52,60 @@ def draw_boxes(
     corners = [(int(x1), int(y1), max(int(x1), int(x2)), max(int(y1), int(y2))) for x1, y1, x2, y2 in pixels]
     colors = [class_color(label) for label in labels]
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    # what is drawn last lies on top: the surest box, or else the smallest
+    # the last one is drawn on top: the box with the highest score, or without scores the smallest
     order = [int(index) for index in np.argsort(-areas if scores is None else np.asarray(scores), kind="stable")]
-    line = max(1, round(max(image.size) / 250))
+    line_width = max(1, round(max(image.size) / 250))
     for index in order:
-        _draw_outline(draw, corners[index], colors[index], line, dashed is not None and dashed[index])
+        _draw_outline(draw, corners[index], colors[index], line_width, dashed is not None and dashed[index])
 
     texts = list(labels) if scores is None else [f"{n} {s:.2f}" for n, s in zip(labels, scores, strict=True)]
     size = max(11, max(image.size) // 40)
-    longest = max(_font(size).getlength(text) for text in texts)
-    font = _font(min(size, max(4, int(size * image.width / (longest + size)))))
-    pad = max(1, int(font.size) // 6)
+    longest = max(load_font(size).getlength(text) for text in texts)
+    font = load_font(min(size, max(4, int(size * image.width / (longest + size)))))
+    padding = max(1, int(font.size) // 6)
     height = sum(font.getmetrics())
-    places: dict[int, tuple[int, int, int, int]] = {}
-    for index in reversed(order):  # the best places to those on top
-        width = math.ceil(font.getlength(texts[index])) + 2 * pad
-        places[index] = _place_label(corners[index], width, height, image.size, list(places.values()))
+    text_boxes: dict[int, tuple[int, int, int, int]] = {}
+    for index in reversed(order):  # those on top choose their place first
+        width = math.ceil(font.getlength(texts[index])) + 2 * padding
+        text_boxes[index] = _place_label(corners[index], width, height, image.size, list(text_boxes.values()))
     for index in order:
-        x1, y1, x2, y2 = places[index]
+        x1, y1, x2, y2 = text_boxes[index]
         draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colors[index])
-        draw.text((x1 + pad, y1), texts[index], fill=_text_color(colors[index]), font=font)
+        draw.text((x1 + padding, y1), texts[index], fill=_text_color(colors[index]), font=font)
     return image
 
 
 def _text_color(color: str) -> str:
-    red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 130 else "white"
 
 
 def _draw_outline(
-    draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], color: str, line: int, dashed: bool
+    draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], color: str, line_width: int, dashed: bool
 ) -> None:
-    """`line` pixels of the colour inside of the box, and round them an edge that shows it on any background."""
+    """A line of `line_width` pixels inside the box, with a thin edge of black or white that shows on any background."""
     x1, y1, x2, y2 = box
-    edge = max(1, line // 4)
+    edge = max(1, line_width // 4)
 
     def spans(start: int, end: int) -> list[tuple[int, int]]:
-        """The whole side, or every other piece of it: an odd number of pieces, so that corners are drawn."""
-        pieces = (end - start) // (6 * line) | 1 if dashed else 1
-        cuts = [start + round((end - start + 1) * at / pieces) for at in range(pieces + 1)]
-        return [(cuts[at], cuts[at + 1] - 1) for at in range(0, pieces, 2)]
+        """The whole side, or its dashes: every other one of an odd number of segments, so that corners are drawn."""
+        count = (end - start) // (6 * line_width) | 1 if dashed else 1
+        limits = [start + round((end - start + 1) * i / count) for i in range(count + 1)]
+        return [(limits[i], limits[i + 1] - 1) for i in range(0, count, 2)]
 
     sides = []
     for left, right in spans(x1, x2):
-        sides += [(left, y1, right, min(y1 + line - 1, y2)), (left, max(y1, y2 - line + 1), right, y2)]
+        sides += [(left, y1, right, min(y1 + line_width - 1, y2)), (left, max(y1, y2 - line_width + 1), right, y2)]
     for top, bottom in spans(y1, y2):
-        sides += [(x1, top, min(x1 + line - 1, x2), bottom), (max(x1, x2 - line + 1), top, x2, bottom)]
+        sides += [(x1, top, min(x1 + line_width - 1, x2), bottom), (max(x1, x2 - line_width + 1), top, x2, bottom)]
     for left, top, right, bottom in sides:
         draw.rectangle((left - edge, top - edge, right + edge, bottom + edge), fill=_text_color(color))
     for side in sides:
         draw.rectangle(side, fill=color)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and knows Latin, Greek and Cyrillic."""
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib and has Latin, Greek and Cyrillic letters; `size` in pixels."""
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
 
 
@@ -117,20 +116,20 @@ def _place_label(
     image_size: tuple[int, int],
     taken: list[tuple[int, int, int, int]],
 ) -> tuple[int, int, int, int]:
-    """A place inside of the image at an edge of the box, the first of those that cover least of `taken`."""
+    """A rectangle (x1, y1, x2, y2) at a corner of the box, inside the image; the one that overlaps `taken` least."""
     x1, y1, x2, y2 = box[0], box[1], box[2] + 1, box[3] + 1
     tops = (y1 - height, y1, y2, y2 - height)  # above, inside, below, inside
-    places = []
+    candidates = []
     for left, top in ((left, top) for top in tops for left in (x1, x2 - width)):
         x = max(0, min(left, image_size[0] - width))
         y = max(0, min(top, image_size[1] - height))
-        places.append((x, y, x + width, y + height))
+        candidates.append((x, y, x + width, y + height))
 
-    def covered(place: tuple[int, int, int, int]) -> int:
+    def overlap(place: tuple[int, int, int, int]) -> int:
         return sum(
             max(0, min(place[2], other[2]) - max(place[0], other[0]))
             * max(0, min(place[3], other[3]) - max(place[1], other[1]))
             for other in taken
         )
 
-    return min(places, key=covered)
+    return min(candidates, key=overlap)

@@ -1,4 +1,4 @@
-"""Ground truth beside detections, as one picture."""
+"""A picture of ground truth and detections side by side."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from retina.plots.boxes import _font, draw_boxes
+from retina.plots.boxes import draw_boxes, load_font
 from retina.plots.result_files import read_json
 
-TILE = 640  # longest side of an image in plot_detections, pixels
+TILE = 640  # longest side of an image in the picture, pixels
 
 
 def plot_detections(
@@ -17,56 +17,56 @@ def plot_detections(
 ) -> Path:
     """Write a PNG of image pairs: ground truth left, detections right; crowd boxes are dashed.
 
-    The choice is the same at every call: the set is cut into `count` stretches, and each gives its image with
-    the most classes, and of these the one with the most objects (beyond six, more do not count).
+    The choice of images is the same at every call. The data set is cut into `count` chunks in its order. Each gives its
+    image with the most classes; among those with equally many, the one with the most objects, counted up to six.
 
     Args:
         annotations: COCO annotation JSON.
-        images: the folder that its `file_name`s are in.
+        images: the folder of its `file_name`s.
         detections: COCO results JSON: a list of {image_id, category_id, bbox (xywh, pixels), score}.
-        output: the file to write; its folder is made.
-        count: pairs to show, at most.
-        score: detections below it are not shown.
+        output: the file to write; its folder is created.
+        count: the largest number of pairs.
+        score: the lowest score that is shown.
 
     Returns:
         `output`.
 
     Raises:
-        FileNotFoundError: a file is not there.
+        FileNotFoundError: a file is missing.
         ValueError: nothing to show, or detections of images or categories that the annotations lack.
     """
     coco, results = read_json(annotations), read_json(detections)
     names = {category["id"]: category["name"] for category in coco["categories"]}
-    truth_of: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in coco["images"]}
-    found_of: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in coco["images"]}
-    if not truth_of or count < 1:
-        raise ValueError(f"nothing to show: {len(truth_of)} images in {annotations}, count = {count}")
+    gt_by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in coco["images"]}
+    detections_by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in coco["images"]}
+    if not gt_by_image or count < 1:
+        raise ValueError(f"nothing to show: {len(gt_by_image)} images in {annotations}, count = {count}")
     for annotation in coco["annotations"]:
-        truth_of[annotation["image_id"]].append(annotation)
+        gt_by_image[annotation["image_id"]].append(annotation)
     for result in results:
-        if result["image_id"] not in found_of or result["category_id"] not in names:
+        if result["image_id"] not in detections_by_image or result["category_id"] not in names:
             raise ValueError(f"{detections}: {result} is of an image or a category that {annotations} lacks")
         if result["score"] >= score:
-            found_of[result["image_id"]].append(result)
+            detections_by_image[result["image_id"]].append(result)
 
     def rank(image: dict[str, Any]) -> tuple[int, int]:
-        truth = truth_of[image["id"]]
-        return len({annotation["category_id"] for annotation in truth}), min(len(truth), 6)
+        objects = gt_by_image[image["id"]]
+        return len({annotation["category_id"] for annotation in objects}), min(len(objects), 6)
 
-    stretches = np.array_split(np.arange(len(coco["images"])), min(count, len(coco["images"])))
+    chunks = np.array_split(np.arange(len(coco["images"])), min(count, len(coco["images"])))
     tiles = []
-    for stretch in stretches:
-        image = max((coco["images"][index] for index in stretch), key=rank)
-        truth, found = truth_of[image["id"]], found_of[image["id"]]
+    for chunk in chunks:
+        image = max((coco["images"][index] for index in chunk), key=rank)
+        gt, shown = gt_by_image[image["id"]], detections_by_image[image["id"]]
         path = images / image["file_name"]
         if not path.is_file():
             raise FileNotFoundError(f"no {path}, which {annotations} names: is {images} its image folder?")
         with Image.open(path) as opened:
             pixels = opened.convert("RGB")
-        tiles.append(_tile(pixels, truth, names, f"{path.name}: {len(truth)} objects"))
-        tiles.append(_tile(pixels, found, names, f"{len(found)} detections, score ≥ {score:g}"))
+        tiles.append(_tile(pixels, gt, names, f"{path.name}: {len(gt)} objects"))
+        tiles.append(_tile(pixels, shown, names, f"{len(shown)} detections, score ≥ {score:g}"))
     output.parent.mkdir(parents=True, exist_ok=True)
-    _sheet(tiles, columns=2 if len(stretches) <= 4 else 4).save(output, format="PNG")
+    _sheet(tiles, columns=2 if len(chunks) <= 4 else 4).save(output, format="PNG")
     return output
 
 
@@ -81,19 +81,20 @@ def _tile(image: Image.Image, items: list[dict[str, Any]], names: dict[int, str]
     image = draw_boxes(image, boxes, labels, scores, dashed=[bool(item.get("iscrowd")) for item in items])
     tile = Image.new("RGB", (TILE, image.height + 30), "white")
     tile.paste(image, ((TILE - image.width) // 2, 30))
-    ImageDraw.Draw(tile).text((TILE // 2, 15), caption, fill="#333333", font=_font(18), anchor="mm")
+    ImageDraw.Draw(tile).text((TILE // 2, 15), caption, fill="#333333", font=load_font(18), anchor="mm")
     return tile
 
 
 def _sheet(tiles: list[Image.Image], columns: int) -> Image.Image:
-    """Tiles in rows; the two of a pair stand closer to each other than to their neighbours."""
-    near, far = 8, 32
+    """Tiles in rows; the gap within a pair is smaller than the gap between pairs."""
+    pair_gap, gap = 8, 32
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     heights = [max(tile.height for tile in row) for row in rows]
-    width = columns * TILE + columns // 2 * (near + far) + far
-    sheet = Image.new("RGB", (width, sum(heights) + far // 2 * (len(rows) + 1)), "white")
-    for at, row in enumerate(rows):
-        y = sum(heights[:at]) + far // 2 * at + far // 4
+    width = columns * TILE + columns // 2 * (pair_gap + gap) + gap
+    sheet = Image.new("RGB", (width, sum(heights) + gap // 2 * (len(rows) + 1)), "white")
+    for index, row in enumerate(rows):
+        y = sum(heights[:index]) + gap // 2 * index + gap // 4
         for column, tile in enumerate(row):
-            sheet.paste(tile, (far + column * TILE + column // 2 * (near + far) + column % 2 * near, y))
+            x = gap + column * TILE + column // 2 * (pair_gap + gap) + column % 2 * pair_gap
+            sheet.paste(tile, (x, y))
     return sheet

@@ -1,4 +1,4 @@
-"""Headings, paragraphs, tables and pictures, as Markdown and as one HTML page that needs nothing beside it."""
+"""Headings, paragraphs, tables and pictures, as Markdown or as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Paragraph:
 class Table:
     head: list[str]
     rows: list[list[str]]
-    bold: int | None = None  # a row
+    bold: int | None = None  # the index of a row
 
     def right(self) -> list[bool]:
-        """The columns that hold numbers, for the most part."""
+        """For each column, whether to align it right: most of its cells are numbers."""
         number = re.compile(r"[-+]?[\d.]+( ± [\d.]+)?")
-        columns = [[row[at] for row in self.rows if row[at] not in ("", "-")] for at in range(len(self.head))]
+        columns = [[row[i] for row in self.rows if row[i] not in ("", "-")] for i in range(len(self.head))]
         return [2 * sum(bool(number.fullmatch(text)) for text in texts) > len(texts) for texts in columns]
 
 
@@ -45,7 +45,7 @@ Block = Heading | Paragraph | Table | Picture
 
 
 def to_markdown(blocks: list[Block]) -> str:
-    """Pictures are named by their files."""
+    """Markdown text; pictures are links to their files."""
     parts = []
     for block in blocks:
         match block:
@@ -65,7 +65,7 @@ def to_markdown(blocks: list[Block]) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is, also in a cell of a table."""
+    """Escape what Markdown would interpret, also in a cell of a table; white space becomes single spaces."""
     return re.sub(r"([\\`*<>|&\[\]~]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
 
 
@@ -86,7 +86,7 @@ img { max-width: 100%; height: auto; display: block; margin: 1.2rem 0; }
 
 
 def to_html(blocks: list[Block]) -> str:
-    """Pictures are inside; no script, nothing fetched. The first heading is the title."""
+    """A page with its pictures inside. It has no scripts and loads nothing. The first heading is the title."""
     title = next(block.text for block in blocks if isinstance(block, Heading))
     parts = []
     for block in blocks:
@@ -96,7 +96,7 @@ def to_html(blocks: list[Block]) -> str:
             case Paragraph(text):
                 parts.append(f"<p>{html.escape(text)}</p>")
             case Picture(_, alt, png):
-                width = round(int.from_bytes(png[16:20]) * 100 / DPI)  # letters of one size in all pictures
+                width = round(int.from_bytes(png[16:20]) * 100 / DPI)  # so that text has one size in all pictures
                 data = base64.b64encode(png).decode()
                 parts.append(f'<img width="{width}" alt="{html.escape(alt)}" src="data:image/png;base64,{data}">')
             case Table():
@@ -113,12 +113,12 @@ def to_html(blocks: list[Block]) -> str:
 def _html_table(table: Table) -> str:
     right = table.right()
 
-    def cell(tag: str, text: str, at: int) -> str:
-        kind = ' class="right"' if right[at] else ' class="said"' if len(text) > 60 else ""
-        return f"<{tag}{kind}>{html.escape(text)}</{tag}>"
+    def cell(tag: str, text: str, column: int) -> str:
+        attribute = ' class="right"' if right[column] else ' class="said"' if len(text) > 60 else ""
+        return f"<{tag}{attribute}>{html.escape(text)}</{tag}>"
 
-    lines = ["<thead><tr>" + "".join(cell("th", text, at) for at, text in enumerate(table.head)) + "</tr></thead>"]
+    lines = ["<thead><tr>" + "".join(cell("th", text, i) for i, text in enumerate(table.head)) + "</tr></thead>"]
     for index, row in enumerate(table.rows):
         opening = '<tr class="best">' if index == table.bold else "<tr>"
-        lines.append(opening + "".join(cell("td", text, at) for at, text in enumerate(row)) + "</tr>")
+        lines.append(opening + "".join(cell("td", text, i) for i, text in enumerate(row)) + "</tr>")
     return '<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>"

@@ -1,9 +1,10 @@
-"""Reads the files that a run leaves behind; for the plots."""
+"""Reads the result files of a run, for plots."""
 
 from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,27 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 
-def read_metrics(path: Path) -> dict[str, NDArray[np.float64]]:
-    """The columns that are drawn, by step. A last line cut short (the run is writing it) is left out."""
+def read_metrics(
+    path: Path, columns: Sequence[str] = ("step", "loss", "loss_cls", "loss_box", "lr")
+) -> dict[str, NDArray[np.float64]]:
+    """Columns of a metrics.csv by name, sorted by step.
+
+    Of a step that is there twice (a resumed run) the later line counts. An incomplete last line, which the run may be
+    writing, is ignored.
+
+    Args:
+        path: the metrics.csv of a run.
+        columns: the names to read, "step" first.
+
+    Returns:
+        One array (steps,) for each name, in the order of `columns`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a column is missing, or a value is not a number.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: is {path.parent} the folder of a run?")
-    columns = ["step", "loss", "loss_cls", "loss_box", "lr"]
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if missing := set(columns) - set(reader.fieldnames or ()):

@@ -8,11 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from retina.plots.result_files import read_json, read_metrics
-from retina.plots.style import MANY_CLASSES, PALETTE, class_color, style_axes
+from retina.plots.style import MANY_CLASSES, PALETTE, class_color, style_axes, style_log_y, style_step_axis
 
 
 def plot_run(run: Path, output: Path) -> Path:
@@ -22,37 +21,35 @@ def plot_run(run: Path, output: Path) -> Path:
         run: a folder with metrics.csv (columns step, loss, loss_cls, loss_box, lr, and others) and, after the
             first evaluation, eval.json: a list of {step, AP, AP50, AP75, per_class: {name: AP}, and others},
             null where a number does not exist. Of a step that is there twice (a resumed run) the later counts.
-        output: the file to write; its folder is made.
+        output: the file to write; its folder is created.
 
     Returns:
         `output`.
 
     Raises:
         FileNotFoundError: there is no metrics.csv.
-        ValueError: a file is not what is described above.
+        ValueError: a file has another format than described above.
     """
     metrics = read_metrics(run / "metrics.csv")
     entries = read_json(run / "eval.json") if (run / "eval.json").is_file() else []
     by_step = {entry["step"]: entry for entry in entries}
     evaluations = [by_step[step] for step in sorted(by_step)]
-    many = bool(evaluations) and len(evaluations[-1]["per_class"]) > MANY_CLASSES
+    many_classes = bool(evaluations) and len(evaluations[-1]["per_class"]) > MANY_CLASSES
 
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
-    figure = Figure(figsize=(15, 8.5) if many else (12, 7.5), layout=layout)
-    grid = figure.add_gridspec(2, 3 if many else 2)
-    losses, rate = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
-    _plot_losses(losses, metrics)
-    _plot_rate(rate, metrics)
-    precision = figure.add_subplot(grid[0, 2] if many else grid[1, 0])
-    _plot_precision(precision, evaluations)
-    _plot_classes(figure.add_subplot(grid[1, :] if many else grid[1, 1]), evaluations)
-    last = max([1, *metrics["step"], *by_step])
-    for axes in (losses, rate, precision):
+    figure = Figure(figsize=(15, 8.5) if many_classes else (12, 7.5), layout=layout)
+    grid = figure.add_gridspec(2, 3 if many_classes else 2)
+    loss_axes, lr_axes = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
+    _plot_losses(loss_axes, metrics)
+    _plot_learning_rate(lr_axes, metrics)
+    ap_axes = figure.add_subplot(grid[0, 2] if many_classes else grid[1, 0])
+    _plot_ap(ap_axes, evaluations)
+    _plot_class_ap(figure.add_subplot(grid[1, :] if many_classes else grid[1, 1]), evaluations)
+    last_step = max([1, *metrics["step"], *by_step])
+    for axes in (loss_axes, lr_axes, ap_axes):
         if axes.has_data():
-            axes.set_xlim(0, last * 1.02)
-            axes.set_xlabel("step")
-            axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 90k
+            axes.set_xlim(0, last_step * 1.02)
+            style_step_axis(axes, max_ticks=7)
     figure.suptitle(run.resolve().name, fontsize=14, fontweight="bold")
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, format="png", dpi=100)
@@ -60,7 +57,10 @@ def plot_run(run: Path, output: Path) -> Path:
 
 
 def plot_precision_recall(curves: dict[str, list[float]]) -> Figure:
-    """Precision over recall at IoU 0.5, a line a class; `curves`: precision at evenly spaced recalls from 0 to 1."""
+    """Precision over recall at IoU 0.5, one line for each class.
+
+    `curves`: by class name, the precision at evenly spaced recalls from 0 to 1.
+    """
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     axes = figure.add_subplot()
     for name, values in curves.items():
@@ -72,7 +72,7 @@ def plot_precision_recall(curves: dict[str, list[float]]) -> Figure:
 
 
 def _plot_losses(axes: Axes, metrics: dict[str, NDArray[np.float64]]) -> None:
-    """Each loss, pale, and its running mean over a fiftieth of the run; logarithmic, since losses fall by decades."""
+    """Each loss in a pale color, and over it the running mean over a fiftieth of the logged steps; logarithmic."""
     window = max(1, len(metrics["step"]) // 50)
     kernel = np.ones(window) / window
     for name, color in (("loss", "#222222"), ("loss_cls", PALETTE[4]), ("loss_box", PALETTE[5])):
@@ -81,25 +81,22 @@ def _plot_losses(axes: Axes, metrics: dict[str, NDArray[np.float64]]) -> None:
         if len(values) < window:
             continue
         mean = np.convolve(values, kernel, mode="valid")
-        middle = np.convolve(steps, kernel, mode="valid")
+        mean_steps = np.convolve(steps, kernel, mode="valid")
         if window > 1:
             axes.plot(steps, values, color=color, alpha=0.2, linewidth=0.7)
-        axes.plot(middle, mean, color=color, marker="o" if len(mean) == 1 else "", label=f"{name} {mean[-1]:.3f}")
-    axes.set_yscale("log", nonpositive="mask")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.plot(mean_steps, mean, color=color, marker="o" if len(mean) == 1 else "", label=f"{name} {mean[-1]:.3f}")
+    style_log_y(axes)
     style_axes(axes, f"training loss, mean of {window} steps" if window > 1 else "training loss", "no step yet")
 
 
-def _plot_rate(axes: Axes, metrics: dict[str, NDArray[np.float64]]) -> None:
+def _plot_learning_rate(axes: Axes, metrics: dict[str, NDArray[np.float64]]) -> None:
     if len(metrics["lr"]):
         axes.plot(metrics["step"], metrics["lr"], color=PALETTE[2], marker="o" if len(metrics["lr"]) == 1 else "")
         axes.set_ylim(bottom=0)
     style_axes(axes, "learning rate", "no step yet")
 
 
-def _plot_precision(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
+def _plot_ap(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
     steps = [entry["step"] for entry in evaluations]
     for name, color in (("AP50", PALETTE[1]), ("AP75", PALETTE[5]), ("AP", "#222222")):
         values = [math.nan if entry[name] is None else entry[name] for entry in evaluations]
@@ -109,24 +106,24 @@ def _plot_precision(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
     style_axes(axes, "average precision", "no AP yet")
 
 
-def _plot_classes(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
-    """Bars, the best class first; classes without an AP (no ground truth) come last."""
+def _plot_class_ap(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
+    """Bars by falling AP; classes without an AP (no ground truth) come last."""
     per_class: dict[str, float | None] = evaluations[-1]["per_class"] if evaluations else {}
     ranked = sorted(per_class.items(), key=lambda item: -1.0 if item[1] is None else item[1], reverse=True)
     names, heights = [name for name, _ in ranked], [value or 0.0 for _, value in ranked]
     texts = ["n/a" if value is None else f"{value:.2f}" for _, value in ranked]
-    places = range(len(names))
+    positions = range(len(names))
     if len(names) > MANY_CLASSES:
-        bars = axes.bar(places, heights, color=PALETTE[4])
-        axes.set_xticks(places, names, rotation=90, fontsize=8)
+        bars = axes.bar(positions, heights, color=PALETTE[4])
+        axes.set_xticks(positions, names, rotation=90, fontsize=8)
         axes.set_xlim(-0.7, len(names) - 0.3)
         axes.bar_label(bars, [text.removeprefix("0") for text in texts], fontsize=6.5, padding=1)
         axes.set_ylim(0, 1)
     elif names:
-        bars = axes.barh(places, heights, 0.7, color=[class_color(name) for name in names])
-        axes.set_yticks(places, names)
-        spare = max(0.0, (5 - len(names)) / 2)  # few bars stay slim
-        axes.set_ylim(len(names) - 0.5 + spare, -0.5 - spare)
+        bars = axes.barh(positions, heights, 0.7, color=[class_color(name) for name in names])
+        axes.set_yticks(positions, names)
+        margin = max(0.0, (5 - len(names)) / 2)  # a few bars do not fill the panel
+        axes.set_ylim(len(names) - 0.5 + margin, -0.5 - margin)
         axes.bar_label(bars, texts, fontsize=9, padding=3)
         axes.set_xlim(0, 1)
     title = f"AP of each class at step {evaluations[-1]['step']}" if evaluations else "AP of each class"

@@ -1,4 +1,4 @@
-"""Pictures: the right pixels change, and files with gaps in them still make a picture."""
+"""Pictures: the right pixels change, and incomplete result files still give a picture."""
 
 import csv
 import json
@@ -12,6 +12,7 @@ from PIL import Image, ImageColor
 
 from retina.plots.boxes import draw_boxes
 from retina.plots.detections import plot_detections
+from retina.plots.result_files import read_metrics
 from retina.plots.run import plot_run
 from retina.plots.style import PALETTE, class_color
 from retina.shapes.outlines import CLASSES
@@ -26,9 +27,9 @@ def changed(image: Image.Image) -> np.ndarray:
 def test_outline_changes_pixels_at_the_box_and_not_inside() -> None:
     image = GREY.copy()
     drawn = np.asarray(draw_boxes(image, [[50, 100, 251, 221]], ["dog"]))
-    assert (np.asarray(image) == 128).all(), "the image given is left alone"
+    assert (np.asarray(image) == 128).all(), "the input image is unchanged"
     color = ImageColor.getrgb(class_color("dog"))
-    # the box covers columns 50 to 250 and rows 100 to 220; the tag is above it
+    # the box covers columns 50 to 250 and rows 100 to 220; the label is above it
     for row, column in [(160, 50), (160, 250), (220, 150), (100, 200), (220, 50), (220, 250)]:
         assert tuple(drawn[row, column]) == color, (row, column)
     for row, column in [(160, 49), (160, 251), (221, 150)]:
@@ -37,16 +38,16 @@ def test_outline_changes_pixels_at_the_box_and_not_inside() -> None:
     assert not difference[106:215, 56:245].any(), "inside"
     assert not difference[:80].any() and not difference[226:].any(), "above and below"
     assert not difference[:, :44].any() and not difference[:, 256:].any(), "left and right"
-    assert difference[82:99, 55:75].any(), "the tag"
+    assert difference[82:99, 55:75].any(), "the label"
 
 
-def test_box_beyond_the_image_is_closed_at_its_border() -> None:
+def test_box_beyond_the_image_is_clipped_to_it() -> None:
     drawn = draw_boxes(GREY, [[-50, 100, 900, 900]], ["dog"])
     color = ImageColor.getrgb(class_color("dog"))
     assert drawn.getpixel((0, 200)) == drawn.getpixel((399, 200)) == drawn.getpixel((200, 299)) == color
 
 
-def test_dashed_outline_has_gaps_but_corners() -> None:
+def test_dashed_outline_has_gaps_and_corners() -> None:
     solid = changed(draw_boxes(GREY, [[50, 100, 250, 220]], ["dog"]))[219, 50:250]
     dashed = changed(draw_boxes(GREY, [[50, 100, 250, 220]], ["dog"], dashed=[True]))[219, 50:250]
     assert solid.all()
@@ -56,7 +57,7 @@ def test_dashed_outline_has_gaps_but_corners() -> None:
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
 def test_any_mode_any_box_any_name(mode: str) -> None:
-    """Boxes out of the image, without area or turned round, long names, in images from tiny to large."""
+    """Boxes outside the image, without area or with swapped corners, and long names, in images from tiny to large."""
     boxes = [(0, 0, 8, 8), (-50, -50, 900, 900), (5, 5, 5, 5), (7, 7, 2, 2), (-9, -9, -3, -3), (990, 990, 999, 999)]
     labels = ["a name much longer than the image is wide", "é", "Ж", "", "d", "e"]
     for size in [(8, 8), (30, 200), (900, 60)]:
@@ -64,22 +65,22 @@ def test_any_mode_any_box_any_name(mode: str) -> None:
         assert drawn.size == size and drawn.mode == "RGB"
 
 
-def test_tags_are_whole_inside_and_apart() -> None:
-    """Boxes at all edges, two of them almost the same: the picture of the tag is found once for each."""
+def test_labels_lie_inside_the_image_and_do_not_overlap() -> None:
+    """Boxes at all edges, two of them almost the same: the pixels of the label appear once for each box."""
     color = ImageColor.getrgb(class_color("Platelets"))
     single = np.asarray(draw_boxes(GREY, [(150, 120, 152, 122)], ["Platelets"]))
     rows, columns = np.nonzero((single == color).all(axis=2))
-    tag = single[rows.min() : 120, columns.min() : columns.max() + 1]  # what is above the box
-    assert tag.shape[0] >= 10 and 40 < tag.shape[1] < 100
+    label = single[rows.min() : 120, columns.min() : columns.max() + 1]  # the pixels above the box
+    assert label.shape[0] >= 10 and 40 < label.shape[1] < 100
 
     boxes = [(0, 0, 120, 60), (330, 0, 400, 60), (0, 250, 80, 300), (380, 240, 400, 300), (0, 0, 118, 58)]
     drawn = np.asarray(draw_boxes(GREY, boxes, ["Platelets"] * 5))
-    windows = np.lib.stride_tricks.sliding_window_view(drawn, tag.shape)[:, :, 0]
-    candidates = np.argwhere((windows[:, :, 0, :, :] == tag[0]).all(axis=(2, 3)))
-    assert sum((windows[row, column] == tag).all() for row, column in candidates) == 5
+    windows = np.lib.stride_tricks.sliding_window_view(drawn, label.shape)[:, :, 0]
+    candidates = np.argwhere((windows[:, :, 0, :, :] == label[0]).all(axis=(2, 3)))
+    assert sum((windows[row, column] == label).all() for row, column in candidates) == 5
 
 
-def test_lines_and_letters_grow_with_the_image() -> None:
+def test_lines_and_text_scale_with_the_image() -> None:
     small, large = (
         draw_boxes(GREY.resize(size), [[0.25 * size[0], 0.4 * size[1], 0.75 * size[0], 0.8 * size[1]]], ["dog"])
         for size in [(400, 300), (4000, 3000)]
@@ -105,11 +106,11 @@ def test_no_boxes_and_wrong_lengths() -> None:
         draw_boxes(GREY, [[0, 0, 5, float("nan")]], ["a"])
 
 
-def test_colors_depend_on_the_name_alone_and_differ_where_it_matters() -> None:
+def test_colors_depend_on_the_name_alone_and_differ_for_common_classes() -> None:
     frequent = ["person", "chair", "car", "book", "bottle", "cup", "dining table", "bowl", "traffic light", "handbag"]
     for names in (["RBC", "WBC", "Platelets"], list(CLASSES), frequent):
         assert len({class_color(name) for name in names}) == len(names)
-    assert class_color("person") == "#0072B2", "pictures of older releases keep their colours"
+    assert class_color("person") == "#0072B2", "pictures of older releases keep their colors"
     assert len(set(PALETTE)) == len(PALETTE)
 
 
@@ -139,8 +140,8 @@ def scenes(tmp_path: Path) -> Path:
         "annotations": annotations,
         "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
     }
-    (tmp_path / "truth.json").write_text(json.dumps(coco))
-    (tmp_path / "found.json").write_text(
+    (tmp_path / "gt.json").write_text(json.dumps(coco))
+    (tmp_path / "detections.json").write_text(
         json.dumps(
             [{"image_id": 5, "category_id": 1, "bbox": [20, 20, 40, 30], "score": score} for score in (0.9, 0.2)]
         )
@@ -148,9 +149,9 @@ def scenes(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def render(scenes: Path, found: str = "found.json", **settings: float) -> np.ndarray:
+def render(scenes: Path, detections: str = "detections.json", **settings: float) -> np.ndarray:
     output = plot_detections(
-        scenes / "truth.json", scenes / "images", scenes / found, scenes / "new/out.png", **settings
+        scenes / "gt.json", scenes / "images", scenes / detections, scenes / "new/out.png", **settings
     )
     assert output == scenes / "new/out.png"
     with Image.open(output) as image:
@@ -158,7 +159,7 @@ def render(scenes: Path, found: str = "found.json", **settings: float) -> np.nda
         return np.asarray(image.convert("RGB")).astype(int)
 
 
-def test_detections_file_is_sane_and_the_same_twice(scenes: Path) -> None:
+def test_picture_has_the_expected_size_and_is_deterministic(scenes: Path) -> None:
     first = render(scenes)
     assert 2400 < first.shape[1] < 2800 and 900 < first.shape[0] < 2600  # 3 rows of 2 pairs
     assert (first == render(scenes)).all()
@@ -167,12 +168,12 @@ def test_detections_file_is_sane_and_the_same_twice(scenes: Path) -> None:
 
 def test_threshold_and_empty_detections(scenes: Path) -> None:
     (scenes / "none.json").write_text("[]")
-    none, some, more = render(scenes, "none.json"), render(scenes), render(scenes, score=0.1)
+    without, one, two = render(scenes, "none.json"), render(scenes), render(scenes, score=0.1)
     color = np.array(ImageColor.getrgb(class_color("a")))
-    painted = [(np.abs(picture - color).sum(axis=2) == 0).sum() for picture in (none, some, more)]
-    assert painted[0] < painted[1] < painted[2], "the boxes of the ground truth, one box more, two boxes more"
-    middle = some.shape[1] // 2
-    assert (none[60:] != some[60:]).any(axis=(0, 2)).nonzero()[0].min() < middle
+    painted = [(np.abs(picture - color).sum(axis=2) == 0).sum() for picture in (without, one, two)]
+    assert painted[0] < painted[1] < painted[2], "the boxes of the ground truth; one and two more"
+    middle = one.shape[1] // 2
+    assert (without[60:] != one[60:]).any(axis=(0, 2)).nonzero()[0].min() < middle
     assert (render(scenes, "none.json", count=1)[:, 700:] == color).all(axis=2).sum() == 0, "right: no box"
 
 
@@ -189,32 +190,32 @@ def test_images_with_several_objects_are_preferred(scenes: Path) -> None:
 def test_crowds_are_dashed(scenes: Path) -> None:
     color = ImageColor.getrgb(class_color("a"))
     before = (render(scenes, count=6) == color).all(axis=2).sum()
-    text = (scenes / "truth.json").read_text()
-    (scenes / "truth.json").write_text(text.replace('"iscrowd": 1', '"iscrowd": 0'))
+    text = (scenes / "gt.json").read_text()
+    (scenes / "gt.json").write_text(text.replace('"iscrowd": 1', '"iscrowd": 0'))
     assert (render(scenes, count=6) == color).all(axis=2).sum() > before
 
 
-def test_detections_of_another_set_and_missing_images_are_refused(scenes: Path) -> None:
+def test_detections_of_another_data_set_and_missing_images_are_errors(scenes: Path) -> None:
     for wrong in ({"image_id": 99, "category_id": 1}, {"image_id": 1, "category_id": 9}):
         (scenes / "wrong.json").write_text(json.dumps([{"bbox": [0, 0, 1, 1], "score": 1.0, **wrong}]))
-        with pytest.raises(ValueError, match=r"an image or a category that .*truth\.json lacks"):
+        with pytest.raises(ValueError, match=r"an image or a category that .*gt\.json lacks"):
             render(scenes, "wrong.json")
     with pytest.raises(ValueError, match=r"nothing to show"):
         render(scenes, count=0)
     (scenes / "images/5.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"5\.jpg, which .*truth\.json names"):
+    with pytest.raises(FileNotFoundError, match=r"5\.jpg, which .*gt\.json names"):
         render(scenes)
 
 
-COLUMNS = ["step", "loss", "loss_cls", "loss_box", "lr", "positives", "grad_norm"]
-NUMBERS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
+CSV_COLUMNS = ["step", "loss", "loss_cls", "loss_box", "lr", "positives", "grad_norm"]
+METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
 
 
 def write_run(folder: Path, steps: int, evaluations: list[dict] | None = None) -> Path:
     folder.mkdir(exist_ok=True)
     with (folder / "metrics.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
+        writer.writerow(CSV_COLUMNS)
         writer.writerows([step, 2 / step, 1.5 / step, 0.5 / step, 0.01, 9, 1.0] for step in range(1, steps + 1))
     if evaluations is not None:
         (folder / "eval.json").write_text(json.dumps(evaluations))
@@ -222,7 +223,7 @@ def write_run(folder: Path, steps: int, evaluations: list[dict] | None = None) -
 
 
 def evaluation(step: int, per_class: dict[str, float | None], value: float | None = 0.5) -> dict:
-    return {"step": step, **dict.fromkeys(NUMBERS, value), "per_class": per_class}
+    return {"step": step, **dict.fromkeys(METRICS, value), "per_class": per_class}
 
 
 def picture(run: Path) -> np.ndarray:
@@ -231,7 +232,7 @@ def picture(run: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def test_run_at_every_stage_and_with_gaps(tmp_path: Path) -> None:
+def test_run_at_every_stage_and_with_missing_values(tmp_path: Path) -> None:
     classes = {f"class {index}": index / 80 for index in range(80)}
     stages = {
         "nothing": write_run(tmp_path / "0", 0),
@@ -254,13 +255,22 @@ def test_run_at_every_stage_and_with_gaps(tmp_path: Path) -> None:
 
 
 def test_repeated_steps_of_a_resumed_run_count_once(tmp_path: Path) -> None:
-    straight = write_run(tmp_path / "run", 60, [evaluation(60, {"a": 0.5})])
-    expected = picture(straight)
-    lines = (straight / "metrics.csv").read_text().splitlines()
-    stray = [f"{step},9,9,9,9,9,9" for step in range(31, 40)]  # steps done before the crash, and done again
-    (straight / "metrics.csv").write_text("\n".join(lines[:31] + stray + lines[31:] + ["61,0.1"]))
-    (straight / "eval.json").write_text(json.dumps([evaluation(60, {"a": 0.9}, 0.9), evaluation(60, {"a": 0.5})]))
-    assert (picture(straight) == expected).all()
+    run = write_run(tmp_path / "run", 60, [evaluation(60, {"a": 0.5})])
+    expected = picture(run)
+    lines = (run / "metrics.csv").read_text().splitlines()
+    repeated = [f"{step},9,9,9,9,9,9" for step in range(31, 40)]  # before the crash; the resumed run repeats them
+    (run / "metrics.csv").write_text("\n".join(lines[:31] + repeated + lines[31:] + ["61,0.1"]))
+    (run / "eval.json").write_text(json.dumps([evaluation(60, {"a": 0.9}, 0.9), evaluation(60, {"a": 0.5})]))
+    assert (picture(run) == expected).all()
+
+
+def test_read_metrics_gives_the_columns_asked_for(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", 3) / "metrics.csv"
+    path.write_text(path.read_text() + "2,8,8,8,8,7,8\n4,1")  # a resumed step, and an incomplete line
+    columns = read_metrics(path, ["step", "positives", "loss"])
+    assert {name: values.tolist() for name, values in columns.items()} == {
+        "step": [1, 2, 3], "positives": [9, 7, 9], "loss": [2, 8, 2 / 3],
+    }  # fmt: skip
 
 
 def test_broken_run_files_are_named(tmp_path: Path) -> None:
@@ -273,7 +283,7 @@ def test_broken_run_files_are_named(tmp_path: Path) -> None:
     (run / "metrics.csv").write_text("step,loss\n1,2\n")
     with pytest.raises(ValueError, match=r"lacks the columns \['loss_box', 'loss_cls', 'lr'\]"):
         plot_run(run, tmp_path / "x.png")
-    (run / "metrics.csv").write_text(",".join(COLUMNS) + "\n1,high,1,1,1,1,1\n")
+    (run / "metrics.csv").write_text(",".join(CSV_COLUMNS) + "\n1,high,1,1,1,1,1\n")
     with pytest.raises(ValueError, match=r"metrics\.csv, line 2: not numbers"):
         plot_run(run, tmp_path / "x.png")
 
