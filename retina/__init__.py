@@ -1,3 +1,3 @@
-"""RetinaNet with the focal loss. Nothing is imported here: a configuration error costs no import of torch."""
+"""RetinaNet with the focal loss. This file imports nothing, so a usage error is reported before torch is imported."""
 
 __version__ = "0.1.0"

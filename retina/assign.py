@@ -1,6 +1,7 @@
-"""Which anchor learns what: anchors x ground-truth boxes -> a class id, background or "ignored" for every anchor.
+"""Matching: anchors x ground-truth boxes -> a class id, background or "ignored" for every anchor.
 
-This is the CPU's way and the meaning of the other: on CUDA assign_triton.py gives equal labels without waiting.
+This file runs on the CPU and is the reference. On CUDA, assign_triton.py computes equal labels and boxes, and the host
+does not wait for the device.
 
 N images, R anchors (all levels), M boxes of an image, K classes.
 """
@@ -19,7 +20,7 @@ from retina.losses.focal import HAS_TRITON, warn_triton_missing
 
 
 class Assignment(NamedTuple):
-    """labels_NR: int16, 0..K-1, K background, -1 ignored. boxes_NR4: the matched box, zeros where there is none."""
+    """labels_NR: int16; 0..K-1 a class, K background, -1 ignored. boxes_NR4: float32 xyxy; zeros where not positive."""
 
     labels_NR: Tensor
     boxes_NR4: Tensor
@@ -33,12 +34,23 @@ def assign(
     num_classes: int,
     config: cfg.Assign,
 ) -> Assignment:
-    """Match anchors to boxes by IoU: from `positive_iou` an object, below `negative_iou` background, else ignored.
+    """Match each anchor to the box of highest IoU: positive from `positive_iou` on, background below `negative_iou`.
 
-    `low_quality` decides about the best anchor of a box that reaches no threshold: "keep" lets that anchor learn its
-    own best box (Detectron, torchvision), "overwrite" gives it to the box that had no other (mmdetection), "none"
-    drops it. Anchors with half their area inside an `ignore` box are ignored unless positive; so are, with
-    `padding: ignore`, those centred outside of the image's own `sizes` (height, width).
+    Anchors between the two thresholds are ignored. `low_quality` decides about the best anchors of a box, those with
+    its highest IoU, where that is above 0: "keep" makes them positive for the box that they overlap most (Detectron,
+    torchvision), "overwrite" makes them positive for the box whose best anchors they are (mmdetection), "none" treats
+    them as all others. Anchors with at least half of their area inside an `ignore` box are ignored unless positive.
+    With `padding: ignore` so are anchors whose center is outside of the image's own size.
+
+    Args:
+        anchors: xyxy boxes of each level, float32 (R_level, 4).
+        targets: ground truth of each image.
+        sizes: (height, width) of each image without its padding.
+        num_classes: K.
+        config: the thresholds and choices.
+
+    Raises:
+        ValueError: K does not fit into int16.
     """
     if num_classes > torch.iinfo(torch.int16).max:
         raise ValueError(f"num_classes: given {num_classes}, expected at most {torch.iinfo(torch.int16).max}")
@@ -46,7 +58,7 @@ def assign(
     if anchors_R4.is_cuda and not HAS_TRITON:
         warn_triton_missing()
     elif anchors_R4.is_cuda:
-        from retina.assign_triton import match  # here, because importing Triton takes long
+        from retina.assign_triton import match  # here, because importing Triton is slow
 
         return Assignment(*match(anchors_R4, targets, sizes, num_classes, config))
     per_image = [
@@ -70,13 +82,13 @@ def _assign_image(
         labels_R[outside] = -1
     if len(target.boxes):
         iou_MR = box_iou(target.boxes, anchors_R4)
-        best_R, match_R = iou_MR.max(dim=0)
-        positive_R = best_R >= config.positive_iou
-        between_R = (best_R >= config.negative_iou) & ~positive_R
+        max_iou_R, match_R = iou_MR.max(dim=0)
+        positive_R = max_iou_R >= config.positive_iou
+        between_R = (max_iou_R >= config.negative_iou) & ~positive_R
         if config.low_quality != "none":
-            best_M = iou_MR.amax(dim=1)
-            # A box that no anchor touches has IoU 0 with all of them: that is no match.
-            is_best_MR = (iou_MR == best_M[:, None]) & (best_M[:, None] > 0)
+            max_iou_M = iou_MR.amax(dim=1)
+            # A box that overlaps no anchor has IoU 0 with all of them: that is no match.
+            is_best_MR = (iou_MR == max_iou_M[:, None]) & (max_iou_M[:, None] > 0)
             is_best_R = is_best_MR.any(dim=0)
             positive_R |= is_best_R
             if config.low_quality == "overwrite":

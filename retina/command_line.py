@@ -1,7 +1,8 @@
-"""What every command of tools/ shares: reading its configuration, and how it reports a usage error."""
+"""Helpers of the commands in tools/: the arguments of a configuration, reading it, and reporting a usage error."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -9,11 +10,23 @@ from typing import NoReturn
 from retina.config import Config
 from retina.config_file import ConfigError, load_config
 
-EXIT_FOLDER_IN_USE = 75  # exit status of a training in whose folder another trains (sysexits.h: try again later)
+# Exit status of tools/train.py where another process trains in the same folder (EX_TEMPFAIL of sysexits.h: try later).
+EXIT_FOLDER_IN_USE = 75
+
+
+def config_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser for `CONFIG [section.key=value ...]`, to which a command adds its flags.
+
+    Call `parse_intermixed_args` on it: the flags may stand between the overrides.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a YAML file of configs/")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that come last")
+    return parser
 
 
 def load_config_or_exit(file: str | Path, overrides: list[str] | None = None) -> Config:
-    """`load` for a command line: a ConfigError is printed and the process ends with status 2."""
+    """`load_config`, but a ConfigError is printed and the process exits with status 2."""
     try:
         return load_config(file, overrides)
     except ConfigError as error:
@@ -21,6 +34,6 @@ def load_config_or_exit(file: str | Path, overrides: list[str] | None = None) ->
 
 
 def exit_with_error(message: str) -> NoReturn:
-    """A usage error: `message` on stderr, exit status 2."""
+    """Print the usage error `message` to stderr and exit with status 2."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)

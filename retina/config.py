@@ -1,7 +1,8 @@
-"""The one source of defaults: every setting of a run, its type, its default and what it accepts.
+"""The one source of defaults: every setting of a run with its type, its default and the values it accepts.
 
-A frozen `Config` of sections. config_file.py reads one from YAML and the command line. torch is never imported here.
-Where published RetinaNets differ, the field says which value is whose.
+`Config` is frozen and has one section for each part of the program. config_file.py reads it from YAML and the command
+line. A new setting is a new field here, and nothing else lists the fields. This file never imports torch. Where
+published RetinaNets differ, the description of the field names who uses which value.
 """
 
 from __future__ import annotations
@@ -17,12 +18,10 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
-KEYS_WITHOUT_EFFECT = (
-    "output_dir",
-    "data.workers",
-    "train.checkpoint_every",
-)  # keys that change no number of a training
-COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # COCO's
+# These keys change no number of a run, so a resumed run may change them.
+KEYS_WITHOUT_EFFECT = ("output_dir", "data.workers", "train.checkpoint_every")
+# The twelve numbers of pycocotools, in its order.
+COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 Backbone = Literal[
     "resnet18",
     "resnet34",
@@ -36,29 +35,39 @@ Backbone = Literal[
 
 
 class Section(BaseModel):
+    """Frozen; unknown keys, NaN and infinity are errors."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
 class Data(Section):
-    """COCO-format files. `num_classes` and the names come from the training annotations, never from here."""
+    """COCO-format files. `num_classes` and the names come from the training annotations, not from the config."""
 
     train_annotations: str = "data/coco/annotations/instances_train2017.json"
     train_images: str = "data/coco/train2017"
     val_annotations: str = "data/coco/annotations/instances_val2017.json"
     val_images: str = "data/coco/val2017"
-    short_side: tuple[PositiveInt, ...] = Field((800,), min_length=1, description="px; one is drawn for each sample")
-    eval_short_side: PositiveInt | None = Field(None, description="px; None is the last of short_side")
+    short_side: tuple[PositiveInt, ...] = Field(
+        (800,), min_length=1, description="px; one is drawn at random for each image"
+    )
+    eval_short_side: PositiveInt | None = Field(None, description="px; null: the last of short_side")
     max_side: PositiveInt = 1333
-    resize: Literal["opencv", "torchvision"] = Field("opencv", description="torchvision: bilinear on floats")
+    resize: Literal["opencv", "torchvision"] = Field(
+        "opencv", description="opencv: area when shrinking; torchvision: bilinear on floats"
+    )
     pad_multiple: PositiveInt = Field(
         16, description="px; torchvision, mmdetection, detectron2: 32; 128 gives fewer batch shapes"
     )
     flip: Probability = 0.5
     vertical_flip: Probability = 0.0
-    zoom: tuple[PositiveFloat, PositiveFloat] = Field((1.0, 1.0), description="random scale; above 1 crops a window")
-    photometric: Probability = Field(0.0, description="chance of a change of brightness, contrast, colour")
-    empty_images: Literal["keep", "drop"] = Field("keep", description="drop: detectron2, mmdetection")
-    crowd: Literal["ignore", "drop"] = Field("ignore", description="drop: torchvision, detectron2")
+    zoom: tuple[PositiveFloat, PositiveFloat] = Field(
+        (1.0, 1.0), description="range of the random scale; above 1 crops a window"
+    )
+    photometric: Probability = Field(0.0, description="probability of a change of brightness, contrast, color")
+    empty_images: Literal["keep", "drop"] = Field(
+        "keep", description="images without objects; drop: detectron2, mmdetection"
+    )
+    crowd: Literal["ignore", "drop"] = Field("ignore", description="crowd regions; drop: torchvision, detectron2")
     unreadable: Literal["error", "skip"] = "error"
     workers: Annotated[int, Field(ge=0)] = 2
 
@@ -78,18 +87,20 @@ class Model(Section):
     )
     norm: Literal["frozen", "frozen_stats", "batch", "group"] = Field(
         "frozen",
-        description="backbone; frozen: paper, torchvision V1; frozen_stats (affine trains): mmdetection",
+        description="of the backbone; frozen: paper, torchvision V1; frozen_stats (scale and shift train): mmdetection",
     )
     norm_eps: NonNegativeFloat = Field(1e-5, description="torchvision's published V1 weights need 0")
     frozen_stages: Annotated[int, Field(ge=-1, le=4)] = Field(
-        1, description="-1 trains all, 0 freezes the stem, 1 the stem and layer1, ... (mmdetection's count)"
+        1, description="-1 trains all, 0 freezes the stem, 1 the stem and layer1, ... (counted as in mmdetection)"
     )
     channels: Annotated[int, Field(ge=8, multiple_of=8)] = Field(256, description="width of the FPN and of both heads")
-    p6_from: Literal["c5", "p5"] = Field("c5", description="p5: torchvision V1")
+    p6_from: Literal["c5", "p5"] = Field("c5", description="input of P6; p5: torchvision V1")
     relu_before_p7: bool = Field(True, description="false: mmdetection")
     head_convs: Annotated[int, Field(ge=0)] = 4
     head_norm: Literal["none", "group"] = "none"
-    prior: Annotated[float, Field(gt=0, lt=1)] = Field(0.01, description="pi of section 4.1")
+    prior: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.01, description="initial probability of each class; pi in section 4.1 of the paper"
+    )
 
 
 class Anchors(Section):
@@ -97,34 +108,42 @@ class Anchors(Section):
     scales: PositiveInt = Field(3, description="per octave")
     ratios: tuple[PositiveFloat, ...] = Field((0.5, 1.0, 2.0), min_length=1, description="height / width")
     quantize: bool = Field(False, description="integer sizes, rounded corners: torchvision")
-    stride: Literal["level", "padded"] = Field("level", description="padded: image // grid, torchvision")
-    offset: Probability = Field(0.0, description="centre offset in strides; the paper has about 0.5")
+    stride: Literal["level", "padded"] = Field(
+        "level", description="padded: padded image size // grid size, torchvision"
+    )
+    offset: Probability = Field(0.0, description="offset of the centers in strides; about 0.5 in the paper")
 
 
 class Assign(Section):
     positive_iou: Probability = 0.5
     negative_iou: Probability = 0.4
     low_quality: Literal["keep", "overwrite", "none"] = Field(
-        "keep", description="best anchor of each box; overwrite: mmdetection, none: odtk"
+        "keep",
+        description="the best anchors of a box below positive_iou, see assign.py; overwrite: mmdetection, none: odtk",
     )
-    padding: Literal["negative", "ignore"] = Field("negative", description="ignore: mmdetection")
+    padding: Literal["negative", "ignore"] = Field(
+        "negative", description="anchors in the padding; ignore: mmdetection"
+    )
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _thresholds_are_ordered(self) -> Self:
         if self.negative_iou > self.positive_iou:
             raise ValueError(f"negative_iou {self.negative_iou} must not be above positive_iou {self.positive_iou}")
         return self
 
 
 class Loss(Section):
+    """The loss functions are in losses/; criterion.py chooses them by `cls` and `box`."""
+
     cls: Literal["focal", "focal_star", "ohem", "ohem_1_3"] = Field(
-        "focal", description="focal_star: appendix A; ohem: hard example mining, table 1d"
+        "focal", description="focal_star: FL* of appendix A; ohem: online hard example mining, table 1d"
     )
-    alpha: Probability | None = Field(0.25, description="weight of the positive class; null: no weighting")
+    alpha: Probability | None = Field(0.25, description="weight of positives, 1 - alpha of negatives; null: no weights")
     gamma: NonNegativeFloat = 2.0
     beta: float = Field(1.0, description="used by focal_star only")
-    ohem_batch: PositiveInt = Field(128, description="anchors an image; used by ohem and ohem_1_3 only")
+    ohem_batch: PositiveInt = Field(128, description="anchors per image; used by ohem and ohem_1_3 only")
     ohem_nms: Probability = Field(0.5, description="used by ohem and ohem_1_3 only")
+    # For another box loss, add its name here, its function in losses/box.py and its branch in criterion._box_loss.
     box: Literal["smooth_l1", "l1", "giou"] = Field("smooth_l1", description="l1: mmdetection, torchvision V1")
     smooth_l1_beta: PositiveFloat = Field(0.11, description="used by smooth_l1 only")
     cls_weight: NonNegativeFloat = 1.0
@@ -146,36 +165,40 @@ class Detect(Section):
     nms_iou: Probability = 0.5
     max_detections: PositiveInt = 100
     max_ratio: Annotated[float, Field(gt=1)] = Field(
-        62.5, description="box side / anchor side, 1000/16; in the GIoU loss too"
+        62.5, description="largest box side / anchor side, 1000 / 16; used by the GIoU loss too"
     )
 
 
 class Train(Section):
     steps: PositiveInt = 90_000
-    batch_size: PositiveInt = Field(16, description="images a step, over all processes and accumulations")
-    accumulate: PositiveInt = 1
+    batch_size: PositiveInt = Field(16, description="images per step, over all processes and micro-batches")
+    accumulate: PositiveInt = Field(1, description="micro-batches per step in each process")
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: PositiveFloat = Field(0.01, description="for reference_batch images a step; scaled linearly with the batch")
+    lr: PositiveFloat = Field(0.01, description="for reference_batch images per step; scaled linearly with batch_size")
     reference_batch: PositiveInt = 16
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="sgd only")
     weight_decay: NonNegativeFloat = 1e-4
-    norm_weight_decay: NonNegativeFloat | None = Field(None, description="null: as weight_decay")
+    norm_weight_decay: NonNegativeFloat | None = Field(
+        None, description="of norm layers; null: the same as weight_decay"
+    )
     schedule: Literal["steps", "cosine"] = "steps"
     milestones: tuple[Probability, ...] = Field((2 / 3, 8 / 9), description="fractions of steps; each divides by 10")
     warmup_steps: Annotated[int, Field(ge=0)] = 1000
     warmup_factor: Annotated[float, Field(gt=0, le=1)] = 0.001
     clip_norm: NonNegativeFloat = Field(0.0, description="largest gradient norm; 0 is off")
-    ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="decay of the weights' average; 0 is off")
-    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="decay of the moving average (EMA) of the weights; 0 is off"
+    )
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware supports it")
     compile: bool = False
     log_every: PositiveInt = 50
-    eval_every: Annotated[int, Field(ge=0)] = Field(5000, description="steps; 0: only at the end")
+    eval_every: Annotated[int, Field(ge=0)] = Field(5000, description="steps; 0: only after the last step")
     checkpoint_every: PositiveInt = 1000
     eval_batch: PositiveInt = 8
 
 
 class Config(Section):
-    """Everything that a training is a function of, apart from the files it reads."""
+    """Every setting of a run. Its numbers depend on these settings and on the files it reads, on nothing else."""
 
     name: str = Field("retina", pattern=r"^[\w.-]+$")
     output_dir: str = ""
@@ -199,16 +222,16 @@ class Config(Section):
 
     @property
     def run_dir(self) -> Path:
-        """Where a run of this configuration lives."""
+        """The folder of a run with this configuration."""
         return Path(self.output_dir or f"runs/{self.name}")
 
     def flat(self) -> dict[str, Any]:
-        """Every value by its key as on the command line, `section.key`; lists for tuples."""
+        """Every value by its key on the command line, `section.key`; tuples become lists."""
         values: dict[str, Any] = {}
         for name, value in self.model_dump(mode="json").items():
             values |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
         return values
 
     def to_yaml(self) -> str:
-        """The resolved configuration; `load` reads it back to an equal one."""
+        """The resolved configuration; `load_config` and `config_from_yaml` read it back as an equal one."""
         return OmegaConf.to_yaml(OmegaConf.create(json.loads(self.model_dump_json())))

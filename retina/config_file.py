@@ -1,7 +1,7 @@
-"""Reads a configuration: YAML file, its base files, then `section.key=value` -> a checked `Config`, or a ConfigError.
+"""Reads a configuration: base files, YAML file, then `section.key=value` overrides -> a checked `Config`.
 
-A YAML file states differences from the defaults in config.py and may name a `base` file beside it. OmegaConf reads and
-merges, pydantic checks. torch is never imported here, so a mistyped key costs milliseconds, not seconds.
+A YAML file has differences from the defaults in config.py and may name a `base` file, relative to itself. OmegaConf
+reads and merges, pydantic checks. This file never imports torch, so a mistyped key is reported in milliseconds.
 """
 
 from __future__ import annotations
@@ -19,13 +19,19 @@ from retina.config import Config, Section
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names file or flag, key, value and what is accepted."""
+    """A configuration that cannot be used. The message names the file or override, key, value and what is accepted."""
 
 
 def load_config(file: str | Path, overrides: list[str] | None = None, said: str = "argument") -> Config:
-    """Read `file` (and the base it names), then `section.key=value` overrides; errors call each of them a `said`.
+    """Read the base files of `file`, then `file`, then the overrides; later values win.
 
-    Raises ConfigError naming the file or flag, the key, the value, what is accepted and the nearest known name.
+    Args:
+        file: a YAML file.
+        overrides: `section.key=value` strings.
+        said: where the overrides come from, for error messages: "argument" gives "argument 'train.lr=0'".
+
+    Raises:
+        ConfigError: names the file or override, the key, the value, what is accepted and the nearest known name.
     """
     path = Path(file)
     merged: dict[str, Any] = {"name": path.stem}
@@ -42,7 +48,7 @@ def load_config(file: str | Path, overrides: list[str] | None = None, said: str 
 
 
 def config_from_yaml(text: str) -> Config:
-    """What `Config.to_yaml` wrote. Raises ConfigError where it is of another version of the program."""
+    """Read what `Config.to_yaml` wrote. Raises ConfigError if the settings do not fit this version of the program."""
     try:
         return Config.model_validate(OmegaConf.to_container(OmegaConf.create(text)))
     except (ValidationError, OmegaConfBaseException, YAMLError) as error:
@@ -52,33 +58,33 @@ def config_from_yaml(text: str) -> Config:
 def _read_files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
     """(file name, contents) from the outermost base to `path` itself."""
     if path.resolve() in seen:
-        raise ConfigError(f"{path}: base files name each other in a circle")
+        raise ConfigError(f"{path}: the base files refer to each other in a circle")
     if not path.is_file():
-        near = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f"; there is {', '.join(near)}" if near else ""
+        others = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f"; the folder has {', '.join(others)}" if others else ""
         raise ConfigError(f"{path}: no such configuration file{hint}")
     try:
         tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected `section: {{key: value}}`, found {type(tree).__name__}")
+        raise ConfigError(f"{path}: expected `section: {{key: value}}`, given {type(tree).__name__}")
     base = tree.pop("base", None)
     if base is None:
         return [(str(path), tree)]  # type: ignore[list-item]
     if not isinstance(base, str):
-        raise ConfigError(f"{path}: base: expected a file name, given {base!r}")
+        raise ConfigError(f"{path}: base: given {base!r}, expected a file name")
     return [*_read_files(path.parent / base, (*seen, path.resolve())), (str(path), tree)]  # type: ignore[list-item]
 
 
-def _read_overrides(overrides: list[str], said: str) -> list[tuple[str, dict[str, Any]]]:
+def _read_overrides(overrides: list[str], origin: str) -> list[tuple[str, dict[str, Any]]]:
     for flag in overrides:
         if "=" not in flag or flag.startswith("-"):
             raise ConfigError(f"{flag!r}: expected section.key=value, for example train.lr=0.005")
     try:
-        return [(f"{said} {flag!r}", OmegaConf.to_container(OmegaConf.from_dotlist([flag]))) for flag in overrides]  # type: ignore[misc]
+        return [(f"{origin} {flag!r}", OmegaConf.to_container(OmegaConf.from_dotlist([flag]))) for flag in overrides]  # type: ignore[misc]
     except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(f"{' '.join(overrides)!r}: not readable: {error}") from None
+        raise ConfigError(f"{' '.join(overrides)!r}: not readable as section.key=value: {error}") from None
 
 
 def _check_keys(tree: dict[str, Any], section: type[BaseModel], source: str, prefix: str = "") -> None:
@@ -86,24 +92,24 @@ def _check_keys(tree: dict[str, Any], section: type[BaseModel], source: str, pre
         field = section.model_fields.get(str(key))
         if field is None:
             known = _known_keys()
-            near = difflib.get_close_matches(f"{prefix}{key}", known, 1, 0.5) or [
+            similar = difflib.get_close_matches(f"{prefix}{key}", known, 1, 0.5) or [
                 name for name in known if name.rpartition(".")[2] == key
             ]
-            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(section.model_fields)}"
+            hint = f"; did you mean {similar[0]}?" if similar else f"; known: {', '.join(section.model_fields)}"
             raise ConfigError(f"{source}: unknown key {prefix}{key}{hint}")
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
+        field_type = field.annotation
+        if isinstance(field_type, type) and issubclass(field_type, Section):
             if not isinstance(value, dict):
                 raise ConfigError(f"{source}: {prefix}{key}: expected a section with keys, given {value!r}")
-            _check_keys(value, kind, source, f"{prefix}{key}.")
+            _check_keys(value, field_type, source, f"{prefix}{key}.")
 
 
 def _known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
-        kind = field.annotation
-        is_section = isinstance(kind, type) and issubclass(kind, Section)
-        keys += _known_keys(kind, f"{prefix}{name}.") if is_section else [f"{prefix}{name}"]  # type: ignore[arg-type]
+        field_type = field.annotation
+        is_section = isinstance(field_type, type) and issubclass(field_type, Section)
+        keys += _known_keys(field_type, f"{prefix}{name}.") if is_section else [f"{prefix}{name}"]  # type: ignore[arg-type]
     return keys
 
 
@@ -115,20 +121,20 @@ def _flat_keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def _format_error(error: Any, origin: dict[str, str], path: Path) -> str:
-    """One pydantic error as a sentence with its place: "file: key: given value, what is accepted"."""
+    """One pydantic error as a message: "file or override: key: given value; what is accepted"."""
     known = _known_keys()
     parts = [part for part in error["loc"] if isinstance(part, str)]
     key = next((name for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in known), ".".join(parts))
-    # A check over several keys has no key of its own: the last place that set one of them is to blame.
-    source = next((place for name, place in reversed(origin.items()) if name.startswith(key)), str(path))
+    # A check over several keys reports no single key: the message names the last file or override that set one of them.
+    source = next((where for name, where in reversed(origin.items()) if name.startswith(key)), str(path))
     given = "" if isinstance(error["input"], (dict, BaseModel)) else f"given {error['input']!r}; "
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     message = message.replace("a valid tuple", "a list, for example [800]").replace("Tuple should", "the list should")
     hint = ""
     if error["type"] == "literal_error":
         choices = [str(choice) for choice in get_args(_type_of(key)) if isinstance(choice, str)]
-        near = difflib.get_close_matches(str(error["input"]), choices, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        similar = difflib.get_close_matches(str(error["input"]), choices, 1)
+        hint = f"; did you mean {similar[0]}?" if similar else ""
     return f"{source}: {key + ': ' if key else ''}{given}{message}{hint}"
 
 

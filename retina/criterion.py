@@ -1,12 +1,16 @@
-"""The training loss: classes over all anchors, boxes over the positive ones, both divided by the normaliser.
+"""The training loss: class loss over all anchors, box loss over the positive ones, both divided by the normalizer.
 
-N images, R anchors, K classes, P positive anchors. The normaliser comes from the matching alone, so it is known before
-the network runs and can count the positives of a whole global batch, over micro-batches and processes.
+N images, R anchors, K classes, P positive anchors. The normalizer depends on the matching alone. So it is known before
+the network runs and can count the positives of the whole global batch, over micro-batches and processes.
+
+The loss functions themselves are in losses/. `_class_loss` chooses one by `Loss.cls`, `_box_loss` by `Loss.box`, both
+fields of config.py.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -19,7 +23,7 @@ from retina.model.retinanet import Outputs
 
 
 def count_positives(assignment: Assignment, num_classes: int) -> Tensor:
-    """Positive anchors of each image; float32 (N,)."""
+    """The number of positive anchors of each image; float32 (N,)."""
     labels_NR = assignment.labels_NR
     return ((labels_NR >= 0) & (labels_NR < num_classes)).sum(dim=1).float()
 
@@ -27,11 +31,15 @@ def count_positives(assignment: Assignment, num_classes: int) -> Tensor:
 def normalizer(
     positives_N: Tensor, batch_positives: Tensor, batch_images: int, ema_positives: Tensor, mode: str
 ) -> Tensor:
-    """What each image's loss is divided by, never less than 1; float32 (N,).
+    """What the loss of each image is divided by, at least 1; float32 (N,).
 
-    `batch`: the positives of the whole global batch (`batch_positives`). `image`: the image's own, times the number of
-    images of the global batch (`batch_images`), which is torchvision's mean over images. `ema`: the moving average
-    (detectron2), which `update_ema_positives` updates.
+    Args:
+        positives_N: the positive anchors of each image.
+        batch_positives: those of the global batch; scalar.
+        batch_images: the number of images of the global batch.
+        ema_positives: the moving average of `batch_positives`, see `update_ema_positives`; scalar.
+        mode: "batch" returns `batch_positives`. "image" returns the image's own positives times `batch_images`, which
+            is torchvision's mean over images. "ema" returns `ema_positives` (detectron2).
     """
     if mode == "image":
         return positives_N.clamp(min=1) * batch_images
@@ -40,7 +48,7 @@ def normalizer(
 
 
 def update_ema_positives(ema_positives: Tensor, batch_positives: Tensor, momentum: float) -> Tensor:
-    """The next value of the moving average of positives; detectron2 starts it at 100 with momentum 0.9."""
+    """The next value of the moving average of the positives; detectron2 starts at 100 with momentum 0.9."""
     return momentum * ema_positives + (1 - momentum) * batch_positives.clamp(min=1)
 
 
@@ -52,15 +60,24 @@ def detection_loss(
     config: cfg.Loss,
     max_ratio: float,
 ) -> dict[str, Tensor]:
-    """float32 scalars `loss` = `cls_weight` loss_cls + `box_weight` loss_box, to be summed over micro-batches.
+    """The loss of one micro-batch; summed over the micro-batches it is the loss of the step.
 
-    `normalizer_N` is what `normalizer` gave: one value for all images unless `config.normalizer` is "image".
-    `max_ratio` clamps decoded sides for GIoU. Source: paper, sections 3 and 4 ("Inference and Training").
+    Source: paper, sections 3 and 4 ("Inference and Training").
+
+    Args:
+        outputs: of the network.
+        anchors: of each level, float32 (R_level, 4).
+        assignment: of these anchors to the ground truth.
+        normalizer_N: from `normalizer`; one value for all images unless `config.normalizer` is "image".
+        config: the loss functions and their numbers.
+        max_ratio: `detect.max_ratio`; limits the sides of the boxes that the GIoU loss decodes.
+
+    Returns: float32 scalars: loss_cls, loss_box and loss = `cls_weight` * loss_cls + `box_weight` * loss_box.
     """
     weight_NR = (1 / normalizer_N)[:, None].expand_as(assignment.labels_NR)
     loss_cls = _class_loss(outputs.logits, anchors, assignment.labels_NR, normalizer_N, config)
-    classes, every_anchor = outputs.logits[0].shape[-1], weight_NR.is_cuda
-    loss_box = _box_loss(outputs.deltas, anchors, assignment, classes, weight_NR, config, max_ratio, every_anchor)
+    num_classes, every_anchor = outputs.logits[0].shape[-1], weight_NR.is_cuda
+    loss_box = _box_loss(outputs.deltas, anchors, assignment, num_classes, weight_NR, config, max_ratio, every_anchor)
     loss = config.cls_weight * loss_cls + config.box_weight * loss_box
     return {"loss": loss, "loss_cls": loss_cls, "loss_box": loss_box}
 
@@ -69,9 +86,9 @@ def detection_loss(
 def positive_class_loss(
     outputs: Outputs, anchors: tuple[Tensor, ...], assignment: Assignment, normalizer_N: Tensor, config: cfg.Loss
 ) -> Tensor:
-    """The part of `loss_cls` that positive anchors have, over all their classes; what is left is the negatives'.
+    """The part of `loss_cls` that comes from the positive anchors, over all their classes; a float32 scalar.
 
-    A second look at the logits, for the log: a step does not need it.
+    The rest of `loss_cls` comes from the negatives. This is a second pass over the logits, for the log only.
     """
     return _class_loss(outputs.logits, anchors, assignment.labels_NR, normalizer_N, config, positives_only=True)
 
@@ -105,7 +122,7 @@ def _class_loss(
     else:
         loss = partial(sigmoid_focal_loss, gamma=config.gamma, alpha=config.alpha)
     sizes = [len(level) for level in anchors]
-    # Level by level: gluing the logits together would copy the largest tensors there are.
+    # Level by level: to concatenate the logits would copy the largest tensors of the step.
     levels = list(zip(logits, torch.split(labels_NR, sizes, dim=1), torch.split(weight_NR, sizes, dim=1), strict=True))
     if config.normalizer == "image":
         losses = [loss(x, labels, weight=weight, reduction="sum") for x, labels, weight in levels]
@@ -124,24 +141,32 @@ def _box_loss(
     max_ratio: float,
     every_anchor: bool,
 ) -> Tensor:
-    """Weighted sum over the positive anchors. `every_anchor` computes all of them, at weight 0 where not positive: to
-    pick the positives, the host would have to wait for a device to count them."""
+    """The weighted sum of the box losses of the positive anchors; a float32 scalar.
+
+    `every_anchor` (on CUDA) computes the loss of all anchors, with weight 0 where not positive. To select the
+    positives, the host would have to wait until the device has counted them.
+
+    To add a box loss: its function in losses/box.py (one value per box), its name in `Loss.box` of config.py, and its
+    branch below. `predicted` are the network's deltas, `boxes` the matched ground truth in pixels.
+    """
     anchors_R4, deltas_NR4 = torch.cat(anchors), torch.cat(deltas, dim=1)
     is_positive_NR = (assignment.labels_NR >= 0) & (assignment.labels_NR < num_classes)
     if every_anchor:
         weights = weight_NR * is_positive_NR
-        anchors_here = anchors_R4.expand_as(deltas_NR4)
-        boxes = torch.where(is_positive_NR[..., None], assignment.boxes_NR4, anchors_here)
-        given = torch.where(is_positive_NR[..., None], deltas_NR4.float(), 0)  # at weight 0, infinity would be NaN
+        box_anchors = anchors_R4.expand_as(deltas_NR4)
+        boxes = torch.where(is_positive_NR[..., None], assignment.boxes_NR4, box_anchors)
+        predicted = torch.where(is_positive_NR[..., None], deltas_NR4.float(), 0)  # infinity * weight 0 would be NaN
     else:
         image_P, anchor_P = is_positive_NR.nonzero(as_tuple=True)
         weights = weight_NR[image_P, anchor_P]
-        anchors_here, boxes = anchors_R4[anchor_P], assignment.boxes_NR4[image_P, anchor_P]
-        given = deltas_NR4[image_P, anchor_P].float()
+        box_anchors, boxes = anchors_R4[anchor_P], assignment.boxes_NR4[image_P, anchor_P]
+        predicted = deltas_NR4[image_P, anchor_P].float()
     if config.box == "giou":
-        losses = giou_loss(decode(given, anchors_here, max_ratio), boxes)
+        losses = giou_loss(decode(predicted, box_anchors, max_ratio), boxes)
     elif config.box == "l1":
-        losses = l1_loss(given, encode(boxes, anchors_here))
+        losses = l1_loss(predicted, encode(boxes, box_anchors))
+    elif config.box == "smooth_l1":
+        losses = smooth_l1_loss(predicted, encode(boxes, box_anchors), config.smooth_l1_beta)
     else:
-        losses = smooth_l1_loss(given, encode(boxes, anchors_here), config.smooth_l1_beta)
+        assert_never(config.box)
     return (losses * weights).sum()

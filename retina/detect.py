@@ -1,6 +1,7 @@
 """Outputs of the network -> the boxes, scores and labels of each image.
 
-The thresholds are applied to logits: the sigmoid is monotonic, so only the few survivors ever need one, or a box.
+The score threshold acts on logits, because the sigmoid is monotonic. So only the candidates above it need a sigmoid and
+a decoded box.
 N images, R anchors of a level, K classes, D detections of an image.
 """
 
@@ -19,7 +20,7 @@ from retina.model.retinanet import Outputs
 
 
 class Detections(NamedTuple):
-    """Of one image, by falling score; boxes in pixels of the network's input."""
+    """Detections on one image in order of falling score; boxes in pixels of the network's input."""
 
     boxes: Tensor  # float32 (D, 4) xyxy
     scores: Tensor  # float32 (D,)
@@ -30,9 +31,10 @@ class Detections(NamedTuple):
 def detect(
     outputs: Outputs, anchors: tuple[Tensor, ...], sizes: list[tuple[int, int]], config: cfg.Detect
 ) -> list[Detections]:
-    """Paper, section 4 ("Inference"): threshold, the best candidates of each level, decode, clip, NMS class by class.
+    """Threshold, take the best candidates of each level, decode, clip, NMS within each class (paper, section 4).
 
-    `sizes`: each image's own (height, width); boxes are clipped to it before NMS.
+    `sizes`: (height, width) of each image without its padding; boxes are clipped to it before NMS. Returns the
+    detections of each image.
     """
     return [
         _detect_image([x[i] for x in outputs.logits], [x[i] for x in outputs.deltas], anchors, size, config)
@@ -50,27 +52,28 @@ def _detect_image(
     threshold = math.log(config.score_threshold / (1 - config.score_threshold))
     boxes, kept_logits, labels = [], [], []
     for logits_RK, deltas_R4, anchors_R4 in zip(logits, deltas, anchors, strict=True):
-        flat = logits_RK.flatten()
-        index = (flat > threshold).nonzero()[:, 0]
-        value = flat[index].float()
+        flat_logits = logits_RK.flatten()
+        index = (flat_logits > threshold).nonzero()[:, 0]
+        candidate_logits = flat_logits[index].float()
         if len(index) > config.candidates:
-            value, best = value.topk(config.candidates)
+            candidate_logits, best = candidate_logits.topk(config.candidates)
             index = index[best]
         anchor = index // logits_RK.shape[1]
         boxes.append(decode(deltas_R4[anchor], anchors_R4[anchor], config.max_ratio))
-        kept_logits.append(value)
+        kept_logits.append(candidate_logits)
         labels.append(index % logits_RK.shape[1])
     all_boxes = clip_boxes_to_image(torch.cat(boxes), size)
-    scores, label = torch.cat(kept_logits).sigmoid(), torch.cat(labels)
-    keep = batched_nms(all_boxes, scores, label, config.nms_iou)[: config.max_detections]
-    return Detections(all_boxes[keep], scores[keep], label[keep])
+    all_scores, all_labels = torch.cat(kept_logits).sigmoid(), torch.cat(labels)
+    keep = batched_nms(all_boxes, all_scores, all_labels, config.nms_iou)[: config.max_detections]
+    return Detections(all_boxes[keep], all_scores[keep], all_labels[keep])
 
 
 def batched_nms(boxes_D4: Tensor, scores_D: Tensor, labels_D: Tensor, iou: float) -> Tensor:
-    """Indices kept by NMS within each class, by falling score; int64.
+    """Indices of the boxes that NMS within each class keeps, in order of falling score; int64.
 
-    One NMS over boxes that are moved apart by class, in float64: in float32 the offset of class 90 would cost the
-    coordinates seven bits, and class by class costs one kernel a class.
+    One NMS runs over all boxes, after an offset for each class has separated the classes. It runs in float64: in
+    float32, the offset of class 90 would cost the coordinates seven bits. NMS class by class would need one kernel a
+    class.
     """
     if not len(boxes_D4):
         return labels_D

@@ -1,4 +1,4 @@
-"""Where tensors live and in which precision the network runs."""
+"""The device of a process, and the precision in which the network runs on it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def pick_device(local_rank: int = 0) -> torch.device:
-    """This process's CUDA device where there is one, else the CPU. CUDA_VISIBLE_DEVICES= hides them."""
+    """CUDA device `local_rank` if CUDA is available, else the CPU. CUDA_VISIBLE_DEVICES= (empty) selects the CPU."""
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
@@ -14,7 +14,7 @@ def pick_device(local_rank: int = 0) -> torch.device:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the hardware computes in bfloat16; emulated on the CPU it would be slower than float32."""
+    """Whether the hardware computes in bfloat16. Emulated on a CPU, bfloat16 would be slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported())

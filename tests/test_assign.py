@@ -23,18 +23,18 @@ def target(boxes: Tensor, labels: list[int] | None = None, ignore: Tensor = NONE
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("low_quality", ["keep", "none"])
-def test_labels_are_torchvisions(seed: int, low_quality: str) -> None:
+def test_labels_equal_torchvisions(seed: int, low_quality: str) -> None:
     generator = torch.Generator().manual_seed(seed)
     anchors = make_anchors(Anchors(), 128, 160, CPU)
     corner = torch.rand(12, 2, generator=generator) * 100
     boxes = torch.cat([corner, corner + 3 + torch.rand(12, 2, generator=generator) * 90], dim=1)
     boxes[5] = boxes[4]  # a tie
     labels = torch.randint(0, 9, (12,), generator=generator)
-    got = assign(anchors, [Target(boxes, labels, NONE)], [(128, 160)], 9, Assign(low_quality=low_quality))
+    assignment = assign(anchors, [Target(boxes, labels, NONE)], [(128, 160)], 9, Assign(low_quality=low_quality))
     matched = Matcher(0.5, 0.4, allow_low_quality_matches=low_quality == "keep")(box_iou(boxes, torch.cat(anchors)))
     expected = torch.where(matched >= 0, labels[matched.clamp(min=0)], torch.where(matched == -1, 9, -1))
-    assert torch.equal(got.labels_NR[0], expected)
-    assert torch.equal(got.boxes_NR4[0][matched >= 0], boxes[matched[matched >= 0]])
+    assert torch.equal(assignment.labels_NR[0], expected)
+    assert torch.equal(assignment.boxes_NR4[0][matched >= 0], boxes[matched[matched >= 0]])
 
 
 def test_low_quality_by_hand() -> None:
@@ -42,28 +42,28 @@ def test_low_quality_by_hand() -> None:
     anchors = (torch.tensor([[0.0, 0.0, 10.0, 10.0], [40.0, 40.0, 50.0, 50.0]]),)
     boxes = torch.tensor([[0.0, 0.0, 10.0, 9.0], [0.0, 0.0, 3.0, 3.0]])
     for mode, label in (("keep", 0), ("overwrite", 1), ("none", 0)):
-        got = assign(anchors, [target(boxes, [0, 1])], [(64, 64)], 2, Assign(low_quality=mode))
-        assert got.labels_NR.tolist() == [[label, 2]], mode
+        assignment = assign(anchors, [target(boxes, [0, 1])], [(64, 64)], 2, Assign(low_quality=mode))
+        assert assignment.labels_NR.tolist() == [[label, 2]], mode
 
 
-def test_a_box_no_anchor_touches_matches_none() -> None:
+def test_a_box_that_overlaps_no_anchor_matches_none() -> None:
     anchors = (torch.tensor([[0.0, 0.0, 8.0, 8.0]]),)
-    got = assign(anchors, [target(torch.tensor([[20.0, 20.0, 30.0, 30.0]]))], [(32, 32)], 1, Assign())
-    assert got.labels_NR.tolist() == [[1]]  # torchvision and detectron2 would match every anchor here
+    assignment = assign(anchors, [target(torch.tensor([[20.0, 20.0, 30.0, 30.0]]))], [(32, 32)], 1, Assign())
+    assert assignment.labels_NR.tolist() == [[1]]  # torchvision and detectron2 would match every anchor here
 
 
-def test_crowd_padding_and_empty_images() -> None:
+def test_crowd_regions_padding_and_empty_images() -> None:
     anchors = (torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0], [40.0, 0.0, 50.0, 10.0]]),)
     crowd = torch.tensor([[0.0, 0.0, 5.0, 10.0], [24.0, 0.0, 60.0, 4.0]])
-    got = assign(anchors, [target(NONE, [], crowd), target(NONE)], [(64, 64), (64, 64)], 3, Assign())
-    assert got.labels_NR.tolist() == [[-1, 3, 3], [3, 3, 3]]  # half of the anchor's area inside one region decides
-    got = assign(anchors, [target(NONE)], [(64, 35)], 3, Assign(padding="ignore"))
-    assert got.labels_NR.tolist() == [[3, 3, -1]]
+    assignment = assign(anchors, [target(NONE, [], crowd), target(NONE)], [(64, 64), (64, 64)], 3, Assign())
+    assert assignment.labels_NR.tolist() == [[-1, 3, 3], [3, 3, 3]]  # only regions with half of an anchor count
+    assignment = assign(anchors, [target(NONE)], [(64, 35)], 3, Assign(padding="ignore"))
+    assert assignment.labels_NR.tolist() == [[3, 3, -1]]
     inside = target(torch.tensor([[0.0, 0.0, 10.0, 10.0]]), [2], crowd)
     assert assign(anchors, [inside], [(64, 64)], 3, Assign()).labels_NR.tolist() == [[2, 3, 3]]
 
 
-# The kernel of CUDA, in Triton's interpreter where there is no card: equal labels, not close ones.
+# The CUDA kernel, in Triton's interpreter if there is no GPU. The labels must be equal, not close.
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed here (it comes with torch for CUDA)"
@@ -73,7 +73,7 @@ LARGE = make_anchors(Anchors(), 128, 160, CPU)
 
 
 def adversarial(generator: torch.Generator, count: int) -> Tensor:
-    """Random boxes, among them duplicates, anchors themselves, boxes exactly on a threshold, and ones off the grid."""
+    """Random boxes, with duplicates, boxes equal to an anchor, boxes with IoU exactly 1/2, and boxes off the grid."""
     anchors = torch.cat(LARGE)
     corner = torch.rand(count, 2, generator=generator) * 120
     boxes = torch.cat([corner, corner + 1 + torch.rand(count, 2, generator=generator) * 90], dim=1)
@@ -83,7 +83,7 @@ def adversarial(generator: torch.Generator, count: int) -> Tensor:
     kind = torch.randint(5, (count,), generator=generator)[:, None]
     boxes = torch.where(kind == 1, picked, torch.where(kind == 2, half, boxes))
     boxes = torch.where(kind == 3, boxes[:1], boxes)  # ties between boxes
-    return torch.where(kind == 4, boxes + 3000, boxes)  # touched by no anchor
+    return torch.where(kind == 4, boxes + 3000, boxes)  # overlap no anchor
 
 
 @needs_triton
@@ -110,7 +110,7 @@ def test_kernel_gives_equal_labels(low_quality: str, padding: str, seed: int) ->
 
 
 @needs_triton
-def test_kernel_without_a_single_box() -> None:
+def test_kernel_without_boxes() -> None:
     from retina.assign_triton import match
 
     empty = Target(NONE.to(DEVICE), torch.zeros(0, dtype=torch.int64, device=DEVICE), NONE.to(DEVICE))
@@ -120,17 +120,17 @@ def test_kernel_without_a_single_box() -> None:
 
 @needs_triton
 def test_kernel_by_hand() -> None:
-    """The cases above, by hand, through the kernel."""
+    """The same cases as in test_low_quality_by_hand."""
     from retina.assign_triton import match
 
     anchors = torch.tensor([[0.0, 0.0, 10.0, 10.0], [40.0, 40.0, 50.0, 50.0]])
     boxes = torch.tensor([[0.0, 0.0, 10.0, 9.0], [0.0, 0.0, 3.0, 3.0]])
-    given = Target(boxes.to(DEVICE), torch.tensor([0, 1], device=DEVICE), NONE.to(DEVICE))
+    on_device = Target(boxes.to(DEVICE), torch.tensor([0, 1], device=DEVICE), NONE.to(DEVICE))
     for mode, label in (("keep", 0), ("overwrite", 1), ("none", 0)):
-        labels, matched = match(anchors.to(DEVICE), [given], [(64, 64)], 2, Assign(low_quality=mode))
+        labels, matched = match(anchors.to(DEVICE), [on_device], [(64, 64)], 2, Assign(low_quality=mode))
         assert labels.tolist() == [[label, 2]] and matched[0, 0].tolist() == boxes[label].tolist(), mode
 
 
-def test_more_classes_than_a_label_can_name() -> None:
+def test_more_classes_than_int16_labels_allow() -> None:
     with pytest.raises(ValueError, match="num_classes: given 40000, expected at most 32767"):
         assign(LARGE, [target(NONE)], [(128, 160)], 40000, Assign())

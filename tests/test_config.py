@@ -18,7 +18,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_defaults_are_the_papers() -> None:
+def test_defaults_are_those_of_the_paper() -> None:
     config = Config()
     assert (config.loss.alpha, config.loss.gamma) == (0.25, 2.0)
     assert (config.assign.positive_iou, config.assign.negative_iou, config.model.prior) == (0.5, 0.4, 0.01)
@@ -27,10 +27,10 @@ def test_defaults_are_the_papers() -> None:
 
 def test_base_file_then_file_then_flags(tmp_path: Path) -> None:
     write(tmp_path / "base.yaml", "train: {lr: 0.5, steps: 7}\nloss: {gamma: 1}\n")
-    path = write(tmp_path / "mine.yaml", "base: base.yaml\ntrain: {lr: 1e-3}\n")
+    path = write(tmp_path / "custom.yaml", "base: base.yaml\ntrain: {lr: 1e-3}\n")
     config = load_config(path, ["train.steps=9"])
     assert (config.train.lr, config.train.steps, config.loss.gamma) == (0.001, 9, 1.0)
-    assert config.name == "mine" and config.run_dir == Path("runs/mine")
+    assert config.name == "custom" and config.run_dir == Path("runs/custom")
 
 
 def test_resolved_yaml_reads_back_equal(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_resolved_yaml_reads_back_equal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "says"),
+    ("flag", "expected"),
     [
         ("train.lrr=1", ["unknown key train.lrr", "did you mean train.lr?"]),
         ("lr=1", ["unknown key lr", "did you mean train.lr?"]),
@@ -59,15 +59,15 @@ def test_resolved_yaml_reads_back_equal(tmp_path: Path) -> None:
         ("train.lr", ["section.key=value"]),
     ],
 )
-def test_errors_name_flag_key_value_and_what_is_accepted(tmp_path: Path, flag: str, says: list[str]) -> None:
+def test_errors_name_flag_key_value_and_what_is_accepted(tmp_path: Path, flag: str, expected: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(write(tmp_path / "a.yaml", "{}"), [flag])
-    for part in [flag, *says]:
+    for part in [flag, *expected]:
         assert part in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         ("train: {lr: 1, lr: 2}", "lr"),  # plain YAML would keep the last of two equal keys
         ("- a\n- b", "expected"),
@@ -77,8 +77,8 @@ def test_errors_name_flag_key_value_and_what_is_accepted(tmp_path: Path, flag: s
         ("modle: {norm: batch}", "unknown key modle"),
     ],
 )
-def test_broken_files_are_named(tmp_path: Path, text: str, says: str) -> None:
-    with pytest.raises(ConfigError, match=says) as error:
+def test_broken_files_are_named(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected) as error:
         load_config(write(tmp_path / "a.yaml", text))
     assert ".yaml" in str(error.value)
 
@@ -102,7 +102,7 @@ CONFIGS = sorted(set(REPOSITORY.glob("configs/**/*.yaml")) - set(STUDIES))
 
 
 @pytest.mark.parametrize("path", [*CONFIGS, *STUDIES], ids=lambda path: path.name)
-def test_shipped_configs_load_and_say_their_command(path: Path) -> None:
+def test_shipped_configs_load_and_name_their_command(path: Path) -> None:
     tool = "ablate" if path in STUDIES else "train"
     if path in STUDIES:
         load_study(path)

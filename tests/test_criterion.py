@@ -49,7 +49,7 @@ def loss(config: Loss, divisor: torch.Tensor | None = None, ratio: float = 62.5)
      {"cls_weight": 2.0}, {"box_weight": 0.5}, {"cls": "focal_star"}, {"cls": "ohem"}],
     ids=str,
 )  # fmt: skip
-def test_every_scalar_of_the_loss_is_reachable(change: dict[str, object]) -> None:
+def test_every_setting_of_the_loss_has_an_effect(change: dict[str, object]) -> None:
     base = Loss(box="smooth_l1")
     assert loss(base.model_copy(update=change))["loss"] != pytest.approx(loss(base)["loss"], rel=1e-4)
 
@@ -61,12 +61,12 @@ def test_every_scalar_of_the_loss_is_reachable(change: dict[str, object]) -> Non
      ("ohem_1_3", {"ohem_batch": 8}), ("ohem_1_3", {"ohem_nms": 0.1})],
     ids=str,
 )  # fmt: skip
-def test_every_scalar_of_the_rivals_is_reachable(cls: str, change: dict[str, object]) -> None:
+def test_every_setting_of_the_other_class_losses_has_an_effect(cls: str, change: dict[str, object]) -> None:
     base = Loss(cls=cls, ohem_batch=32, ohem_nms=0.5)
     assert loss(base.model_copy(update=change))["loss"] != pytest.approx(loss(base)["loss"], rel=1e-4)
 
 
-def test_rivals_are_the_library_over_all_levels() -> None:
+def test_other_class_losses_equal_the_library_over_all_levels() -> None:
     outputs, assignment = example()
     logits, anchors = torch.cat(outputs.logits, dim=1), torch.cat(ANCHORS)
     options = {"batch_size": 16, "nms_iou": 0.6, "avg_factor": 5.0}
@@ -80,7 +80,7 @@ def test_rivals_are_the_library_over_all_levels() -> None:
 
 
 @pytest.mark.parametrize("cls", ["focal", "focal_star", "ohem", "ohem_1_3"])
-def test_the_positives_part_of_the_class_loss(cls: str) -> None:
+def test_class_loss_of_the_positives(cls: str) -> None:
     outputs, assignment = example()
     logits, labels = torch.cat(outputs.logits, dim=1), assignment.labels_NR.long()
     is_positive = (labels >= 0) & (labels < K)
@@ -100,19 +100,19 @@ def test_the_positives_part_of_the_class_loss(cls: str) -> None:
     assert 0 < given.item() < loss(config)["loss_cls"] * 0.9
 
 
-def test_clamp_of_sides_reaches_giou() -> None:
+def test_max_ratio_changes_giou() -> None:
     assert loss(Loss(box="giou"), ratio=1.5)["loss_box"] != loss(Loss(box="giou"))["loss_box"]
 
 
-def test_normaliser_divides_each_image() -> None:
-    whole, double = loss(Loss()), loss(Loss(), torch.tensor([10.0, 10.0]))
-    assert double["loss"] == pytest.approx(whole["loss"] / 2, rel=1e-5)
-    own = Loss(normalizer="image")
-    first, second = loss(own, torch.tensor([5.0, 1e9])), loss(own, torch.tensor([1e9, 5.0]))
-    assert first["loss"] + second["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+def test_normalizer_divides_the_loss_of_each_image() -> None:
+    with_5, with_10 = loss(Loss()), loss(Loss(), torch.tensor([10.0, 10.0]))
+    assert with_10["loss"] == pytest.approx(with_5["loss"] / 2, rel=1e-5)
+    per_image = Loss(normalizer="image")
+    first, second = loss(per_image, torch.tensor([5.0, 1e9])), loss(per_image, torch.tensor([1e9, 5.0]))
+    assert first["loss"] + second["loss"] == pytest.approx(with_5["loss"], rel=1e-4)
 
 
-def test_normaliser_modes_by_hand() -> None:
+def test_normalizer_modes_by_hand() -> None:
     positives, total, average = torch.tensor([0.0, 6.0]), torch.tensor(6.0), torch.tensor(100.0)
     assert normalizer(positives, total, 2, average, "batch").tolist() == [6, 6]
     assert normalizer(positives, total, 2, average, "image").tolist() == [2, 12]  # torchvision: mean over images
@@ -123,14 +123,14 @@ def test_normaliser_modes_by_hand() -> None:
 
 
 @pytest.mark.parametrize("box", ["smooth_l1", "l1", "giou"])
-def test_every_anchor_at_weight_zero_equals_the_positives_alone(box: str) -> None:
-    """The way on CUDA, where choosing would make the host wait: same loss, same gradient, nothing from negatives."""
+def test_box_loss_of_every_anchor_equals_that_of_the_positives(box: str) -> None:
+    """`every_anchor` is for CUDA, where a selection would make the host wait. Negatives get no gradient."""
     outputs, assignment = example()
     weight = torch.tensor([0.2, 0.5])[:, None].expand_as(assignment.labels_NR)
     results = []
     for every_anchor in (False, True):
         deltas = [10 * level.clone() for level in outputs.deltas]
-        deltas[0][0, 0] = torch.inf  # a background anchor: what it says must not matter
+        deltas[0][0, 0] = torch.inf  # a background anchor: its deltas must not matter
         for level in deltas:
             level.requires_grad_()
         total = _box_loss(deltas, ANCHORS, assignment, K, weight, Loss(box=box), 62.5, every_anchor)
@@ -141,18 +141,18 @@ def test_every_anchor_at_weight_zero_equals_the_positives_alone(box: str) -> Non
 
 
 @pytest.mark.parametrize("box", ["smooth_l1", "l1", "giou"])
-def test_every_anchor_never_asks_for_a_value(box: str) -> None:
-    """Operators that hand a value to the host would make it wait for a device; a profile shows them without one."""
+def test_box_loss_of_every_anchor_never_waits(box: str) -> None:
+    """Operators that copy a value to the host make it wait for the device. The profiler shows them on the CPU too."""
     outputs, assignment = example()
     deltas = [level.clone().requires_grad_() for level in outputs.deltas]
     weight = torch.full((2, 1), 0.2).expand_as(assignment.labels_NR)
     with profile(activities=[ProfilerActivity.CPU]) as events:
         _box_loss(deltas, ANCHORS, assignment, K, weight, Loss(box=box), 62.5, every_anchor=True).backward()
-    asking = {"aten::_local_scalar_dense", "aten::nonzero", "aten::item"}
-    assert not asking & {event.key for event in events.key_averages()}
+    waiting = {"aten::_local_scalar_dense", "aten::nonzero", "aten::item"}
+    assert not waiting & {event.key for event in events.key_averages()}
 
 
-def test_batch_without_positives_trains_on_its_negatives() -> None:
+def test_a_batch_without_positives_trains_on_its_negatives() -> None:
     outputs, assignment = example()
     logits = [level.requires_grad_() for level in outputs.logits]
     empty = Assignment(torch.full_like(assignment.labels_NR, K), assignment.boxes_NR4)
@@ -160,7 +160,7 @@ def test_batch_without_positives_trains_on_its_negatives() -> None:
     losses = detection_loss(Outputs(logits, outputs.deltas), ANCHORS, empty, torch.ones(2), Loss(), 62.5)
     losses["loss"].backward()
     assert losses["loss_box"].item() == 0 and losses["loss_cls"].item() > 0
-    assert all(level.grad is not None and (level.grad > 0).all() for level in logits)  # pushed down everywhere
+    assert all(level.grad is not None and (level.grad > 0).all() for level in logits)  # each step lowers every logit
 
 
 def test_box_losses() -> None:

@@ -1,4 +1,4 @@
-"""What only a card can show. Skipped, with the reason printed, where there is none."""
+"""Tests that need a CUDA device; skipped without one."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 def test_focal_loss_equals_the_cpu_in_float64(dtype: torch.dtype) -> None:
     logits = (torch.randn(3000, 80) * 4).to(dtype)
     labels = torch.randint(-1, 81, (3000,))
-    on_card = logits.to(CUDA).requires_grad_()
+    on_cuda = logits.to(CUDA).requires_grad_()
     exact = logits.double().requires_grad_()
-    loss = sigmoid_focal_loss(on_card, labels.to(CUDA), reduction="sum")
+    loss = sigmoid_focal_loss(on_cuda, labels.to(CUDA), reduction="sum")
     expected = sigmoid_focal_loss(exact, labels, reduction="sum", impl="reference")
     torch.testing.assert_close(loss.cpu().double(), expected, rtol=1e-5, atol=0)
     loss.backward()
     expected.backward()
-    assert on_card.grad is not None and exact.grad is not None
-    precise = 1e-5 if dtype == torch.float32 else 1e-2
-    torch.testing.assert_close(on_card.grad.cpu().double(), exact.grad, rtol=precise, atol=precise / 10)
+    assert on_cuda.grad is not None and exact.grad is not None
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(on_cuda.grad.cpu().double(), exact.grad, rtol=tolerance, atol=tolerance / 10)
 
 
-def test_matching_and_detection_equal_the_cpus() -> None:
+def test_matching_and_detections_equal_those_of_the_cpu() -> None:
     generator = torch.Generator().manual_seed(0)
     corner = torch.rand(30, 2, generator=generator) * 200
     boxes = torch.cat([corner, corner + 4 + torch.rand(30, 2, generator=generator) * 150], dim=1)
@@ -61,17 +61,17 @@ def test_matching_and_detection_equal_the_cpus() -> None:
     images = torch.randn(2, 3, 128, 160, generator=generator)
     torch.backends.cudnn.allow_tf32 = False
     with torch.inference_mode():
-        found = []
+        detections = []
         for device in (CPU, CUDA):
             anchors = make_anchors(config.anchors, 128, 160, device)
-            found.append(detect(model.to(device)(images.to(device)), anchors, [(128, 160)] * 2, Detect()))
-    for a, b in zip(*found, strict=True):
+            detections.append(detect(model.to(device)(images.to(device)), anchors, [(128, 160)] * 2, Detect()))
+    for a, b in zip(*detections, strict=True):
         assert abs(len(a.scores) - len(b.scores)) <= 1
         torch.testing.assert_close(a.scores[:20], b.scores[:20].cpu(), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("box", ["smooth_l1", "giou"])
-def test_loss_and_matching_never_wait(box: str) -> None:
+def test_loss_and_matching_never_synchronize(box: str) -> None:
     anchors = make_anchors(Anchors(), 320, 384, CUDA)
     generator = torch.Generator().manual_seed(0)
     corner = torch.rand(2, 30, 2, generator=generator) * 200
@@ -98,12 +98,12 @@ def test_loss_and_matching_never_wait(box: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_training_runs_and_resumes(tiny_yaml: Path, tmp_path: Path, precision: str) -> None:
+def test_a_run_trains_and_resumes(tiny_yaml: Path, tmp_path: Path, precision: str) -> None:
     config = load_config(tiny_yaml, [f"output_dir={tmp_path}/run", f"train.precision={precision}"])
     train(config)
     whole = checkpoint.load(config.run_dir / checkpoint.LAST)["model"]
-    (config.run_dir / checkpoint.LAST).unlink()  # previous.pt is two steps younger: those are trained again
+    (config.run_dir / checkpoint.LAST).unlink()  # previous.pt is two steps behind last.pt: these are trained again
     assert train(config, resume=True)["AP"] is not None
     again = checkpoint.load(config.run_dir / checkpoint.LAST)["model"]
-    for name, value in whole.items():  # CUDA's convolutions add in no fixed order
+    for name, value in whole.items():  # CUDA's convolutions sum in no fixed order
         torch.testing.assert_close(again[name], value, rtol=1e-2, atol=1e-3)

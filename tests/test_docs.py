@@ -1,4 +1,4 @@
-"""The pages say what the code does: code blocks run, tables are those of their scripts, links lead somewhere."""
+"""The pages agree with the code: code blocks run, tables equal the output of their scripts, links lead to files."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def test_code_of_the_losses_page_runs() -> None:
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     assert len(blocks) > 5
     namespace: dict[str, object] = {}
-    for block in blocks:  # one after the other, as a reader would
+    for block in blocks:  # in order, in one namespace
         exec(compile(block, "docs/losses.md", "exec"), namespace)
 
 
-def test_table_of_wrong_variants_is_the_scripts() -> None:
+def test_table_of_wrong_variants_equals_the_output_of_its_script() -> None:
     page = (ROOT / "docs" / "losses.md").read_text()
     shown = re.search(r"<!-- focal_variants -->\n(.*?)\n<!-- /focal_variants -->", page, flags=re.DOTALL)
     script = [sys.executable, str(ROOT / "benchmarks" / "focal_variants.py")]

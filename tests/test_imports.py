@@ -1,4 +1,4 @@
-"""The order of the layout: imports point one way, between the rooms and within them."""
+"""The order of the modules: imports point one way, between the packages and within them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# A module may import what stands above it. Each line is a room, in the order in which one may import another.
-ROOMS: dict[str, list[str]] = {
+# A module may import only modules before it. Each entry is a package of retina/; the files at the top are in two.
+PACKAGES: dict[str, list[str]] = {
     "": ["config", "config_file", "command_line", "atomic_files", "device", "boxes"],
     "losses": [
         "arguments", "box", "class_weights", "focal_cpu", "focal_triton", "focal", "softmax", "mining", "modules",
     ],
     "data": ["coco", "augment", "loader"],
     "model": ["backbone", "anchors", "retinanet", "pretrained", "checkpoint"],
-    "detector": ["assign_triton", "assign", "criterion", "detect"],  # files at the top, as those of the first line
+    "detector": ["assign_triton", "assign", "criterion", "detect"],  # files at the top, like those of ""
     "evaluate": ["inference", "coco", "latency", "loss_distribution"],
     "plots": ["style", "result_files", "boxes", "detections", "run", "document"],
     "train": ["errors", "distributed", "schedule", "logbook", "step", "state", "loop"],
@@ -30,7 +30,7 @@ ROOMS: dict[str, list[str]] = {
     "classify_demo": ["problems", "experiment", "summary", "figure"],
 }  # fmt: skip
 AT_TOP = ("", "detector")
-ORDER = [name if room in AT_TOP else f"{room}.{name}" for room, names in ROOMS.items() for name in names]
+ORDER = [name if package in AT_TOP else f"{package}.{name}" for package, names in PACKAGES.items() for name in names]
 DETECTOR = ("", "losses", "data", "model", "detector", "evaluate")
 
 
@@ -56,38 +56,40 @@ MODULES = {name: path for name, path in PATHS.items() if not name.endswith("__in
 def modules_imported(name: str) -> set[str]:
     """The modules of this project that a module imports, by their names in ORDER."""
     targets = {target.removeprefix("retina.") for target in imported(MODULES[name]) if target.startswith("retina.")}
-    found = set()
+    modules = set()
     for target in targets - {"__version__"}:
-        room = [module for module in ORDER if module.startswith(f"{target}.")]  # `from retina.room import name`
-        whole = next((module for module in ORDER if target == module or target.startswith(f"{module}.")), None)
-        assert room or whole or target.split(".")[0] in ROOMS, f"{name} imports {target}, which has no place"
-        found |= {whole} if whole else set(room)
-    return found
+        members = [name for name in ORDER if name.startswith(f"{target}.")]  # `from retina.package import name`
+        module = next((name for name in ORDER if target == name or target.startswith(f"{name}.")), None)
+        assert members or module or target.split(".")[0] in PACKAGES, (
+            f"{name} imports {target}, which is in no package above"
+        )
+        modules |= {module} if module else set(members)
+    return modules
 
 
-def test_every_module_has_its_place() -> None:
+def test_every_module_is_listed() -> None:
     assert set(MODULES) == set(ORDER)
 
 
 @pytest.mark.parametrize("name", ORDER)
-def test_imports_only_what_stands_above(name: str) -> None:
-    below = modules_imported(name) - set(ORDER[: ORDER.index(name)])
-    assert not below, f"{name} imports {', '.join(sorted(below))}, which stand below it"
+def test_imports_only_earlier_modules(name: str) -> None:
+    later = modules_imported(name) - set(ORDER[: ORDER.index(name)])
+    assert not later, f"{name} imports {', '.join(sorted(later))}, which come after it"
 
 
-@pytest.mark.parametrize("room", DETECTOR)
-def test_the_detector_imports_no_study_shapes_or_plots(room: str) -> None:
-    for name in ROOMS[room]:
-        name = name if room in AT_TOP else f"{room}.{name}"
+@pytest.mark.parametrize("package", DETECTOR)
+def test_the_detector_imports_no_study_shapes_or_plots(package: str) -> None:
+    for name in PACKAGES[package]:
+        name = name if package in AT_TOP else f"{package}.{name}"
         others = {target.split(".")[0] for target in modules_imported(name) if "." in target}
         assert others <= set(DETECTOR), f"{name} imports {others}"
 
 
 @pytest.mark.parametrize("name", [name for name in PATHS if name.startswith("losses.")])
-def test_losses_stand_alone(name: str) -> None:
+def test_losses_import_only_torch(name: str) -> None:
     roots = {target.split(".")[0] for target in imported(PATHS[name])}
     standard = {"__future__", "collections", "functools", "importlib", "math", "numbers", "os", "typing", "warnings"}
-    triton = {"triton"} if name == "losses.focal_triton" else set()  # it comes with torch, and only CUDA asks for it
+    triton = {"triton"} if name == "losses.focal_triton" else set()  # comes with torch; only CUDA needs it
     assert roots <= {"torch", "retina"} | standard | triton
     assert all(t == "retina" or t.startswith("retina.losses") for t in imported(PATHS[name]) if t.startswith("retina"))
 
@@ -98,12 +100,12 @@ def test_only_augment_knows_albumentations() -> None:
 
 
 @pytest.mark.parametrize(
-    "room", ["config", "config_file", "command_line", "atomic_files", "convert", "plots", "shapes", "study"]
+    "package", ["config", "config_file", "command_line", "atomic_files", "convert", "plots", "shapes", "study"]
 )
-def test_commands_without_a_network_import_no_torch(room: str) -> None:
-    """Not even through what they import: their commands start at once."""
+def test_packages_of_fast_commands_import_no_torch(package: str) -> None:
+    """Not even through other modules, so that their commands start at once."""
     seen: set[str] = set()
-    waiting = [name for name in PATHS if name == room or name.startswith(f"{room}.")]
+    waiting = [name for name in PATHS if name == package or name.startswith(f"{package}.")]
     while waiting:
         name = waiting.pop()
         seen.add(name)

@@ -1,7 +1,8 @@
 """Ablations: python tools/ablate.py configs/ablations/gamma_alpha.yaml [section.key=value ...] [--workers N]
 
-Trains every cell of a study and writes report.html, report.md and results.csv. Killed or stopped, the same command goes
-on where it was. The same command on a second machine, with the same --output folder and a --storage URL, joins in.
+Runs every cell of a study and writes report.html, report.md and results.csv. After a stop or a kill the same command
+continues the study. The same command on a second machine, with the same --output folder and --storage URL, takes a part
+of the cells.
 """
 
 from __future__ import annotations
@@ -20,23 +21,24 @@ from retina.study.study_file import load_study
 
 
 def main() -> int:
-    """0 with the report written, 1 if cells failed or it was stopped, 2 for an error before any training."""
+    """Exit status: 0 if every cell is done, 1 if cells failed or the study was stopped, 2 for an error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="a YAML file such as those of configs/ablations/")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that come last in every cell"
     )
-    parser.add_argument("--base", type=Path, help="configuration to vary instead of the study's")
-    parser.add_argument("--workers", type=int, help="trainings at a time; default: one for each GPU, or one")
+    parser.add_argument("--base", type=Path, help="config to vary instead of the study's")
+    parser.add_argument("--workers", type=int, help="runs at a time; default: one for each GPU, or one")
     parser.add_argument("--output", type=Path, default=Path("runs/ablations"), help="folder (%(default)s)")
     parser.add_argument(
-        "--storage", help="ledger: postgresql://, mysql+pymysql://, redis://, sqlite:///; default: a file"
+        "--storage",
+        help="URL of the trial storage: postgresql://, mysql+pymysql://, redis://, sqlite:///; default: a file",
     )
     parser.add_argument(
-        "--lease", type=float, default=60, help="seconds of silence until an owner is lost (%(default)s)"
+        "--lease", type=float, default=60, help="seconds without a heartbeat until a run is lost (%(default)s)"
     )
     parser.add_argument("--report", action="store_true", help="only write the report of what is finished")
-    parser.add_argument("--dry-run", action="store_true", help="only print the cells and how long they will take")
+    parser.add_argument("--dry-run", action="store_true", help="only print the cells and the estimated time")
     arguments = parser.parse_intermixed_args()
     if arguments.workers is not None and arguments.workers < 1:
         exit_with_error(f"--workers {arguments.workers}: expected 1 or more")
@@ -49,7 +51,9 @@ def main() -> int:
             study.folder.mkdir(parents=True, exist_ok=True)
             report(study)
             return 0
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up as after Ctrl-C, also during the probe
+        signal.signal(
+            signal.SIGTERM, signal.default_int_handler
+        )  # clean up as after Ctrl-C, also in the time measurement
         return run(study, arguments)
     except KeyboardInterrupt:
         return 1
@@ -66,27 +70,28 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
     from retina.study.trial_storage import TrialStorage
 
     machine = Machine.detect(arguments.workers, study.devices, Path(__file__).resolve().parent)
-    waiting = [cell for cell in study.cells if not study.done(cell)]
-    print(f"{study.name}: {len(study.cells)} cells, {len(study.cells) - len(waiting)} finished; {machine}", flush=True)
+    open_cells = [cell for cell in study.cells if not study.is_done(cell)]
+    num_cells = len(study.cells)
+    print(f"{study.name}: {num_cells} cells, {num_cells - len(open_cells)} finished; {machine}", flush=True)
     if arguments.dry_run:
         for cell in study.cells:
-            print(f"  {cell.key}  {cell.label}{'' if cell in waiting else '  (finished)'}")
+            print(f"  {cell.key}  {cell.label}{'' if cell in open_cells else '  (finished)'}")
     check_data(study)
     if arguments.storage and any(cell.config.train.precision == "auto" for cell in study.cells):
-        raise StudyError("several machines may compute differently: with --storage give train.precision=bf16 or fp32")
+        raise StudyError("machines may choose different precisions: with --storage give train.precision=bf16 or fp32")
     study.folder.mkdir(parents=True, exist_ok=True)
     trial_storage = None if arguments.dry_run else TrialStorage(study, arguments.storage, arguments.lease)
     checkpoint_bytes = 0
-    if waiting:
+    if open_cells:
         seconds = estimate_seconds(study, machine.workers)
-        steps = waiting[0].config.train.steps
+        steps = open_cells[0].config.train.steps
         if seconds is None and (arguments.dry_run or steps >= 100):
-            a_step, checkpoint_bytes = measure_step_time(study, machine)
-            a_cell = timedelta(seconds=round(a_step * steps))
-            print(f"{a_step:.3f} s a step, {a_cell} a cell of {steps} steps, evaluation not counted")
-            seconds = a_step * sum(cell.config.train.steps for cell in waiting) / machine.workers
+            step_seconds, checkpoint_bytes = measure_step_time(study, machine)
+            cell_time = timedelta(seconds=round(step_seconds * steps))
+            print(f"{step_seconds:.3f} s per step, {cell_time} for a cell of {steps} steps, without evaluation")
+            seconds = step_seconds * sum(cell.config.train.steps for cell in open_cells) / machine.workers
         if seconds is not None:
-            print(f"about {timedelta(seconds=round(seconds))} for {len(waiting)} cells", flush=True)
+            print(f"about {timedelta(seconds=round(seconds))} for {len(open_cells)} cells", flush=True)
         check_disk_space(study, checkpoint_bytes)
     if trial_storage is None:
         return 0
@@ -100,18 +105,18 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
 
 
 def check_data(study: Study) -> None:
-    """Without its annotation files a study does not even know the names of its cells."""
+    """Raise StudyError for missing data. The names of the cells' folders depend on the annotation files."""
     if missing := study.missing_data():
-        raise StudyError("\n".join([*missing, f"{study.base} says in its first lines where they come from"]))
+        raise StudyError("\n".join([*missing, f"the first lines of {study.base} tell how to get the data"]))
 
 
 def report(study: Study) -> None:
-    """Of what is there now."""
+    """Write the report of the results so far and print its main table."""
     from retina.study.report import terminal_table, write_report
 
     try:
         with (study.folder / ".lock").open("w") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX)  # another who works on the study may be writing it too
+            fcntl.lockf(lock, fcntl.LOCK_EX)  # another process of the study may write it too
             paths = write_report(study)
     except OSError as error:
         print(f"no report: {error}", file=sys.stderr)

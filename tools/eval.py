@@ -1,26 +1,23 @@
 """Evaluate a detector: python tools/eval.py CONFIG [section.key=value ...] [--checkpoint FILE] [--output DIR].
 
 Prints the twelve COCO numbers and the AP of each class, and writes metrics.json and detections.json (COCO results).
-With --time also the milliseconds that one image takes, as "milliseconds" in metrics.json.
+With --time it also measures the milliseconds per image, "milliseconds" in metrics.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
-from retina.command_line import load_config_or_exit
+from retina.command_line import config_parser, load_config_or_exit
 from retina.config_file import ConfigError
 from retina.study.parent_process import end_with_parent
 
 
 def main() -> int:
-    """0 with the table printed, 1 if data or weights do not fit, 2 for a usage error."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="a YAML file of configs/")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that come last")
+    """Exit status: 0 with the table printed, 1 if data or weights cannot be used, 2 for a usage error."""
+    parser = config_parser(__doc__)
     parser.add_argument("--checkpoint", type=Path, help="ours or torchvision's; default: best.pt of the run folder")
     parser.add_argument("--output", type=Path, help="folder to write to; default: the run folder")
     parser.add_argument("--time", action="store_true", help="measure the milliseconds an image at batch 1, too")
@@ -30,7 +27,7 @@ def main() -> int:
         end_with_parent()
     config = load_config_or_exit(arguments.config, arguments.overrides)
 
-    from tqdm import tqdm  # torch is imported only now: a usage error costs no time
+    from tqdm import tqdm  # torch is imported late, so that a usage error is reported at once
 
     from retina.atomic_files import write_text
     from retina.data.coco import CocoDataset, DataError
@@ -54,8 +51,8 @@ def main() -> int:
     except (ConfigError, DataError, CheckpointError, WeightsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for sentence in unreadable.values():
-        print(f"not evaluated: {sentence}")
+    for reason in unreadable.values():
+        print(f"not evaluated: {reason}")
     metrics = evaluate_detections(results, dataset, exclude=unreadable).metrics | timing
     output = arguments.output or config.run_dir
     output.mkdir(parents=True, exist_ok=True)

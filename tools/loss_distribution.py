@@ -1,7 +1,7 @@
 """The paper's figure 4 for a trained detector: python tools/loss_distribution.py CHECKPOINT [--images 500].
 
-How the class loss of one converged model spreads over its positive and its negative anchors, had it each of four
-gammas: loss_distribution.png (cumulative, each set normalised to 1) and loss_distribution.json (the shares).
+The distribution of the class loss of a trained model over its positive and its negative anchors, computed with each of
+four gammas. Writes loss_distribution.png (cumulative losses, normalized to 1) and loss_distribution.json (the numbers).
 """
 
 from __future__ import annotations
@@ -29,17 +29,16 @@ from retina.plots.style import PALETTE
 COLORS = {0.0: PALETTE[4], 0.5: PALETTE[2], 1.0: PALETTE[0], 2.0: PALETTE[5]}  # by gamma, as in tools/plot_loss.py
 
 
-def draw(found: LossDistribution, output: Path) -> Path:
-    """Writes the picture, 1600 pixels wide; returns its path."""
+def draw(distribution: LossDistribution, output: Path) -> Path:
+    """Write the figure, 1600 pixels wide, to `output` and return that path."""
     figure = Figure(figsize=(16, 7), layout="constrained")
-    for axes, name, by_gamma in zip(
-        figure.subplots(1, 2), ("positives", "negatives"), (found.positives, found.negatives), strict=True
-    ):
+    histograms = (distribution.positives, distribution.negatives)
+    for axes, name, by_gamma in zip(figure.subplots(1, 2), ("positives", "negatives"), histograms, strict=True):
         for gamma, histogram in by_gamma.items():
             axes.plot(*histogram.curve(), color=COLORS[gamma], linewidth=2.5, label=f"$\\gamma$ = {gamma:g}")
         number = int(by_gamma[0.0].counts.sum())
         axes.set(xlim=(0, 1), ylim=(0, 1))
-        axes.set_title(f"{number:,} {name} of {found.images:,} images", loc="left", fontsize=18)
+        axes.set_title(f"{number:,} {name} of {distribution.images:,} images", loc="left", fontsize=18)
         axes.set_xlabel(f"fraction of the {name}, lowest loss first", fontsize=16)
         axes.set_ylabel("cumulative normalised loss", fontsize=16)
         axes.tick_params(labelsize=15)
@@ -52,9 +51,9 @@ def draw(found: LossDistribution, output: Path) -> Path:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The summary as text for a terminal; shares of the loss in percent."""
+    """The summary as a table for the terminal; parts of the loss in percent."""
     lines = [
-        f"{summary['images']} images, on each {summary['anchors_per_image']:,.0f} anchors, "
+        f"{summary['images']} images, {summary['anchors_per_image']:,.0f} anchors per image, "
         f"{summary['positives_per_image']:.1f} of them positive; "
         f"{summary['negatives_per_positive']:,.0f} negatives for each positive",
         "",
@@ -62,14 +61,14 @@ def table(summary: dict[str, Any]) -> str:
         "gamma     hardest 1 %    hardest 10 %          hardest 20 %     of the class loss",
     ]
     for row in summary["gammas"]:
-        gamma, *shares = row.values()
-        one, ten, twenty, negatives = (f"{100 * share:.1f} %" for share in shares)
+        gamma, *parts = row.values()
+        one, ten, twenty, negatives = (f"{100 * part:.1f} %" for part in parts)
         lines.append(f"{gamma:5g}  {one:>14}  {ten:>14}  {twenty:>20}  {negatives:>20}")
     return "\n".join(lines)
 
 
 def main() -> int:
-    """0 with the table and both paths printed, 1 if checkpoint or data do not fit, 2 for a usage error."""
+    """Exit status: 0 with the results printed, 1 if checkpoint or data cannot be used, 2 for a usage error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run; its own config names the data")
     parser.add_argument("--output", type=Path, help="folder to write to; default: that of the checkpoint")
@@ -92,18 +91,22 @@ def main() -> int:
         categories = list(zip(dataset.category_ids, dataset.names, strict=True))
         model, _, source = load_detector(config, file, categories, device)
         print(f"{source}\n{len(dataset.records)} images of {dataset.folder} on {device}")
-        found = measure_loss_distribution(
+        distribution = measure_loss_distribution(
             model, dataset, config, device, lambda batches: tqdm(batches, unit="batch", disable=not sys.stderr.isatty())
         )
     except DataError as error:
-        print(f"error: {error}\n{file}: its config names this data; relative paths start here", file=sys.stderr)
+        print(
+            f"error: {error}\n{file}: its config names this data; relative paths start at the current folder",
+            file=sys.stderr,
+        )
         return 1
     except (checkpoint.CheckpointError, ConfigError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    summary = found.summary()
+    summary = distribution.summary()
     write_text(output / "loss_distribution.json", json.dumps({"checkpoint": source, **summary}, indent=1))
-    print(f"\n{table(summary)}\n\n{draw(found, output / 'loss_distribution.png')}\n{output / 'loss_distribution.json'}")
+    picture = draw(distribution, output / "loss_distribution.png")
+    print(f"\n{table(summary)}\n\n{picture}\n{output / 'loss_distribution.json'}")
     return 0
 
 

@@ -1,8 +1,8 @@
-"""The paper's figures 1 and 5 to 7 from the losses as they are: python tools/plot_loss.py [--output docs/results].
+"""The paper's figures 1 and 5 to 7, computed with retina.losses: python tools/plot_loss.py [--output docs/results].
 
-Writes loss_curves.png: the focal loss against p_t; focal loss and FL* against x_t, and their slopes, by autograd; and
-FL* over a range of gamma and beta, which the paper colours by the AP of a training each (configs/ablations/table3.yaml
-trains two of them). All without alpha, as in the paper.
+Writes loss_curves.png: the focal loss against p_t; focal loss and FL* against x_t, and their derivatives by autograd;
+FL* over a range of gamma and beta. The paper colors the last by the AP of one run each; configs/ablations/table3.yaml
+trains two of them. All losses are without alpha, as in the paper.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from retina.losses import focal_star_loss, sigmoid_focal_loss
 from retina.plots.style import PALETTE
 
 GAMMAS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-FIGURE_5 = {  # label: loss and colour; the settings of table 3
+FIGURE_5 = {  # label: loss and color; the settings of table 3
     "cross entropy": (partial(sigmoid_focal_loss, gamma=0.0), PALETTE[4]),
     "FL, $\\gamma$ = 2": (partial(sigmoid_focal_loss, gamma=2.0), PALETTE[5]),
     "FL*, $\\gamma$ = 2, $\\beta$ = 1": (partial(focal_star_loss, gamma=2.0, beta=1.0), PALETTE[2]),
@@ -31,14 +31,14 @@ FIGURE_5 = {  # label: loss and colour; the settings of table 3
 
 
 def curve(loss: Callable[..., Tensor], x_t: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of a positive at the logits x_t (float64, any length), and its slope."""
+    """The loss of a positive at the logits x_t (float64, any length), and its derivative."""
     x = x_t.clone().requires_grad_()
     values = loss(x, torch.ones_like(x), alpha=None, reduction="none")
     return values.detach(), torch.autograd.grad(values.sum(), x)[0]
 
 
 def draw(output: Path) -> Path:
-    """Writes the picture, 1600 pixels wide; returns its path."""
+    """Write the figure, 1600 pixels wide, to `output` and return that path."""
     figure = Figure(figsize=(16, 13), layout="constrained")
     (against_p, against_x), (slopes, star) = figure.subplots(2, 2)
     p_t = torch.linspace(0.002, 0.9999, 500, dtype=torch.float64)
@@ -56,7 +56,7 @@ def draw(output: Path) -> Path:
     _finish(
         against_p,
         "Figure 1: the loss of an example",
-        "$p_t$, probability of the truth",
+        "$p_t$, probability of the true class",
         "loss",
         (0, 1),
         (0, 5),
@@ -97,7 +97,7 @@ def _finish(
 
 
 def main() -> int:
-    """0 with the path printed, 2 for a usage error."""
+    """Exit status: 0 with the path printed, 2 for a usage error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="folder of the picture (%(default)s)")
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
 """Detect on images: python tools/predict.py CONFIG --checkpoint FILE IMAGE_OR_FOLDER ... [--output DIR] [--score 0.3].
 
-Writes each picture with its boxes, and predictions.json.
+Writes each image with its boxes drawn, and predictions.json.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 def main() -> int:
-    """0 with at least one picture written, 1 if none could be or the weights do not fit, 2 for a usage error."""
+    """Exit status: 0 with an image written, 1 if none could be or the weights cannot be used, 2 for a usage error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="the configuration that the checkpoint was trained with")
     parser.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
@@ -34,7 +34,7 @@ def main() -> int:
     if not (files := [file for file in files if file.suffix.lower() in ENDINGS or file in arguments.inputs]):
         exit_with_error(f"no images ({', '.join(sorted(ENDINGS))}) in {', '.join(map(str, arguments.inputs))}")
 
-    from PIL import Image  # torch is imported only now: a usage error costs no time
+    from PIL import Image  # torch is imported late, so that a usage error is reported at once
 
     from retina.atomic_files import write_text
     from retina.data.coco import DataError, read_image
@@ -61,14 +61,14 @@ def main() -> int:
         except DataError as error:
             print(f"skipped: {error}", file=sys.stderr)
             continue
-        found = predict(model, image, config, device)
-        found = Detections(*(part[found.scores >= arguments.score] for part in found))
-        names = [categories[label][1] for label in found.labels.tolist()]
-        picture = draw_boxes(Image.fromarray(image), found.boxes.tolist(), names, found.scores.tolist())
+        detections = predict(model, image, config, device)
+        detections = Detections(*(part[detections.scores >= arguments.score] for part in detections))
+        names = [categories[label][1] for label in detections.labels.tolist()]
+        drawn = draw_boxes(Image.fromarray(image), detections.boxes.tolist(), names, detections.scores.tolist())
         path = free_path(arguments.output / f"{file.stem}.png", written | inputs)
         written.add(path.resolve())
-        picture.save(path)
-        entries.append(detections_to_dict(file, found, categories))
+        drawn.save(path)
+        entries.append(detections_to_dict(file, detections, categories))
         print(f"{path}: {len(names)} objects")
     write_text(arguments.output / "predictions.json", json.dumps(entries, indent=1))
     print(arguments.output / "predictions.json")
@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def free_path(path: Path, taken: set[Path]) -> Path:
-    """`path`, or path_2, path_3, ...: never over an input, nor over the picture of another image of the same name."""
+    """`path`, or the first of path_2, path_3, ... that is not in `taken` (the inputs and the files already written)."""
     number, free = 1, path
     while free.resolve() in taken:
         number += 1

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from retina.command_line import EXIT_FOLDER_IN_USE, exit_with_error, load_config_or_exit
+from retina.command_line import EXIT_FOLDER_IN_USE, config_parser, exit_with_error, load_config_or_exit
 from retina.study.parent_process import end_with_parent
 
 
 def main() -> int:
-    """0 after the last step or a stop by signal, 1 if the run could not go on, 2 for a usage error, 75
-    where another process is training in the same folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="a YAML file of configs/")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that come last")
+    """Exit status: 0 after the last step or a stop by a signal, 1 if the run could not start or continue, 2 for a usage
+    error, 75 if another process trains in the same folder."""
+    parser = config_parser(__doc__)
     parser.add_argument("--resume", action="store_true", help="continue from the newest valid checkpoint")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--end-with-parent", action="store_true", help="end when standard input closes, for ablate.py")
@@ -26,7 +23,7 @@ def main() -> int:
         print(config.to_yaml(), end="")
         return 0
 
-    from retina.data.coco import DataError  # torch is imported only now: a usage error costs no time
+    from retina.data.coco import DataError  # torch is imported late, so that a usage error is reported at once
     from retina.model.pretrained import WeightsError
     from retina.train.errors import RunError, RunFolderError, RunFolderInUseError
     from retina.train.loop import train

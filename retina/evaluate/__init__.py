@@ -1,4 +1,4 @@
-"""A trained detector: inference, COCO evaluation, latency, the distribution of its loss. Nothing here trains."""
+"""A trained detector: inference, COCO evaluation, latency, the distribution of its loss."""
 
 from retina.evaluate.coco import Evaluation, evaluate_detections, format_metrics, inference_on_dataset
 from retina.evaluate.inference import load_detector, predict

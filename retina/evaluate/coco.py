@@ -1,6 +1,6 @@
-"""A model over a data set -> the twelve COCO numbers and the AP of each class. pycocotools computes them, nothing else.
+"""Run a model on a data set -> the twelve COCO numbers and the AP of each class, all computed by pycocotools.
 
-Metrics are plain numbers between 0 and 1, None where the data set has nothing to measure.
+Metrics are floats between 0 and 1, None where the data set has no objects to measure.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from retina.model.retinanet import RetinaNet
 
 
 class Evaluation(NamedTuple):
-    """`metrics`: COCO_METRICS by name, and `per_class`, a dict from class name to AP. `precision`: by class name, at
-    IoU 0.5, over recall 0, 0.01, ..., 1; for plots."""
+    """The result of `evaluate_detections`.
+
+    `metrics`: the numbers of COCO_METRICS by name, and `per_class`, a dict from class name to AP. `precision`: by class
+    name, the precision at IoU 0.5 over the recalls 0, 0.01, ..., 1, for plots.
+    """
 
     metrics: dict[str, Any]
     precision: dict[str, list[float]]
@@ -36,10 +39,11 @@ class Evaluation(NamedTuple):
 def inference_on_dataset(
     model: RetinaNet, dataset: CocoDataset, config: Config, device: torch.device, progress: Any = iter
 ) -> tuple[list[dict[str, Any]], dict[int, str]]:
-    """Detections on the whole data set in COCO results format, and by image id why an image could not be read.
+    """Detections on the whole data set in COCO results format, and the reason for each image that could not be read.
 
-    Boxes are xywh in pixels of the original image, category ids are those of the data set. Under torch.distributed each
-    process takes a share and all return the whole. `progress` wraps the iterable of batches.
+    Boxes are xywh in pixels of the original image, category ids are those of the data set. The reasons are by image id.
+    Under torch.distributed, each process runs a part of the images and all return all results. `progress` wraps the
+    iterable of batches.
     """
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     original_sizes = {record.image_id: (record.height, record.width) for record in dataset.records}
@@ -69,7 +73,7 @@ def inference_on_dataset(
 def coco_results(
     image_id: int, detections: Detections, scale: torch.Tensor, category_ids: list[int]
 ) -> list[dict[str, Any]]:
-    """The detections on one image as COCO results; `scale` (4,) takes boxes to pixels of the original image."""
+    """The detections on one image as COCO results; `scale` (4,) converts boxes to pixels of the original image."""
     boxes = detections.boxes.cpu() * scale
     xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
     return [
@@ -85,7 +89,7 @@ def evaluate_detections(results: list[dict[str, Any]], dataset: CocoDataset, exc
     """
     coco_gt = COCO()
     tree = read_annotations(dataset.annotations)
-    # pycocotools takes a match with annotation 0 for no match, and some files count from 0.
+    # pycocotools treats a match with annotation id 0 as no match, and some files count from 0.
     tree["annotations"] = [{**entry, "id": i} for i, entry in enumerate(tree["annotations"], 1)]
     coco_gt.dataset = {"info": {}, **tree}
     with contextlib.redirect_stdout(io.StringIO()):
@@ -107,16 +111,16 @@ def evaluate_detections(results: list[dict[str, Any]], dataset: CocoDataset, exc
     per_class: dict[str, float | None] = {}
     curves: dict[str, list[float]] = {}
     for label, name in enumerate(dataset.names):
-        valid = precision_TRKAM[:, :, label, 0, -1]
-        has_objects = bool((valid > -1).any())
-        per_class[name] = float(np.mean(valid[valid > -1])) if has_objects else None
+        class_precision = precision_TRKAM[:, :, label, 0, -1]
+        has_objects = bool((class_precision > -1).any())
+        per_class[name] = float(np.mean(class_precision[class_precision > -1])) if has_objects else None
         if has_objects:
             curves[name] = [float(value) for value in precision_TRKAM[0, :, label, 0, -1]]
     return Evaluation({**dict(zip(COCO_METRICS, stats, strict=True)), "per_class": per_class}, curves)
 
 
 def format_metrics(metrics: dict[str, Any]) -> str:
-    """The metrics as a table for a terminal, in percent as papers print them."""
+    """The metrics as a table for the terminal, in percent."""
 
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{100 * value:.1f}"

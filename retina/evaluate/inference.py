@@ -1,4 +1,7 @@
-"""A trained detector: load it from a file, run it on a batch or on an image."""
+"""A trained detector: load it from a file, run it on a batch or on an image.
+
+`load_detector` reads "model", "ema", "config", "categories" and "step" of a checkpoint. train/state.py makes them.
+"""
 
 from __future__ import annotations
 
@@ -26,20 +29,25 @@ Categories = list[tuple[int, str]]  # (id, name) of each label
 def load_detector(
     config: Config, file: Path | None, categories: Categories | None, device: torch.device
 ) -> tuple[RetinaNet, Categories, str]:
-    """The model of `config` with trained weights, its categories, and a sentence about where the weights come from.
+    """Build the model of `config` with trained weights.
 
     Args:
         config: the network and anchors that the weights were trained with.
-        file: a checkpoint of ours, or torchvision's RetinaNet weights. None takes best.pt or last.pt of the run folder,
-            or else `model.weights` where that names a whole detector.
-        categories: those of the data set, which the checkpoint must have too. torchvision's weights are matched by
-            COCO's names; None takes all of COCO's.
-        device: where the model goes.
+        file: a checkpoint of this project, or a file of torchvision's RetinaNet weights. None uses best.pt or last.pt
+            of the run folder, and without them `model.weights` if that names one of torchvision's detectors.
+        categories: of the data set. A checkpoint must have the same ones; torchvision's class outputs are selected by
+            COCO's names. None uses those of the checkpoint, or all of COCO's.
+        device: of the model.
 
-    Of a checkpoint with a moving average of the weights, the average is loaded.
+    Returns: the model in evaluation mode, with the moving average of the weights if the checkpoint has one; its
+        categories; a message about the source of the weights.
 
-    Raises: FileNotFoundError, CheckpointError, WeightsError. The last also where the checkpoint was trained with
-        another network or other anchors than `config` has, which no shape of a tensor would show.
+    Raises:
+        FileNotFoundError: there is no such file, or no checkpoint in the run folder.
+        CheckpointError: the file is damaged.
+        WeightsError: the weights do not fit `config` or the categories. This includes a checkpoint trained with other
+            network or anchor settings, even if all tensors have the right shapes.
+        ConfigError: the settings in the checkpoint do not fit this version of the program.
     """
     if file is None:
         candidates = [config.run_dir / name for name in (checkpoint.BEST, checkpoint.LAST)]
@@ -70,22 +78,22 @@ def load_detector(
 
 
 def _check_settings(config: Config, trained: Config, file: Path) -> None:
-    """WeightsError where `config` describes another network or other anchors than the checkpoint was trained with."""
-    differing = [
-        f"{section}.{key} was {value}, is {now}"
+    """Raise WeightsError if `config` has other network or anchor settings than the checkpoint was trained with."""
+    changed = [
+        f"{section}.{key} was {value}, is {current}"
         for section in ("model", "anchors")
         for key, value in getattr(trained, section).model_dump().items()
-        if (now := getattr(getattr(config, section), key)) != value and key not in ("weights", "frozen_stages")
+        if (current := getattr(getattr(config, section), key)) != value and key not in ("weights", "frozen_stages")
     ]
     if trained.detect.max_ratio != config.detect.max_ratio:
-        differing.append(f"detect.max_ratio was {trained.detect.max_ratio}, is {config.detect.max_ratio}")
-    if differing:
-        raise WeightsError(f"{file} was trained with other settings than the config's: {'; '.join(differing)}")
+        changed.append(f"detect.max_ratio was {trained.detect.max_ratio}, is {config.detect.max_ratio}")
+    if changed:
+        raise WeightsError(f"{file} was trained with other settings than the config's: {'; '.join(changed)}")
 
 
 @torch.inference_mode()
 def detect_batch(model: RetinaNet, batch: Batch, config: Config) -> list[Detections]:
-    """Detections on each image of a batch, on its device; boxes in pixels of the padded frame."""
+    """Detections on each image of a batch, on its device; boxes in pixels of the padded images."""
     images = batch.normalized().contiguous(memory_format=torch.channels_last)
     anchors = make_anchors(config.anchors, images.shape[2], images.shape[3], images.device)
     with autocast(images.device, config.train.precision):
@@ -104,7 +112,7 @@ def predict(model: RetinaNet, image: NDArray[np.uint8], config: Config, device: 
 
 
 def detections_to_dict(file: Path, detections: Detections, categories: Categories) -> dict[str, Any]:
-    """The detections on one image in plain values; boxes xyxy in pixels."""
+    """The detections on one image as plain values for JSON; boxes xyxy in pixels."""
     entries = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)
     return {
         "file": str(file),

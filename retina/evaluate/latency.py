@@ -1,4 +1,4 @@
-"""The latency of a trained detector: milliseconds for one image."""
+"""The latency of a trained detector in milliseconds per image."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def measure_latency(
 ) -> float:
     """Median wall time of one image at batch 1 in milliseconds, over `images` of `dataset` at their evaluation size.
 
-    The time includes normalising, the network, and detections from its outputs (threshold, decoding, NMS), which stay
-    on the device. It does not include reading, decoding and resizing the file, nor the copy to the device, nor one
-    warm-up run on the same image. With `resize: torchvision` the resizing has normalised already. `model` is as
-    `load_detector` returns it.
+    The time includes the normalization, the network and the post-processing (threshold, decoding, NMS); the detections
+    stay on the device. It does not include reading, decoding and resizing the file, the copy to the device, and a
+    warm-up run on the same image. With `resize: torchvision` the image is normalized when it is resized, so the time
+    does not include that. `model` is as `load_detector` returns it.
 
     Raises DataError if none of the images can be read.
     """
     single = config.model_copy(update={"train": config.train.model_copy(update={"eval_batch": 1})})
-    # All are read before the first is timed: the workers of a loader would take time of the processor.
+    # All images are read before the first is timed, because the workers of the loader would compete for the CPU.
     batches = [b for b in eval_batches(dataset.evenly_spaced(images), single) if not b.unreadable]
     if not batches:
         raise DataError(f"{dataset.folder}: none of the images to be timed can be read")

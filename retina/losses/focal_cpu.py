@@ -1,11 +1,12 @@
-"""The chunked path of the focal loss: the gradient is made in the forward, in pieces that stay in the cache.
+"""The chunked path of the focal loss: the forward computes the gradient too, in chunks of rows that fit the cache.
 
-Autograd over the formula keeps about eight tensors of the logits' size alive and walks memory for each. Here a piece of
-rows is treated as if every element were a negative; the few positives and the rows left out are taken away by index,
-and the positives are computed apart at the end. The gradient is written once. R rows, K classes, P positives,
-H rows with a hard negative.
+Autograd over the formula keeps about eight tensors of the size of the logits alive, and reads or writes memory for each
+of them. Here every element of a chunk is first treated as a negative. The few positives and the ignored rows are set to
+0 by index, and the positives are computed separately. The gradient is written once.
 
 With p = sigmoid(x) and c = -log(1 - p), a negative has FL = p^gamma c and dFL/dx = p^gamma (gamma (1 - p) c + p).
+
+R rows, K classes, P positives, H rows with a hard negative.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK_ELEMENTS = 5 << 15  # elements; three buffers of 0.6 MB: less pays for starting operations, more for memory
-NEARLY_ONE = 0.98  # up to here 1 - p and log1p(-p) are right to 1e-6
+# Three float32 buffers of 0.6 MB: smaller chunks spend more time on starting operations, larger ones on memory access.
+CHUNK_ELEMENTS = 5 << 15
+NEARLY_ONE = 0.98  # for p up to here, 1 - p and log1p(-p) are accurate to 1e-6
 
 
 def chunked_focal_loss(
@@ -32,15 +34,18 @@ def chunked_focal_loss(
 ) -> Tensor:
     """`scale` times the sum of the focal loss over class ids; arguments as in `retina.losses.sigmoid_focal_loss`.
 
-    `alphas` of positives and negatives: alpha and 1 - alpha, numbers or (K,).
+    `alphas` are the factors of positives and of negatives, alpha and 1 - alpha: numbers or (K,).
 
-    A float32 (float64 for float64 logits) scalar that allows one backward. RuntimeError at a second one, or at a second
-    derivative: the gradient was made in the forward and is handed out once, so that it exists once.
+    Returns: a scalar, float32 (float64 for float64 logits). It allows one backward, because the forward computes the
+        gradient and the backward gives away that tensor without keeping a copy.
+
+    Raises: RuntimeError in the backward, for a second backward or a second derivative.
     """
-    rows = None if weight is None else weight.reshape(-1)
-    flat = logits.reshape(-1, logits.shape[-1])
+    logits_RK = logits.reshape(-1, logits.shape[-1])
+    targets_R = targets.reshape(-1).long()
+    weight_R = None if weight is None else weight.reshape(-1)
     total: Tensor = _ChunkedFocal.apply(
-        flat, targets.reshape(-1).long(), rows, alphas, float(gamma), ignore_index, scale, torch.is_grad_enabled()
+        logits_RK, targets_R, weight_R, alphas, float(gamma), ignore_index, scale, torch.is_grad_enabled()
     )
     return total
 
@@ -58,24 +63,24 @@ class _ChunkedFocal(torch.autograd.Function):
         scale: float,
         with_gradient: bool,
     ) -> Tensor:
-        exact = torch.float64 if logits_RK.dtype == torch.float64 else torch.float32
-        # float16 ends at 6e-8, and the upstream gradient, which holds the loss scale, comes later.
-        stored = torch.float32 if logits_RK.dtype == torch.float16 else logits_RK.dtype
+        compute_dtype = torch.float64 if logits_RK.dtype == torch.float64 else torch.float32
+        # The smallest float16 is 6e-8, and the upstream gradient, which includes the loss scale, comes later.
+        gradient_dtype = torch.float32 if logits_RK.dtype == torch.float16 else logits_RK.dtype
         with_gradient &= ctx.needs_input_grad[0]
-        gradient_RK = torch.empty_like(logits_RK, dtype=stored) if with_gradient else None
+        gradient_RK = torch.empty_like(logits_RK, dtype=gradient_dtype) if with_gradient else None
         classes = logits_RK.shape[1]
-        left_out_R = targets_R == ignore_index
-        row_P = (~left_out_R & (targets_R < classes)).nonzero()[:, 0]
+        ignored_R = targets_R == ignore_index
+        row_P = (~ignored_R & (targets_R < classes)).nonzero()[:, 0]
         class_P = targets_R[row_P]
         alpha_pos, alpha_neg = alphas
         alpha_P = alpha_pos[class_P] if isinstance(alpha_pos, Tensor) else alpha_pos
         if weight_R is not None:
-            weight_R = weight_R.masked_fill(left_out_R, 0)  # what is left out may weigh NaN
+            weight_R = weight_R.masked_fill(ignored_R, 0)  # the weight of an ignored row may be NaN
 
-        skipped = (row_P, class_P, left_out_R.nonzero()[:, 0])
-        total = _negative_loss(logits_RK, gradient_RK, exact, skipped, weight_R, alpha_neg * scale, gamma)
+        skipped = (row_P, class_P, ignored_R.nonzero()[:, 0])
+        total = _negative_loss(logits_RK, gradient_RK, compute_dtype, skipped, weight_R, alpha_neg * scale, gamma)
 
-        x_P = logits_RK[row_P, class_P].to(exact)
+        x_P = logits_RK[row_P, class_P].to(compute_dtype)
         log_p_P, one_minus_p_P = F.logsigmoid(x_P), torch.sigmoid(-x_P)
         factor_P = one_minus_p_P.pow(gamma) * (alpha_P * scale)
         if weight_R is not None:
@@ -83,17 +88,17 @@ class _ChunkedFocal(torch.autograd.Function):
         total -= (factor_P * log_p_P).sum(dtype=torch.float64)
         if gradient_RK is not None:
             slope_P = factor_P * (gamma * torch.sigmoid(x_P) * log_p_P - one_minus_p_P)
-            gradient_RK[row_P, class_P] = slope_P.to(stored)
+            gradient_RK[row_P, class_P] = slope_P.to(gradient_dtype)
         ctx.gradient_RK = gradient_RK
         ctx.dtype = logits_RK.dtype
-        return total.to(exact)
+        return total.to(compute_dtype)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradient_RK = ctx.gradient_RK
         if gradient_RK is None or torch.is_grad_enabled():
-            wish = "a second backward" if gradient_RK is None else "a second derivative (create_graph=True)"
-            raise RuntimeError(f"the chunked focal loss hands its gradient out once; for {wish} use impl='reference'")
+            request = "a second backward" if gradient_RK is None else "a second derivative (create_graph=True)"
+            raise RuntimeError(f"the chunked focal loss allows one backward; for {request} use impl='reference'")
         ctx.gradient_RK = None
         if upstream != 1:
             gradient_RK *= upstream
@@ -103,56 +108,62 @@ class _ChunkedFocal(torch.autograd.Function):
 def _negative_loss(
     logits_RK: Tensor,
     gradient_RK: Tensor | None,
-    exact: torch.dtype,
+    compute_dtype: torch.dtype,
     skipped: tuple[Tensor, Tensor, Tensor],
     weight_R: Tensor | None,
-    share: float | Tensor,
+    alpha_neg: float | Tensor,
     gamma: float,
 ) -> Tensor:
-    """Loss of all elements but the `skipped` (positives by row and class, rows left out), in float64; fills the
-    gradient, with 0 at the skipped."""
-    row_P, class_P, left_out = skipped
+    """The loss of all elements except the `skipped` ones, a float64 scalar; also fills `gradient_RK`.
+
+    `skipped` holds the positives, by row and class, and the ignored rows. Their gradient is set to 0.
+    `alpha_neg` includes the scale of the loss.
+    """
+    row_P, class_P, ignored_rows = skipped
     rows, classes = logits_RK.shape
     step = max(1, CHUNK_ELEMENTS // classes)
     edges = torch.arange(0, rows + step, step)
-    from_P, from_left_out = torch.searchsorted(row_P, edges).tolist(), torch.searchsorted(left_out, edges).tolist()
-    buffers = [torch.empty(min(step, rows), classes, dtype=exact) for _ in range(3)]
-    lowest = 1.2 * math.log(torch.finfo(exact).tiny)  # p is 0 from here on
+    positive_edges = torch.searchsorted(row_P, edges).tolist()
+    ignored_edges = torch.searchsorted(ignored_rows, edges).tolist()
+    buffers = [torch.empty(min(step, rows), classes, dtype=compute_dtype) for _ in range(3)]
+    lowest_log_p = 1.2 * math.log(torch.finfo(compute_dtype).tiny)  # p is 0 from here down
     total = torch.zeros((), dtype=torch.float64)
     for i, start in enumerate(range(0, rows, step)):
-        part = slice(start, min(start + step, rows))
-        x = logits_RK[part]
-        p, q, log_q = (buffer[: len(x)] for buffer in buffers)
-        positives = (row_P[from_P[i] : from_P[i + 1]] - start, class_P[from_P[i] : from_P[i + 1]])
-        rows_out = left_out[from_left_out[i] : from_left_out[i + 1]] - start
-        torch.sigmoid(x if x.dtype == exact else log_q.copy_(x), out=p)
+        chunk = slice(start, min(start + step, rows))
+        x = logits_RK[chunk]
+        p, q, log_q = (buffer[: len(x)] for buffer in buffers)  # q = 1 - p
+        chunk_positives = slice(positive_edges[i], positive_edges[i + 1])
+        positives = (row_P[chunk_positives] - start, class_P[chunk_positives])
+        ignored = ignored_rows[ignored_edges[i] : ignored_edges[i + 1]] - start
+        torch.sigmoid(x if x.dtype == compute_dtype else log_q.copy_(x), out=p)
         p[positives] = 0  # p = 0 has loss and gradient 0
-        p[rows_out] = 0
+        p[ignored] = 0
         torch.sub(1, p, out=q)
         torch.neg(p, out=log_q).log1p_()
-        if p.amax() > NEARLY_ONE:  # both have lost their digits there; such rows are few
+        if p.amax() > NEARLY_ONE:  # q and log_q are inaccurate there; such rows are few
             row_H = (p.amax(dim=1) > NEARLY_ONE).nonzero()[:, 0]
-            minus_x_HK = (-x[row_H].to(exact)).masked_fill_(p[row_H] == 0, torch.inf)  # the skipped stay at loss 0
+            minus_x_HK = -x[row_H].to(compute_dtype)
+            minus_x_HK.masked_fill_(p[row_H] == 0, torch.inf)  # the skipped elements keep loss 0
             q[row_H], log_q[row_H] = torch.sigmoid(minus_x_HK), F.logsigmoid(minus_x_HK)
         slope = torch.addcmul(p, q, log_q, value=-gamma, out=q)
-        log_p = None if (2 * gamma).is_integer() else (x + log_q).index_fill_(0, rows_out, 0).clamp_(lowest, 0)
-        factor = _power(p, log_p, gamma).mul_(share)
+        log_p = None if (2 * gamma).is_integer() else (x + log_q).index_fill_(0, ignored, 0).clamp_(lowest_log_p, 0)
+        factor = _power(p, log_p, gamma).mul_(alpha_neg)
         if weight_R is not None:
-            factor *= weight_R[part, None]
+            factor *= weight_R[chunk, None]
         if gradient_RK is not None:
-            torch.mul(slope, factor, out=slope if gradient_RK.dtype != exact else gradient_RK[part])
-            if gradient_RK.dtype != exact:
-                gradient_RK[part] = slope
+            torch.mul(slope, factor, out=slope if gradient_RK.dtype != compute_dtype else gradient_RK[chunk])
+            if gradient_RK.dtype != compute_dtype:
+                gradient_RK[chunk] = slope
         total -= factor.mul_(log_q).sum()
     return total
 
 
 def _power(p: Tensor, log_p: Tensor | None, gamma: float) -> Tensor:
-    """p^gamma without torch.pow, which would take as long as everything else here; may overwrite `p`.
+    """p^gamma without torch.pow, which would take as long as the rest of this file; may overwrite `p`.
 
-    Squares, a square root and, for what is left of gamma (at most 1/4 either way), exp of its product with `log_p`: so
-    small an exponent that its rounding stays below a relative 1e-6 wherever the loss is a normal number. `log_p` is not
-    needed where 2 gamma is an integer.
+    The power is a product of squares, a square root and exp(r log p), where r = gamma - round(2 gamma) / 2 is from -1/4
+    to 1/4: so small an exponent that its rounding stays below a relative 1e-6 wherever the loss is a normal number.
+    `log_p` may be None where 2 gamma is an integer.
     """
     halves = round(2 * gamma)
     factors = [] if log_p is None else [log_p.mul_(gamma - halves / 2).exp_()]
@@ -160,12 +171,12 @@ def _power(p: Tensor, log_p: Tensor | None, gamma: float) -> Tensor:
         factors.append(p.sqrt())
     whole = halves // 2
     while whole:
-        taken = whole % 2 == 1
-        if taken:
+        is_odd = whole % 2 == 1
+        if is_odd:
             factors.append(p)
         whole //= 2
         if whole:
-            p = p * p if taken else p.mul_(p)
+            p = p * p if is_odd else p.mul_(p)
     if not factors:
         return torch.ones_like(p)
     product = factors.pop()

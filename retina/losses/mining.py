@@ -1,4 +1,4 @@
-"""Online hard example mining, which the paper compares with (table 1d; Shrivastava et al., CVPR 2016, arXiv 1604.03540).
+"""Online hard example mining (Shrivastava et al., CVPR 2016, arXiv 1604.03540), which table 1d of the paper compares.
 
 The loss uses only the hardest anchors: anchors are sorted by their loss, non-maximum suppression removes the neighbours
 of each selected anchor, and the first `batch_size` of each image are selected. In the 1:3 variant at most a quarter of
@@ -98,7 +98,7 @@ def _select_hardest(
     nms_iou: float,
     limit_N: Tensor | None = None,
 ) -> Tensor:
-    """Selects the first `count` anchors of each image, at most `limit_N`, after greedy suppression by loss; bool (N, R)."""
+    """Selects the first `count` anchors of each image, at most `limit_N`, after suppression by loss; bool (N, R)."""
     if not loss_NR.shape[1]:
         return candidates_NR
     # One anchor of each image at a time: `count` passes over the anchors, and never a matrix of R x R IoUs.

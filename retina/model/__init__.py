@@ -1,4 +1,4 @@
-"""The network: backbone, anchors, heads, and its weights in files. Knows no loss function and no data set."""
+"""The network: backbone, anchors, heads, and the files of its weights. It imports nothing of data sets or training."""
 
 from retina.model.anchors import make_anchors
 from retina.model.pretrained import WeightsError, load_pretrained

@@ -1,7 +1,7 @@
-"""Anchors: a few boxes of fixed sides around every cell of every level, the same for each image of a batch.
+"""Anchors: A boxes of fixed sides around every cell of every level, the same for each image of a batch.
 
-R anchors of a level run over rows, then columns, then the A boxes of a cell (ratio-major: all scales of the first ratio
-first, as in torchvision and mmdetection), which is the order of the heads' outputs.
+The R anchors of a level run over rows, then columns, then the A boxes of a cell. These are ratio-major: all scales of
+the first ratio come first, as in torchvision and mmdetection. The outputs of the heads have the same order.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from retina.model.backbone import LEVELS
 
 
 def num_anchors_per_cell(config: Anchors) -> int:
-    """A, the number of anchors at one cell."""
+    """A, the number of anchors of a cell."""
     return config.scales * len(config.ratios)
 
 
 @lru_cache(maxsize=64)
 def make_anchors(config: Anchors, height: int, width: int, device: torch.device) -> tuple[Tensor, ...]:
-    """One float32 (R, 4) tensor of xyxy boxes, in pixels, for each of P3..P7 of a padded `height` x `width` image.
+    """The anchors of each level P3..P7 for images of the padded size: float32 (R, 4) xyxy, in pixels, on `device`.
 
-    A cell's boxes are centred `offset` strides from its corner; side = octave_base * stride * 2^(i / scales)
-    (paper, section 4, "Anchors"). The result is shared between calls: do not write into it.
+    The centers are `offset` strides from the top left corner of the cell. The sides are octave_base * stride *
+    2^(i / scales) (paper, section 4, "Anchors"). The result is cached: do not write into it.
     """
     levels = []
     for level in LEVELS:

@@ -1,6 +1,6 @@
-"""torchvision's ResNet and feature pyramid, with the choices in which published RetinaNets differ.
+"""torchvision's ResNet and FPN, with the choices in which published RetinaNets differ.
 
-N images, C channels; the pyramid P3..P7 has strides 8..128.
+N images, C channels. The levels P3..P7 have strides 8..128.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ LEVELS = (3, 4, 5, 6, 7)
 
 
 class FrozenStatsBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm whose statistics stay as loaded while its scale and shift train (mmdetection's `norm_eval`)."""
+    """BatchNorm with frozen statistics and a scale and shift that train (mmdetection's `norm_eval`)."""
 
     def train(self, mode: bool = True) -> FrozenStatsBatchNorm2d:
         return super().train(False)
 
 
 class FrozenBatchNorm2d(ops.FrozenBatchNorm2d):  # type: ignore[misc]
-    """torchvision's in one kernel that keeps the dtype: its own multiply and add would promote bf16 to fp32."""
+    """torchvision's, as one kernel that keeps the dtype. torchvision's multiply and add would promote bf16 to fp32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        # batch_norm takes no eps of 0, which the published V1 weights need; 1e-12 does not reach a float32 variance.
+        # The published V1 weights need an eps of 0, which batch_norm refuses. 1e-12 is lost in a float32 variance.
         variance = self.running_var + self.eps
         return F.batch_norm(x, self.running_mean, variance, self.weight, self.bias, eps=1e-12)
 
@@ -57,7 +57,7 @@ class P6P7(ExtraFPNBlock):  # type: ignore[misc]
 
 
 class ResNetFPN(nn.Module):
-    """(N, 3, H, W) normalised images -> [P3, ..., P7], level l of shape (N, C, ceil(H / 2^l), ceil(W / 2^l))."""
+    """Normalized images (N, 3, H, W) -> [P3, ..., P7]; level l has shape (N, C, ceil(H / 2^l), ceil(W / 2^l))."""
 
     def __init__(self, config: Model) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class ResNetFPN(nn.Module):
         )
         stages = [[self.body.conv1, self.body.bn1], *([getattr(self.body, f"layer{i}")] for i in range(1, 5))]
         for module in (module for stage in stages[: config.frozen_stages + 1] for module in stage):
-            module.requires_grad_(False)  # weights only: live BatchNorm keeps its statistics, as in torchvision
+            module.requires_grad_(False)  # weights only: BatchNorm still updates its statistics, as in torchvision
 
     def forward(self, images: Tensor) -> list[Tensor]:
         body = self.body

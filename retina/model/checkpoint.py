@@ -1,7 +1,11 @@
-"""Checkpoints: tensors and plain values only, written so that a kill at any instant leaves a whole one behind.
+"""Checkpoint files: written so that a kill at any instant leaves a valid one, and verified when they are read.
 
-A file is an ordinary `torch.save` of {"state": ..., "sha256": ...}; the digest covers every byte of every tensor and
-every plain value, so two states are equal exactly if their digests are.
+A file is an ordinary `torch.save` of {"state": ..., "sha256": ..., "format": ...}. The digest covers every byte of
+every tensor and every plain value, so two states are equal exactly if their digests are.
+
+This file does not know what a state contains. train/state.py does: `TrainState.state_dict` and `checkpoint_metadata`
+give the state that is saved, `TrainState.load_state_dict` reads it when a run resumes. `load_detector` in
+evaluate/inference.py reads it for evaluation and prediction.
 """
 
 from __future__ import annotations
@@ -19,17 +23,17 @@ from torch import Tensor
 
 from retina.atomic_files import atomic_file
 
-FORMAT = 1
+FORMAT = 1  # raise it when files of an earlier format can no longer be read
 _LOAD_ERRORS = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)  # what torch.load may raise
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 
 class CheckpointError(ValueError):
-    """A file that is no valid checkpoint; the message names it and says what is wrong."""
+    """A file that is not a valid checkpoint. The message names the file and the reason."""
 
 
 def digest(state: Any) -> str:
-    """SHA-256 over a nest of dicts, lists, tensors and plain values, independent of device and of dict order.
+    """SHA-256 of nested dicts, lists, tensors and plain values, independent of the device and of the order of dicts.
 
     Raises TypeError for anything else: a checkpoint must load with weights_only=True.
     """
@@ -41,7 +45,14 @@ def digest(state: Any) -> str:
 def save(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:
     """Write `state` to `path`: temporary file in the same folder, fsync, rename, fsync of the folder.
 
-    What was at `path` moves to `keep` first, where given. OSError (a full disk) leaves the old file as it was.
+    Args:
+        path: the checkpoint file.
+        state: nested dicts and lists of tensors and plain values.
+        keep: the old file at `path` is renamed to this first; None replaces it.
+
+    Raises:
+        TypeError: the state contains anything else, see `digest`.
+        OSError: for example a full disk; the old file is unchanged.
     """
     payload = {"state": state, "sha256": digest(state), "format": FORMAT}
     with atomic_file(path, keep) as temporary:
@@ -49,7 +60,7 @@ def save(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state, on the CPU; CheckpointError for a truncated, altered or foreign file."""
+    """The state, on the CPU. Raises CheckpointError for a file that is truncated, altered or no checkpoint."""
     payload = _torch_load(path)
     if not isinstance(payload, dict) or "sha256" not in payload or "state" not in payload:
         raise CheckpointError(f"{path}: not a checkpoint of this project (no checksum inside)")
@@ -62,20 +73,20 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def save_last(run: Path, state: dict[str, Any]) -> None:
-    """`state` becomes last.pt, and what was last.pt previous.pt; at every instant one of the two is whole."""
+    """Write `state` to last.pt of the run folder; the old last.pt becomes previous.pt. One of them is always valid."""
     save(run / LAST, state, keep=run / PREVIOUS)
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether the file is one of ours, damaged or not, rather than weights of another framework."""
+    """Whether the file was written by `save`, valid or not. Raises CheckpointError if torch.load cannot read it."""
     payload = _torch_load(path)
     return isinstance(payload, dict) and "sha256" in payload
 
 
 def load_newest(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest valid of last.pt and previous.pt, or None, and a sentence for each file that was refused.
+    """The state of the newest valid file of last.pt and previous.pt, or None, and a message for each refused file.
 
-    A refused file is renamed to *.damaged, so that the next save does not move it over a good one.
+    A refused file is renamed to *.damaged, so that the next save does not move it over a valid one.
     """
     refused: list[str] = []
     for name in (LAST, PREVIOUS):

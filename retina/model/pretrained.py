@@ -1,7 +1,7 @@
 """Initial weights: torchvision's ImageNet classifiers, torchvision's RetinaNets, or a file of either.
 
-The names of torchvision's RetinaNet map to ours by the one table below; a key it does not cover, or a key of ours that
-gets no value, raises.
+The tables below map the keys of torchvision's RetinaNet to ours. A key that they do not cover, or a key of ours that
+gets no value, is an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torchvision.models.detection import RetinaNet_ResNet50_FPN_V2_Weights, Reti
 
 from retina.model.retinanet import RetinaNet
 
-# torchvision's name -> ours; {} is one number. The second half are the names in the published V1 file, which is older.
+# torchvision's key -> ours; {} is a number. The published V1 file is older than the class and has keys of its own.
 TORCHVISION_KEYS = {
     "backbone.body.": "backbone.body.",
     "backbone.fpn.inner_blocks.{}.0.": "backbone.fpn.inner_blocks.{}.0.",
@@ -45,45 +45,65 @@ TORCHVISION_DETECTORS = {
 
 
 class WeightsError(ValueError):
-    """Weights that do not fit the model; the message names the first keys or shapes that differ."""
+    """Weights that do not fit the model. The message names the first keys or shapes that differ."""
 
 
 def load_pretrained(model: RetinaNet, backbone: str, source: str, names: list[str]) -> tuple[bool, str]:
-    """Put `source` into `model`, in place; returns whether that made a whole detector, and a sentence for the log.
+    """Load weights into `model`, in place.
 
-    `source`: a weights name of torchvision's classifier `backbone` (IMAGENET1K_V1, ...), COCO_V1 or COCO_V2 for
-    torchvision's RetinaNets, or a file with the state of either. `names` are the data set's classes: those that COCO
-    has take COCO's class outputs over; if any is new, the class outputs start afresh from the prior.
+    Args:
+        model: the detector.
+        backbone: its `model.backbone`.
+        source: a weights name of torchvision's classifier `backbone` (IMAGENET1K_V1, ...), COCO_V1 or COCO_V2 for
+            torchvision's RetinaNets, or a file with the state dict of either.
+        names: the classes of the data set. If COCO has all of them, the model gets COCO's class outputs for them.
+            Otherwise its class outputs keep their initial values.
 
-    Raises FileNotFoundError (what to put where), WeightsError (keys or shapes that do not fit).
+    Returns: whether all weights are now those of a trained detector, and a message for the log.
+
+    Raises:
+        FileNotFoundError: `source` is unknown or cannot be downloaded; the message explains what to do.
+        WeightsError: keys or shapes do not fit.
     """
     if Path(source).is_file():
         state = torch.load(source, map_location="cpu", weights_only=True)
         if not all(isinstance(value, Tensor) for value in state.values()):
-            raise WeightsError(f"{source}: expected a plain state dict, found keys {', '.join(list(state)[:5])}")
+            raise WeightsError(
+                f"{source}: expected a plain state dict of tensors, given keys {', '.join(list(state)[:5])}"
+            )
     elif source in TORCHVISION_DETECTORS:
         state = download(TORCHVISION_DETECTORS[source])
     else:
         known = torchvision.models.get_model_weights(backbone)
         if source not in known.__members__:
             choices = ", ".join([*known.__members__, *TORCHVISION_DETECTORS])
-            raise FileNotFoundError(f"model.weights: {source!r} is no file here, and no name for {backbone}: {choices}")
+            raise FileNotFoundError(
+                f"model.weights: {source!r} is neither a file nor a weights name of {backbone}: {choices}"
+            )
         state = download(known[source])
     if any(key.startswith("head.") for key in state):
-        state, said = from_torchvision(state, names)
-        whole = "cls_logits.weight" in state
-        if not whole:
+        state, message = from_torchvision(state, names)
+        has_class_outputs = "cls_logits.weight" in state
+        if not has_class_outputs:
             state |= {f"cls_logits.{key}": value for key, value in model.cls_logits.state_dict().items()}
         load_exactly(model, state, source)
-        return whole, f"weights: torchvision's RetinaNet from {source}, {said}"
+        return has_class_outputs, f"weights: torchvision's RetinaNet from {source}, {message}"
     load_exactly(model.backbone.body, {key: value for key, value in state.items() if not key.startswith("fc.")}, source)
-    return False, f"weights: {backbone} classifier from {source}; pyramid and heads start afresh"
+    return False, f"weights: {backbone} classifier from {source}; FPN and heads start from random values"
 
 
 def from_torchvision(state: dict[str, Tensor], names: list[str] | None = None) -> tuple[dict[str, Tensor], str]:
-    """torchvision RetinaNet state -> our names. With `names`, only those rows of the class outputs, by COCO's names.
+    """Rename the keys of torchvision's RetinaNet to ours and select the class outputs.
 
-    Without one of the names in COCO, the class outputs are left out. Raises WeightsError for a key not in the table.
+    Args:
+        state: a state dict of torchvision's RetinaNet.
+        names: the classes whose outputs are kept, in this order, found by COCO's names. If COCO lacks one of them, all
+            class outputs are removed. None keeps all of them as they are.
+
+    Returns: the state dict, and a message about the class outputs.
+
+    Raises:
+        WeightsError: a key that is not in the tables.
     """
     result = {}
     rules = [(_pattern(old), new) for old, new in (TORCHVISION_KEYS | TORCHVISION_V1_FILE_KEYS).items()]
@@ -99,40 +119,41 @@ def from_torchvision(state: dict[str, Tensor], names: list[str] | None = None) -
     missing = [name for name in names if name not in COCO_NAMES]
     weight, bias = result.pop("cls_logits.weight"), result.pop("cls_logits.bias")
     if missing:
-        return result, f"class outputs afresh ({', '.join(missing[:3])}{', ...' * (len(missing) > 3)} not in COCO)"
+        return result, f"new class outputs ({', '.join(missing[:3])}{', ...' * (len(missing) > 3)} not in COCO)"
     rows = torch.tensor([COCO_NAMES.index(name) for name in names])
     per_cell = len(bias) // len(COCO_NAMES)
     for key, value in (("weight", weight), ("bias", bias)):
-        chosen = value.reshape(per_cell, len(COCO_NAMES), *value.shape[1:])[:, rows]
-        result[f"cls_logits.{key}"] = chosen.reshape(-1, *value.shape[1:])
+        selected = value.reshape(per_cell, len(COCO_NAMES), *value.shape[1:])[:, rows]
+        result[f"cls_logits.{key}"] = selected.reshape(-1, *value.shape[1:])
     return result, f"{len(names)} of COCO's class outputs"
 
 
 def load_exactly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """`load_state_dict` in which a missing, unused or misshapen tensor raises WeightsError naming it.
+    """`load_state_dict` that raises WeightsError naming each tensor that is missing, not used or of another shape.
 
-    BatchNorm's update counter is the one exception: frozen layers have none, and fixed momentum never reads it.
+    BatchNorm's `num_batches_tracked` may be missing or unused: frozen layers have none, and BatchNorm with a fixed
+    momentum never reads it. `source` names the weights in messages.
     """
     own = module.state_dict()
     state = {key: value for key, value in state.items() if key in own or not key.endswith("num_batches_tracked")}
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unused = [key for key in state if key not in own]
-    misfit = [
+    wrong_shape = [
         f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
-    for what, keys in (("missing", missing), ("not used", unused), ("of another shape", misfit)):
+    for problem, keys in (("missing", missing), ("not used", unused), ("of another shape", wrong_shape)):
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise WeightsError(
-                f"{source}: {what}: {', '.join(keys[:3])}{more}; is it the backbone and norm of the config?"
+                f"{source}: {problem}: {', '.join(keys[:3])}{more}; is it the backbone and norm of the config?"
             )
     module.load_state_dict(own | state)
 
 
 def download(weights: Any) -> dict[str, Tensor]:
-    """The state behind a torchvision weights enum, cached by torch; FileNotFoundError says which file to put where."""
+    """The state dict of a torchvision weights enum, cached by torch. FileNotFoundError tells where to put the file."""
     try:
         state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
     except (URLError, ConnectionError, TimeoutError) as error:

@@ -1,8 +1,8 @@
 """RetinaNet: images -> class logits and box deltas for every anchor, the same in training and evaluation.
 
-N images, R anchors of a level, K classes, A anchors a cell. Each level keeps its own outputs: with channels-last
-memory (N, A*K, H, W) is a free view as (N, R, K), and gluing the levels together would copy the largest tensors there
-are.
+N images, R anchors of a level, K classes, A anchors of a cell. Each level keeps its own outputs. In channels-last
+memory, (N, A*K, H, W) viewed as (N, R, K) costs nothing, and to concatenate the levels would copy the largest tensors
+of the program.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from retina.model.backbone import ResNetFPN
 
 
 class Outputs(NamedTuple):
-    """Per level P3..P7: class logits (N, R, K) and box deltas (N, R, 4), in the dtype the network ran in."""
+    """Class logits (N, R, K) and box deltas (N, R, 4) of each level P3..P7, in the dtype of the network's autocast."""
 
     logits: list[Tensor]
     deltas: list[Tensor]
 
 
 class RetinaNet(nn.Module):
-    """Backbone, FPN and the two heads that all levels share (paper, section 4)."""
+    """Backbone, FPN and two heads, shared by all levels (paper, section 4)."""
 
     def __init__(self, config: Config, num_classes: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class RetinaNet(nn.Module):
         self.bbox_reg = _output_conv(config.model.channels, per_cell * 4, 0.0)
 
     def forward(self, images: Tensor) -> Outputs:
-        """`images`: float (N, 3, H, W), normalised, zero outside of each image's own area."""
+        """`images`: float (N, 3, H, W), normalized, zero in the padding."""
         features = self.backbone(images)
         return Outputs(
             [_per_anchor(self.cls_logits(self.cls_head(level)), self.num_classes) for level in features],
@@ -81,5 +81,5 @@ def _init_conv(conv: nn.Conv2d) -> None:
 
 
 def _per_anchor(x: Tensor, last: int) -> Tensor:
-    """(N, A*last, H, W) -> (N, H*W*A, last); a view where memory is channels-last."""
+    """(N, A*last, H, W) -> (N, H*W*A, last); a view if the memory is channels-last."""
     return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, last)

@@ -1,6 +1,6 @@
-"""A grid of runs as a resumable study: its file, its cells, who runs which, the loop and the report. Imports no torch.
+"""A grid of runs as a resumable study: its file, cells, trial storage, loop and report. Imports no torch.
 
-`retina.study.loop` and `retina.study.report` are imported by name: they bring Optuna and matplotlib.
+`retina.study.loop` and `retina.study.report` are imported by name, because they import Optuna and matplotlib.
 """
 
 from retina.study.cells import Cell, Study, StudyError

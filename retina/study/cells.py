@@ -1,4 +1,4 @@
-"""A study and its cells: one training for each combination of settings and each seed; torch is never imported here."""
+"""A study and its cells: one run for each combination of settings and each seed. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Settings = dict[str, Any]  # values by their keys, as on the command line: {"los
 
 
 class StudyError(ConfigError):
-    """A study that cannot be run as it is; the message says where, what was given, and what to do."""
+    """A study that cannot be run. The message names the place, what was given, and what to do."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of a study. `settings`: the keys that vary, in the study's order, as the configuration has them."""
+    """One run of a study. `settings`: the keys that vary, in the order of the study, with the values of the config."""
 
     settings: Settings
     seed: int
     config: Config
-    key: str  # 12 hexadecimal digits
+    key: str  # 12 hexadecimal digits: the hash of the config and the annotation files
 
     @property
     def folder(self) -> Path:
@@ -37,48 +37,48 @@ class Cell:
         )
 
     def result(self) -> dict[str, Any] | None:
-        """What trainings.write_result left here once the training had ended; None before."""
+        """What `outcome.write_result` wrote when the run ended; None before."""
         path = self.folder / "result.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def failure(self) -> str | None:
-        """Why the cell was given up; None where it was not."""
+        """Why the cell was given up; None if it was not."""
         path = self.folder / "failed.txt"
         return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 @dataclass(frozen=True)
 class Study:
-    """Cells in the order in which they are trained: all combinations with the first seed, then with the next."""
+    """The cells are in the order in which they are run: all combinations with the first seed, then with the next."""
 
     name: str  # of the file and of the base: gamma_alpha-shapes
     file: Path
     base: Path
-    folder: Path  # for the ledger and the report
+    folder: Path  # of the trial storage and the report
     cells: list[Cell]
-    paper: list[str]
-    devices: int
-    milliseconds: bool
+    paper: list[str]  # names of the paper's tables
+    devices: int  # processes of each run
+    milliseconds: bool  # whether the trained detectors are timed
 
     @property
     def keys(self) -> list[str]:
-        """What varies."""
+        """The config keys that vary."""
         return list(self.cells[0].settings)
 
-    def done(self, cell: Cell) -> bool:
-        """Whether there is nothing left to do: trained, and timed where the study wants that."""
+    def is_done(self, cell: Cell) -> bool:
+        """Whether the cell has ended, and is timed if the study asks for that."""
         result = cell.result()
         untimed = self.milliseconds and result is not None and result["metrics"] and result["milliseconds"] is None
         return result is not None and not untimed
 
     def missing_data(self) -> list[str]:
-        """A sentence for each file or folder of the cells that is not there."""
+        """A message for each file or folder of the cells' data that does not exist."""
         names = ("train_annotations", "train_images", "val_annotations", "val_images")
-        wanted = {(name, getattr(cell.config.data, name)): None for cell in self.cells for name in names}
-        return [f"data.{name}: no {path}" for name, path in wanted if not Path(path).exists()]
+        paths = {(name, getattr(cell.config.data, name)): None for cell in self.cells for name in names}
+        return [f"data.{name}: no {path}" for name, path in paths if not Path(path).exists()]
 
     def summary(self) -> dict[str, Any]:
-        """What makes this study this study, in plain values: cells by key, and what they have in common."""
+        """The identity of the study in plain values: its cells by key, and the settings that all of them share."""
         shared = self.cells[0].config.flat()
         for cell in self.cells:
             flat = cell.config.flat()
@@ -95,7 +95,7 @@ def short_key(key: str) -> str:
 
 
 def format_value(value: Any) -> str:
-    """A value of a configuration as a reader writes it: 0.25, none, 0.5 1 2."""
+    """A config value for a reader: 0.25, none, 0.5 1 2."""
     if isinstance(value, list):
         return " ".join(format_value(entry) for entry in value)
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

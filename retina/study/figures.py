@@ -1,4 +1,4 @@
-"""The pictures of a study's report; never imports torch."""
+"""The figures of the report of a study. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from retina.plots.style import MANY_CLASSES, PALETTE, style_axes
 from retina.study.cells import format_value, short_key
 from retina.study.results import Group, as_number, best_of, distinct_values, mean, sd, with_ap
 
-LINE_COLORS = [PALETTE[index] for index in (4, 5, 2, 0, 1, 6, 7)]  # without yellow, which is lost on white
+LINE_COLORS = [PALETTE[index] for index in (4, 5, 2, 0, 1, 6, 7)]  # without yellow, which is hard to see on white
 MARKERS = "osD^vPX"
 
 
@@ -36,21 +36,21 @@ def _picture(figure: Figure, file: str, alt: str) -> Picture:
 
 
 def plot_heat_map(groups: list[Group]) -> Picture | None:
-    """Of two keys that were combined: AP by colour and in words. None for other studies."""
+    """AP over two keys that were combined, as colours and numbers; None for other studies."""
     keys = list(groups[0].settings)
     sizes = [len(distinct_values(groups, key)) for key in keys]
     if len(keys) != 2 or min(sizes) < 2 or 2 * len(groups) < math.prod(sizes):
         return None
     columns, rows = (list(map(json.dumps, distinct_values(groups, key))) for key in keys)
     means = [group.mean() for group in with_ap(groups)]
-    # a scale down to zero would make all that learned look the same
+    # On a scale from zero, all but the worst cells would have nearly the same colour.
     lowest = max(min(means), max(means) / 2)
     norm = Normalize(lowest, max(means))
     figure = Figure(figsize=(max(6.4, 1.02 * sizes[0] + 2.4), 0.74 * sizes[1] + 1.5), layout="constrained")
     axes, colors, best = figure.add_subplot(), colormaps["viridis"], best_of(groups)
     axes.add_patch(Rectangle((-0.5, -0.5), *sizes, facecolor="#f2f2f2", edgecolor="#d0d0d0", hatch="///", linewidth=0))
     for group in groups:
-        x, y = (place.index(json.dumps(group.settings[key])) for place, key in zip((columns, rows), keys, strict=True))
+        x, y = (axis.index(json.dumps(group.settings[key])) for axis, key in zip((columns, rows), keys, strict=True))
         if not group.values():
             states = [state for state in ("diverged", "failed", "waiting") if group.count(state)]
             axes.text(x, y, states[0] if states else "", ha="center", va="center", fontsize=8.5, color="#444444",
@@ -58,16 +58,15 @@ def plot_heat_map(groups: list[Group]) -> Picture | None:
             continue
         color = colors(norm(group.mean()))
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=color, edgecolor="white", linewidth=1))
-        ink = "black" if np.dot(color[:3], (0.299, 0.587, 0.114)) > 0.46 else "white"  # the better contrast
-        spread = len(group.values()) > 1
+        text_color = "black" if np.dot(color[:3], (0.299, 0.587, 0.114)) > 0.46 else "white"  # the better contrast
+        has_sd = len(group.values()) > 1
         weight = "bold" if group is best else "normal"
-        axes.text(
-            x, y + 0.08 * spread, f"{group.mean():.1f}", color=ink, ha="center", va="center", fontsize=12, weight=weight
-        )
-        if spread:
-            axes.text(x, y - 0.24, f"± {group.sd():.1f}", color=ink, ha="center", va="center", fontsize=8.5)
+        style: dict[str, Any] = {"color": text_color, "ha": "center", "va": "center"}
+        axes.text(x, y + 0.08 * has_sd, f"{group.mean():.1f}", fontsize=12, weight=weight, **style)
+        if has_sd:
+            axes.text(x, y - 0.24, f"± {group.sd():.1f}", fontsize=8.5, **style)
         if group is best:
-            axes.add_patch(Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, fill=False, edgecolor=ink, linewidth=2))
+            axes.add_patch(Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, fill=False, edgecolor=text_color, linewidth=2))
     names = [short_key(key) for key in keys]
     axes.set(xlim=(-0.5, sizes[0] - 0.5), ylim=(-0.5, sizes[1] - 0.5), xlabel=names[0], ylabel=names[1])
     axes.set_xticks(range(sizes[0]), [format_value(json.loads(value)) for value in columns])
@@ -82,45 +81,43 @@ def plot_heat_map(groups: list[Group]) -> Picture | None:
 
 
 def plot_ap_curves(groups: list[Group]) -> Iterator[Picture]:
-    """AP over each key that is a number, a line for each combination of the others, the paper's curves beside."""
+    """AP over each key with numbers, one line for each combination of the other keys, and the paper's curves."""
     keys = list(groups[0].settings)
     names = {key: short_key(key) for key in keys}
     for key in keys:
         values = distinct_values(groups, key)
         if len(values) < 3 or any(as_number(value) is None for value in values):
             continue
-        alone = len(values) == len(groups)  # the other keys go along with this one: one line
+        single_line = len(values) == len(groups)  # the other keys change together with this one
         lines: dict[str, dict[int, Group]] = {}
         for group in groups:
             others = ", ".join(f"{names[k]} {format_value(v)}" for k, v in group.settings.items() if k != key)
-            lines.setdefault("" if alone else others, {})[values.index(group.settings[key])] = group
+            lines.setdefault("" if single_line else others, {})[values.index(group.settings[key])] = group
         if len(lines) > len(LINE_COLORS):
             continue
         ticks = [format_value(value) for value in values]
-        if alone and len(keys) > 1:
-            by_place = next(iter(lines.values()))
-            ticks = ["\n".join(map(format_value, by_place[place].settings.values())) for place in range(len(values))]
-        label = "\n".join(names.values()) if alone else names[key]
+        if single_line and len(keys) > 1:
+            (line,) = lines.values()
+            ticks = ["\n".join(map(format_value, line[x].settings.values())) for x in range(len(values))]
+        label = "\n".join(names.values()) if single_line else names[key]
         yield _plot_ap_curve(lines, ticks, label, f"AP_over_{names[key]}.png")
-        if alone:
+        if single_line:
             return
 
 
 def _plot_ap_curve(lines: dict[str, dict[int, Group]], ticks: list[str], label: str, file: str) -> Picture:
-    beside = any("AP" in group.paper for line in lines.values() for group in line.values())
-    figure = Figure(figsize=(11 if beside else 7.5, 4.4), layout="constrained")
-    panels = figure.subplots(1, 2 if beside else 1, squeeze=False)[0]
+    has_paper = any("AP" in group.paper for line in lines.values() for group in line.values())
+    figure = Figure(figsize=(11 if has_paper else 7.5, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2 if has_paper else 1, squeeze=False)[0]
     handles = []
     for index, line in enumerate(lines.values()):
         style: dict[str, Any] = {"color": LINE_COLORS[index], "marker": MARKERS[index], "markersize": 5}
         shift = 0.05 * (index - (len(lines) - 1) / 2)  # error bars side by side
-        groups = [line.get(place) for place in range(len(ticks))]  # where there is none, the line has a gap
-        means, spread = ([math.nan if g is None else number(g) for g in groups] for number in (Group.mean, Group.sd))
-        handles.append(
-            _plot_error_bars(panels[0], [place + shift for place in range(len(ticks))], means, spread, style)
-        )
+        groups = [line.get(x) for x in range(len(ticks))]  # the line has a gap at None
+        means, sds = ([math.nan if g is None else number(g) for g in groups] for number in (Group.mean, Group.sd))
+        handles.append(_plot_error_bars(panels[0], [x + shift for x in range(len(ticks))], means, sds, style))
         paper = [math.nan if g is None else g.paper.get("AP", math.nan) for g in groups]
-        if beside:
+        if has_paper:
             style |= {"color": "#777777"} if len(lines) == 1 else {}
             panels[1].plot(paper, linestyle="--", **style)
     titles = ("AP, mean and standard deviation over seeds", "the paper's AP, on COCO")
@@ -134,46 +131,45 @@ def _plot_ap_curve(lines: dict[str, dict[int, Group]], ticks: list[str], label: 
 
 
 def _plot_error_bars(
-    axes: Axes,
-    x: Sequence[float],
-    means: Sequence[float],
-    spread: Sequence[float],
-    style: dict[str, Any],
+    axes: Axes, x: Sequence[float], means: Sequence[float], sds: Sequence[float], style: dict[str, Any]
 ) -> Any:
-    """A line with error bars (none where the spread is nan); gives the line, for a legend."""
-    bars = axes.errorbar(x, means, np.nan_to_num(spread), capsize=2.5, elinewidth=1, linewidth=1.4, **style)
+    """A line with error bars, none at a deviation of nan. Returns the line, for a legend."""
+    bars = axes.errorbar(x, means, np.nan_to_num(sds), capsize=2.5, elinewidth=1, linewidth=1.4, **style)
     return bars.lines[0]
 
 
 def plot_classes(chosen: list[Group], counts: dict[str, int]) -> Picture:
-    """AP of each class, the most frequent in training first."""
-    found = {name: None for group in chosen for run in group.runs for name in run.metrics.get("per_class", {})}
-    classes = [*(name for name in counts if name in found), *(name for name in found if name not in counts)]
+    """AP of each class, in the order of `counts`: the class with the most training objects first."""
+    evaluated = {name: None for group in chosen for run in group.runs for name in run.metrics.get("per_class", {})}
+    classes = [*(name for name in counts if name in evaluated), *(name for name in evaluated if name not in counts)]
     many = len(classes) > MANY_CLASSES
     figure = Figure(figsize=(14, 7) if many else (max(11, 4 + 0.6 * len(classes)), 4.8), layout="constrained")
     axes, handles = figure.add_subplot(), []
     for index, group in enumerate(chosen):
-        columns = [
+        values_by_class = [
             [100 * value for run in group.runs if (value := run.metrics.get("per_class", {}).get(name)) is not None]
             for name in classes
         ]
         shift = 0.08 * (index - (len(chosen) - 1) / 2)
         style = {"color": LINE_COLORS[index], "marker": MARKERS[index], "markersize": 3 if many else 5}
-        places, means = [at + shift for at in range(len(classes))], [mean(values) for values in columns]
-        handles.append(_plot_error_bars(axes, places, means, [sd(values) for values in columns], style))
+        x, means = [i + shift for i in range(len(classes))], [mean(values) for values in values_by_class]
+        handles.append(_plot_error_bars(axes, x, means, [sd(values) for values in values_by_class], style))
     ticks = [f"{name}{' ' if many else chr(10)}({counts[name]:,})" if name in counts else name for name in classes]
     crowded = many or max(map(len, ticks), default=0) > 16
     axes.set_xticks(range(len(classes)), ticks, rotation=90 if crowded else 0, fontsize=8 if many else 10)
-    axes.set(xlim=(-0.6, len(classes) - 0.4), xlabel="class and its training objects, frequent to rare", ylabel="AP")
+    axes.set(xlim=(-0.6, len(classes) - 0.4), xlabel="class (training objects), from frequent to rare", ylabel="AP")
     style_axes(axes, "AP of each class, mean and standard deviation over seeds", "no AP yet")
     labels = [f"{group.label}: {group.mean():.1f}" for group in chosen]
-    place: dict[str, Any] = {"loc": "outside lower center", "ncols": 3} if many else {"loc": "outside right upper"}
-    figure.legend(handles, labels, frameon=False, **place)
-    return _picture(figure, "classes.png", "AP of each class, frequent to rare")
+    position: dict[str, Any] = {"loc": "outside lower center", "ncols": 3} if many else {"loc": "outside right upper"}
+    figure.legend(handles, labels, frameon=False, **position)
+    return _picture(figure, "classes.png", "AP of each class, from frequent to rare")
 
 
 def plot_losses(chosen: list[Group]) -> Picture | None:
-    """The two halves of the class loss over the steps, mean over seeds and over a fiftieth of the run."""
+    """The class loss of positive and of negative anchors over the steps; None without a logged loss.
+
+    The curves are means over the seeds, smoothed over a fiftieth of the run.
+    """
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     handles, labels = [], []
@@ -186,9 +182,9 @@ def plot_losses(chosen: list[Group]) -> Picture | None:
         steps = sorted(set.intersection(*(set(curve[:, 0]) for curve in curves)))
         table = np.mean([curve[np.isin(curve[:, 0], steps)] for curve in curves], axis=0)
         window = max(1, len(table) // 50)
-        smooth = [np.convolve(column, np.ones(window) / window, "valid") for column in table.T]
-        for at, axes in enumerate(panels, start=1):
-            (line,) = axes.plot(smooth[0], smooth[at], color=LINE_COLORS[index], linewidth=1.4)
+        smooth = [np.convolve(values, np.ones(window) / window, "valid") for values in table.T]
+        for column, axes in enumerate(panels, start=1):
+            (line,) = axes.plot(smooth[0], smooth[column], color=LINE_COLORS[index], linewidth=1.4)
         handles.append(line)
         labels.append(group.label)
     if not handles:
@@ -208,7 +204,7 @@ def plot_losses(chosen: list[Group]) -> Picture | None:
 
 
 def _read_losses(path: Path) -> NDArray[np.float64]:
-    """(T, 3) steps, loss_pos, loss_neg. Of a step that is there twice (a resumed training) the later counts."""
+    """(T, 3) float64: step, loss_pos, loss_neg. The later line counts if a resumed run logged a step twice."""
     if not path.is_file():
         return np.empty((0, 3))
     with path.open(newline="", encoding="utf-8") as file:

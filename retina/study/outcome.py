@@ -1,4 +1,4 @@
-"""How far a run of a study has come and how it ended, read from its folder."""
+"""How far a run of a study is and how it ended, read from the files in its folder."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ def last_evaluation(cell: Cell) -> dict[str, Any] | None:
 
 
 def is_trained(cell: Cell) -> bool:
-    """Whether the evaluation after the last step is there."""
+    """Whether eval.json has the evaluation after the last step."""
     evaluation = last_evaluation(cell)
     return evaluation is not None and bool(evaluation["step"] == cell.config.train.steps)
 
 
 def write_result(cell: Cell, seconds: float | None, milliseconds: float | None) -> dict[str, Any] | None:
-    """result.json of a training that has ended by itself, finished or diverged; None where there is more to do.
+    """Write and return result.json of a run that is trained or has diverged; None for a run that is neither.
 
-    `seconds` is None where the training was not one piece; what was known before is kept then.
+    `seconds` is None if the run was resumed; the value of an earlier result.json is kept then.
     """
-    broken = sorted(
+    nonfinite_steps = sorted(
         json.loads(p.read_text(encoding="utf-8"))["step"] for p in cell.folder.glob("nonfinite_step_*.json")
     )
     if is_trained(cell):
         metrics, diverged = {k: v for k, v in (last_evaluation(cell) or {}).items() if k != "step"}, None
-    elif broken:
-        metrics, diverged = None, broken[-1]
+    elif nonfinite_steps:
+        metrics, diverged = None, nonfinite_steps[-1]
     else:
         return None
-    before = cell.result() or {}
+    earlier = cell.result() or {}
     result = {
         "settings": cell.settings,
         "seed": cell.seed,
@@ -46,14 +46,14 @@ def write_result(cell: Cell, seconds: float | None, milliseconds: float | None) 
         "metrics": metrics,
         "diverged": diverged,
         "milliseconds": milliseconds,
-        "seconds": before.get("seconds") if seconds is None else seconds,
+        "seconds": earlier.get("seconds") if seconds is None else seconds,
     }
     write_text(cell.folder / "result.json", json.dumps(result, indent=1))
     return result
 
 
 def describe_result(result: dict[str, Any]) -> str:
-    """A result in a word: AP 39.8."""
+    """A result in a few words: AP 39.8."""
     if result["diverged"] is not None:
         return f"diverged at step {result['diverged']}"
     ap = result["metrics"]["AP"]
@@ -61,21 +61,22 @@ def describe_result(result: dict[str, Any]) -> str:
 
 
 def error_line(log: Path) -> str:
-    """The line of a log that says what went wrong: the last one with an error in it, else the last one."""
+    """The line of a log that names the error: the last error line, or the last line if there is none."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
-    telling = [line for line in lines if re.match(r"error: |(\w+\.)*\w*(Error|Exception)\b", line)]
-    said = [line for line in telling if "ChildFailedError" not in line and "SignalException" not in line] or lines
-    return said[-1].strip().removeprefix("error: ") if said else "no output"
+    errors = [line for line in lines if re.match(r"error: |(\w+\.)*\w*(Error|Exception)\b", line)]
+    # torchrun adds errors of its own, which do not name the cause
+    candidates = [line for line in errors if "ChildFailedError" not in line and "SignalException" not in line] or lines
+    return candidates[-1].strip().removeprefix("error: ") if candidates else "no output"
 
 
 def checkpoint_time(cell: Cell) -> int:
-    """Tells checkpoints apart; 0 without one."""
+    """When last.pt was written, in nanoseconds, to tell whether a run wrote a new one; 0 without a checkpoint."""
     path = cell.folder / "last.pt"
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def last_logged_step(cell: Cell) -> int:
-    """The last step in metrics.csv."""
+    """The last step in metrics.csv; 0 without one."""
     path = cell.folder / "metrics.csv"
     rows = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
     return int(float(rows[-1].split(",")[0])) if rows else 0

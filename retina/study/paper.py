@@ -1,4 +1,4 @@
-"""The paper's results, to set ours beside."""
+"""The results of the paper, for comparison with those of a study."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def paper_tables() -> dict[str, Any]:
 
 
 def paper_row(tables: Sequence[dict[str, Any]], config: Config) -> dict[str, Any] | None:
-    """{column: value} of the first row, or {"said": word}, whose settings `config` has; None without one."""
+    """The first row whose settings are those of `config`: {column: value}, or {"text": word}; None without one."""
     flat = config.flat()
     for table in tables:
         for row in table["rows"]:
             if all(flat[key] == value for key, value in row["set"].items()):
                 result = row["result"]
-                return {"said": result} if isinstance(result, str) else dict(zip(table["columns"], result, strict=True))
+                return {"text": result} if isinstance(result, str) else dict(zip(table["columns"], result, strict=True))
     return None

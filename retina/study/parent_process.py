@@ -1,4 +1,4 @@
-"""A process that ends with the one that started it, however that ends."""
+"""Ends a process together with the process that started it, even if that one was killed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import threading
 
 
 def end_with_parent() -> None:
-    """From now on this process is killed when its standard input closes, which a pipe does however its writer ends: a
-    training whose owner is gone must not write on beside the next owner's."""
-    if hasattr(fcntl, "F_SETSIG"):  # Linux does it even while an import keeps all threads waiting
+    """From now on this process is killed when its standard input closes.
+
+    The standard input must be a pipe, which closes however the parent ends. A run that outlived its parent would write
+    into the folder of the run that replaces it.
+    """
+    if hasattr(fcntl, "F_SETSIG"):  # Linux: the signal comes even while an import holds up all threads
         fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(0, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
 
-    def wait() -> None:  # elsewhere; under torchrun, whose processes share an input; and where it has closed already
+    # For other systems, for torchrun (whose processes share one input), and for an input that is closed already.
+    def wait_for_close() -> None:
         os.read(0, 1)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=wait_for_close, daemon=True).start()

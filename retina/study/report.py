@@ -1,6 +1,6 @@
-"""The report of a study at any stage: a page, its pictures and two tables; never imports torch.
+"""The report of a study at any stage: HTML, Markdown, figures and two CSV tables. Imports no torch.
 
-Both reports are written from one list of blocks, so they cannot differ. Equal inputs give equal bytes.
+HTML and Markdown are written from one list of blocks, so their content is the same. Equal inputs give equal bytes.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ MAIN_METRICS = COCO_METRICS[:3]
 
 
 def write_report(study: Study) -> list[Path]:
-    """Write report.html, report.md, their pictures, results.csv and trainings.csv into the folder of the study.
+    """Write report.html, report.md, their figures, results.csv and trainings.csv into the folder of the study.
 
-    Any part of the cells may be trained; what is there is reported. Returns the files, report.html first.
+    The report may be written at any time; open cells are shown as waiting. Returns the files, report.html first.
     """
     groups = group_cells(study)
     blocks = list(_blocks(study, groups))
@@ -67,8 +67,8 @@ def write_report(study: Study) -> list[Path]:
 
 
 def terminal_table(study: Study) -> str:
-    """The main table as aligned columns of plain text; the spread of AP alone, for the width."""
-    table = _main_table(group_cells(study), spread=("AP",))
+    """The main table as aligned columns of plain text; only AP has a deviation, to keep the lines short."""
+    table = _main_table(group_cells(study), metrics_with_sd=("AP",))
     lines = [table.head, *table.rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = list(zip(widths, table.right(), strict=True))
@@ -80,35 +80,36 @@ def terminal_table(study: Study) -> str:
 
 
 def _blocks(study: Study, groups: list[Group]) -> Iterator[Block]:
-    place = {run.cell.key: run for group in groups for run in group.runs}
-    runs = [place[cell.key] for cell in study.cells]
+    runs_by_key = {run.cell.key: run for group in groups for run in group.runs}
+    runs = [runs_by_key[cell.key] for cell in study.cells]
     yield Heading(1, study.name)
     yield Paragraph(_introduction(study, groups, runs))
     yield Heading(2, "Average precision")
-    yield _main_table(groups, spread=MAIN_METRICS)
+    yield _main_table(groups, metrics_with_sd=MAIN_METRICS)
     yield from (Paragraph(text) for text in _significance(groups))
     chosen = select_for_plots(groups)
     if chosen:
-        if heat := plot_heat_map(groups):
-            yield heat
+        if heat_map := plot_heat_map(groups):
+            yield heat_map
         yield from plot_ap_curves(groups)
         _, counts = count_images_and_objects(study.cells[0].config.data.train_annotations)
         yield Heading(2, "Classes and losses")
         if len(chosen) < len(with_ap(groups)):
             labels = "; ".join(group.label for group in chosen)
             yield Paragraph(
-                f"Shown are the best cell, the worst, and {len(chosen) - 2} evenly between by AP: {labels}."
+                f"The figures show the best cell, the worst, and {len(chosen) - 2} evenly spaced by rank between "
+                f"them: {labels}."
             )
         yield plot_classes(chosen, counts)
         if picture := plot_losses(chosen):
             yield picture
-    if lost := [run for run in runs if run.status in ("diverged", "failed")]:
+    if unfinished := [run for run in runs if run.status in ("diverged", "failed")]:
         yield Heading(2, "Diverged and failed")
-        yield Table(["training", "what happened", "log"], [_failure_row(study, run) for run in lost])
+        yield Table(["run", "reason", "log"], [_failure_row(study, run) for run in unfinished])
     if any((run.result or {}).get("milliseconds") is not None for run in runs):
         yield Heading(2, "Speed")
         yield _speed_table(groups)
-    yield Heading(2, "Every training")
+    yield Heading(2, "All runs")
     yield Table(
         [*map(short_key, study.keys), "seed", *MAIN_METRICS, "seconds", "folder"], [_run_row(run) for run in runs]
     )
@@ -127,34 +128,35 @@ def _introduction(study: Study, groups: list[Group], runs: list[Run]) -> str:
         for path, what in ((data.train_annotations, "training"), (data.val_annotations, "validation"))
     )
     seeds = ", ".join(map(str, sorted({cell.seed for cell in study.cells})))
-    said = Counter(run.status for run in runs)
+    statuses = Counter(run.status for run in runs)
     tables = paper_tables()
     paper = "".join(f" The paper's numbers: {tables[name]['title']}." for name in study.paper)
     return (
-        f"{study.file.name} varies {varied}. The rest is {study.base.as_posix()}: {steps} steps of {batch} images, "
-        f"{' and '.join(images)}, {'seed' if ',' not in seeds else 'seeds'} {seeds}. "
-        f"{said['finished'] + said['diverged']} of {len(runs)} trainings are done; {said['diverged']} diverged, "
-        f"{said['failed']} failed.{paper}"
+        f"{study.file.name} varies {varied}. The other settings are those of {study.base.as_posix()}: {steps} steps of "
+        f"{batch} images, {' and '.join(images)}, {'seed' if ',' not in seeds else 'seeds'} {seeds}. "
+        f"{statuses['finished'] + statuses['diverged']} of {len(runs)} runs are done; {statuses['diverged']} diverged, "
+        f"{statuses['failed']} failed.{paper}"
     )
 
 
 def _significance(groups: list[Group]) -> Iterator[str]:
-    """What the differences are worth, in sentences."""
+    """The seed noise, and how the order of the cells compares with the paper's, in sentences."""
     measured, noise = with_ap(groups), seed_noise(groups)
     if noise:
-        widest = max(measured, key=lambda group: len(group.values()))
-        seeds = len(widest.values())
+        largest = max(measured, key=lambda group: len(group.values()))
+        num_seeds = len(largest.values())
+        bound = noise.least_significant_difference(largest, largest)
         yield (
             f"Seed noise: the standard deviation over seeds, pooled over {noise.cells} cells with an AP of at least "
             f"{MIN_AP:g} percent, is s = {noise.sd:.2f} percent AP ({noise.freedom} degrees of freedom). Two means of "
-            f"{seeds} seeds must differ by more than {noise.least(widest, widest):.2f} to exceed it (Fisher's least "
-            "significant difference, t(0.975) s sqrt(1/n_a + 1/n_b)). Among many cells a few such differences come by "
-            "chance, the more so beside the best, which was chosen for being high."
+            f"{num_seeds} seeds must differ by more than {bound:.2f} to exceed it (Fisher's least significant "
+            "difference, t(0.975) s sqrt(1/n_a + 1/n_b)). Among many cells a few differences exceed it by chance, most "
+            "of all those to the best cell, because it was chosen for its high AP."
         )
     elif measured:
         single = all(len(group.values()) == 1 for group in measured)
         reason = "One seed" if single else f"No cell with an AP of at least {MIN_AP:g} has two seeds yet"
-        yield f"{reason}: noise unknown, so no difference is marked."
+        yield f"{reason}: the seed noise is unknown, so no difference is marked."
     matched = [group for group in measured if "AP" in group.paper]
     if len(matched) < 3:
         return
@@ -162,48 +164,48 @@ def _significance(groups: list[Group]) -> Iterator[str]:
     tau = float(stats.kendalltau(ours, theirs).statistic)
     if math.isnan(tau):  # all equal
         return
-    text = f"Order beside the paper's: Kendall tau {tau:.2f} over {len(matched)} cells (1 same order, -1 reversed)"
+    text = f"Order compared with the paper: Kendall tau {tau:.2f} over {len(matched)} cells (1 same order, -1 reversed)"
     if noise:
         pairs = list(itertools.combinations(matched, 2))
-        apart = [(a, b) for a, b in pairs if abs(a.mean() - b.mean()) > noise.least(a, b)]
-        agreed = sum((a.mean() - b.mean()) * (a.paper["AP"] - b.paper["AP"]) > 0 for a, b in apart)
-        text += f"; {len(apart)} of their {len(pairs)} pairs differ here by more than the noise"
-        text += f", {agreed} of these as in the paper"
+        separate = [(a, b) for a, b in pairs if abs(a.mean() - b.mean()) > noise.least_significant_difference(a, b)]
+        agreed = sum((a.mean() - b.mean()) * (a.paper["AP"] - b.paper["AP"]) > 0 for a, b in separate)
+        text += f"; {len(separate)} of their {len(pairs)} pairs differ here by more than the noise"
+        text += f", {agreed} of these in the same direction as in the paper"
     yield f"{text}."
 
 
-def _main_table(groups: list[Group], spread: Sequence[str]) -> Table:
-    """A row a group; `spread` names the metrics that are followed by their standard deviation."""
+def _main_table(groups: list[Group], metrics_with_sd: Sequence[str]) -> Table:
+    """One row per group. `metrics_with_sd`: names of the metrics that are shown with their standard deviation."""
     best, noise = best_of(groups), seed_noise(groups)
     has_paper = any(group.paper for group in groups)
     rows = []
     for group in groups:
         row = [*map(format_value, group.settings.values()), f"{group.count('finished')}/{len(group.runs)}"]
-        row += [_format_mean(group.values(name), name in spread) for name in MAIN_METRICS]
+        row += [_format_mean(group.values(name), name in metrics_with_sd) for name in MAIN_METRICS]
         row += [_paper_text(group, "AP")] if has_paper else []
         row.append(f"{group.mean() - best.mean():+.1f}" if best and group is not best and group.values() else "")
         rows.append([*row, _remark(group, best, noise)])
-    head = [*map(short_key, groups[0].settings), "seeds", *MAIN_METRICS, *["paper AP"] * has_paper, "to best", ""]
+    head = [*map(short_key, groups[0].settings), "seeds", *MAIN_METRICS, *["paper AP"] * has_paper, "vs best", ""]
     return Table(head, rows, None if best is None else groups.index(best))
 
 
 def _remark(group: Group, best: Group | None, noise: SeedNoise | None) -> str:
-    said = []
+    remarks = []
     if group is best:
-        said.append("best")
+        remarks.append("best")
     elif (worse := _is_worse(group, best, noise)) is not None:
-        said.append("worse" if worse else "within noise of best")
+        remarks.append("worse" if worse else "within noise of best")
     total = len(group.runs)
     counts = {status: group.count(status) for status in ("diverged", "failed")}
-    said += [status if n == total else f"{n} of {total} {status}" for status, n in counts.items() if n]
-    return "; ".join(said) or ("" if group.values() else "waiting")
+    remarks += [status if n == total else f"{n} of {total} {status}" for status, n in counts.items() if n]
+    return "; ".join(remarks) or ("" if group.values() else "waiting")
 
 
 def _is_worse(group: Group, best: Group | None, noise: SeedNoise | None) -> bool | None:
-    """Whether the difference to the best exceeds the seed noise; None where that cannot be said."""
+    """Whether the difference to the best exceeds the seed noise; None if that is unknown."""
     if group is best or best is None or noise is None or not group.values() or group.count("diverged"):
         return None
-    return best.mean() - group.mean() > noise.least(group, best)
+    return best.mean() - group.mean() > noise.least_significant_difference(group, best)
 
 
 def _speed_table(groups: list[Group]) -> Table:
@@ -214,14 +216,14 @@ def _speed_table(groups: list[Group]) -> Table:
         row = [*map(format_value, group.settings.values()), _format_mean(group.values()), _format_mean(times)]
         rows.append(row + [_paper_text(group, "AP"), _paper_text(group, "ms")] * has_paper)
     paper = ["paper AP", "paper ms"] * has_paper
-    return Table([*map(short_key, groups[0].settings), "AP", "ms an image", *paper], rows)
+    return Table([*map(short_key, groups[0].settings), "AP", "ms per image", *paper], rows)
 
 
 def _failure_row(study: Study, run: Run) -> list[str]:
     step = (run.result or {}).get("diverged")
-    said = run.failure or "" if step is None else f"diverged at step {step}"
+    reason = run.failure or "" if step is None else f"diverged at step {step}"
     log = Path(os.path.relpath(run.cell.folder / "log.txt", study.folder)).as_posix()
-    return [run.cell.label, said, log]
+    return [run.cell.label, reason, log]
 
 
 def _run_row(run: Run) -> list[str]:
@@ -234,39 +236,38 @@ def _run_row(run: Run) -> list[str]:
     return [*map(format_value, run.cell.settings.values()), str(run.cell.seed), *numbers, seconds, run.cell.key]
 
 
-def _format_mean(values: Sequence[float], spread: bool = True) -> str:
-    """Mean ± sample standard deviation, where there are two or more."""
+def _format_mean(values: Sequence[float], with_sd: bool = True) -> str:
+    """Mean ± sample standard deviation of two or more values."""
     if not values:
         return "-"
-    return f"{mean(values):.1f}" + (f" ± {sd(values):.1f}" if spread and len(values) > 1 else "")
+    return f"{mean(values):.1f}" + (f" ± {sd(values):.1f}" if with_sd and len(values) > 1 else "")
 
 
 def _paper_text(group: Group, column: str) -> str:
-    value = group.paper.get(column, group.paper.get("said", ""))
+    value = group.paper.get(column, group.paper.get("text", ""))
     return value if isinstance(value, str) else f"{value:.1f}"
 
 
 def _cell_rows(groups: list[Group]) -> Iterator[list[Any]]:
-    """A row a cell, over its seeds; AP in percent, as the paper has it."""
+    """One row per group; AP in percent, as in the paper."""
     best, noise = best_of(groups), seed_noise(groups)
     numbers = [f"{name}_{kind}" for name in MAIN_METRICS for kind in ("mean", "sd")]
     yield [*groups[0].settings, "seeds", "diverged", *numbers, "paper_AP", "to_best", "exceeds_noise"]
     for group in groups:
         values = [value for name in MAIN_METRICS for value in (group.mean(name), group.sd(name))]
-        compared = best is not None and bool(group.values())
         yield [
             *map(_csv_value, group.settings.values()),
             len(group.values()),
             group.count("diverged"),
             *("" if math.isnan(value) else round(value, 4) for value in values),
-            group.paper.get("AP", group.paper.get("said")),
-            round(group.mean() - best.mean(), 4) if best is not None and compared else "",
+            group.paper.get("AP", group.paper.get("text")),
+            round(group.mean() - best.mean(), 4) if best is not None and group.values() else "",
             _is_worse(group, best, noise),
         ]
 
 
 def _run_rows(study: Study, groups: list[Group]) -> Iterator[list[Any]]:
-    """A row a training; metrics are fractions, as pycocotools has them."""
+    """One row per run; metrics between 0 and 1, as pycocotools returns them."""
     runs = {run.cell.key: run for group in groups for run in group.runs}
     yield [*study.keys, "seed", "key", "status", *COCO_METRICS, "milliseconds", "seconds"]
     for cell in study.cells:

@@ -1,7 +1,6 @@
-"""The results of a study: its cells grouped by their settings, and what their differences are worth.
+"""The results of a study: its cells grouped by their settings, and which differences exceed the seed noise.
 
-The seed moves a result too. How much is estimated from all cells together, and a difference is called one only where
-the seed alone would hardly make it.
+The seed changes a result too. This noise is estimated from all cells together.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from scipy import stats
 from retina.study.cells import Cell, Settings, Study, format_value, short_key
 from retina.study.paper import paper_row, paper_tables
 
-MIN_AP = 1.0  # percent AP; cells below have no noise, and would make the others' look small
-MAX_PLOTTED_GROUPS = 7  # groups that a picture can tell apart
+MIN_AP = 1.0  # percent AP; cells below vary little with the seed, and would make the noise of the others look small
+MAX_PLOTTED_GROUPS = 7  # more could not be told from each other in a figure
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training, and what became of it so far."""
+    """One run of a study and its result so far."""
 
     cell: Cell
     result: dict[str, Any] | None
-    failure: str | None  # a sentence
+    failure: str | None  # why the cell was given up
 
     @property
     def status(self) -> str:
@@ -47,11 +46,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """The trainings that differ by their seed alone. All numbers are percent."""
+    """The runs that differ only in their seed. All numbers are percent."""
 
     settings: Settings
     runs: list[Run]
-    paper: dict[str, Any]  # {column: number}, or {"said": word}, or empty
+    paper: dict[str, Any]  # {column: number}, or {"text": word}, or empty
 
     @property
     def label(self) -> str:
@@ -72,38 +71,39 @@ class Group:
 
 @dataclass(frozen=True)
 class SeedNoise:
-    """What the seed alone does to AP: the standard deviation pooled over `cells` groups."""
+    """The standard deviation of AP in percent over seeds, pooled over `cells` groups."""
 
     sd: float
-    freedom: int
+    freedom: int  # degrees of freedom
     cells: int
 
-    def least(self, a: Group, b: Group) -> float:
-        """Fisher's least significant difference of two means, at 5 percent."""
+    def least_significant_difference(self, a: Group, b: Group) -> float:
+        """Fisher's least significant difference of the mean AP of two groups, at 5 percent."""
         quantile = float(stats.t.ppf(0.975, self.freedom))
         return quantile * self.sd * math.sqrt(1 / len(a.values()) + 1 / len(b.values()))
 
 
 def group_cells(study: Study) -> list[Group]:
-    every = paper_tables()
-    tables = [every[name] for name in study.paper]
-    found: dict[str, Group] = {}
+    """One group for each combination of settings, in the order of the study."""
+    all_tables = paper_tables()
+    tables = [all_tables[name] for name in study.paper]
+    groups: dict[str, Group] = {}
     for cell in study.cells:
-        group = found.setdefault(
+        group = groups.setdefault(
             json.dumps(cell.settings), Group(cell.settings, [], paper_row(tables, cell.config) or {})
         )
         group.runs.append(Run(cell, cell.result(), cell.failure()))
-    return list(found.values())
+    return list(groups.values())
 
 
 def seed_noise(groups: list[Group]) -> SeedNoise | None:
-    """None where no two seeds can be compared."""
-    pool = [group.values() for group in groups if len(group.values()) > 1 and group.mean() >= MIN_AP]
-    freedom = sum(len(values) - 1 for values in pool)
+    """The pooled noise of the groups with at least MIN_AP and two seeds; None if there is no such group."""
+    samples = [group.values() for group in groups if len(group.values()) > 1 and group.mean() >= MIN_AP]
+    freedom = sum(len(values) - 1 for values in samples)
     if not freedom:
         return None
-    squares = sum(statistics.variance(values) * (len(values) - 1) for values in pool)
-    return SeedNoise(math.sqrt(squares / freedom), freedom, len(pool))
+    squares = sum(statistics.variance(values) * (len(values) - 1) for values in samples)
+    return SeedNoise(math.sqrt(squares / freedom), freedom, len(samples))
 
 
 def with_ap(groups: list[Group]) -> list[Group]:
@@ -111,22 +111,22 @@ def with_ap(groups: list[Group]) -> list[Group]:
 
 
 def best_of(groups: list[Group]) -> Group | None:
-    """Of those that did not diverge with any seed."""
+    """The group with the highest mean AP among those that did not diverge with any seed."""
     return max((group for group in with_ap(groups) if not group.count("diverged")), key=Group.mean, default=None)
 
 
 def select_for_plots(groups: list[Group]) -> list[Group]:
-    """All that have an AP, or seven of them: the best, the worst, and those evenly between."""
+    """All groups with an AP, or seven of them: the best, the worst, and five evenly spaced by rank between them."""
     measured = with_ap(groups)
     if len(measured) <= MAX_PLOTTED_GROUPS:
         return measured
     ranked = sorted(measured, key=Group.mean, reverse=True)
-    return [ranked[round(place)] for place in np.linspace(0, len(ranked) - 1, MAX_PLOTTED_GROUPS)]
+    return [ranked[round(rank)] for rank in np.linspace(0, len(ranked) - 1, MAX_PLOTTED_GROUPS)]
 
 
-@cache  # COCO's file takes seconds
+@cache  # reading the annotations of COCO takes seconds
 def count_images_and_objects(annotations: str) -> tuple[int | None, dict[str, int]]:
-    """(number of images, objects by class, the most frequent class first); (None, {}) without the file."""
+    """(number of images, number of objects by class, most frequent class first); (None, {}) without the file."""
     path = Path(annotations)
     if not path.is_file():
         return None, {}
@@ -145,13 +145,13 @@ def sd(values: Sequence[float]) -> float:
 
 
 def as_number(value: Any) -> float | None:
-    """2, 0.5 and [400] are numbers; none, a word and true are not."""
+    """2, 0.5 and [400] as a float; None for null, words and booleans."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def distinct_values(groups: list[Group], key: str) -> list[Any]:
-    """The values of a key: numbers by size, others in the study's order."""
+    """The values of a key: numbers in ascending order, others in the order of the study."""
     values = list({json.dumps(group.settings[key]): group.settings[key] for group in groups}.values())
     return sorted(values, key=lambda v: as_number(v) or 0) if all(as_number(v) is not None for v in values) else values

@@ -1,15 +1,15 @@
-"""A study file -> cells: which trainings an ablation is made of, and where each of them lives.
+"""Reads a study file: the runs that an ablation consists of, and the folder of each. Imports no torch.
 
-    base: base/shapes.yaml                     # the training that is varied; --base takes another
-    axes: {loss.gamma: [0, 2], loss.alpha: [0.25, 0.75]}      # every combination of any keys of the configuration
+    base: base/shapes.yaml                     # the config that is varied; --base takes another
+    axes: {loss.gamma: [0, 2], loss.alpha: [0.25, 0.75]}      # every combination of any config keys
     seeds: [0, 1, 2]
-    paper: [table1a, table1b]                  # tables of paper_tables.yaml to set the results beside
+    paper: [table1a, table1b]                  # tables of paper_tables.yaml to compare with
 
-`cells:` instead of `axes:` lists the combinations one by one; `set:` gives keys that all cells share. `at:` holds what
-differs where the base has a certain name, for example `at: {coco: {set: {model.backbone: resnet101}}}`.
+`cells:` instead of `axes:` lists the combinations one by one. `set:` gives keys that all cells share. `at:` holds what
+differs for a base of a certain name, for example `at: {coco: {set: {model.backbone: resnet101}}}`.
 
-A cell is one training. Its folder is named by a hash of its resolved configuration and of its annotation files, so
-equal cells of different studies are one folder, trained once. torch is never imported here.
+A cell is one run. Its folder is named by a hash of its resolved config and of its annotation files. So equal cells of
+different studies share a folder and are run once.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _StudyFile(_Variation):
     at: dict[str, _Variation] = {}
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
+    def _check_axes_or_cells(self) -> Self:
         parts: list[_Variation] = [self, *self.at.values()]
         for part in parts:
             if part.axes is not None and part.cells is not None:
@@ -74,13 +74,13 @@ def load_study(
     Raises StudyError or ConfigError, naming the file, the key, the value and what is accepted.
     """
     path = Path(file)
-    given = _read_study_file(path)
-    base_path = Path(base) if base is not None else path.parent / given.base
-    here = given.at.get(base_path.stem, _Variation())
-    varied = here if here.axes is not None or here.cells is not None else given
+    study_file = _read_study_file(path)
+    base_path = Path(base) if base is not None else path.parent / study_file.base
+    at_base = study_file.at.get(base_path.stem, _Variation())
+    varied = at_base if at_base.axes is not None or at_base.cells is not None else study_file
     combinations = _combinations(path, varied)
-    _check_keys(path, [*combinations[0], *given.set, *here.set], list(combinations[0]), overrides)
-    shared = [f"{key}={json.dumps(value)}" for key, value in (given.set | here.set).items()]
+    _check_keys(path, [*combinations[0], *study_file.set, *at_base.set], list(combinations[0]), overrides)
+    shared = [f"{key}={json.dumps(value)}" for key, value in (study_file.set | at_base.set).items()]
     configs: list[tuple[Settings, Config]] = []
     for settings in combinations:
         flags = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
@@ -91,29 +91,30 @@ def load_study(
     annotations = {name for _, c in configs for name in (c.data.train_annotations, c.data.val_annotations)}
     digests = {name: _file_digest(Path(name)) for name in annotations}
     cells = []
-    seeds = here.seeds or given.seeds or [configs[0][1].seed]
+    seeds = at_base.seeds or study_file.seeds or [configs[0][1].seed]
     if len(set(seeds)) < len(seeds):
         raise StudyError(f"{path}: seeds: {seeds} names a seed twice")
     for seed in seeds:
         for settings, config in configs:
-            values = config.model_copy(update={"seed": seed, "name": "cell"})
-            key = _cell_hash(values, digests)
-            run = values.model_copy(update={"output_dir": str(output / "cells" / key)})
-            cells.append(Cell(settings, seed, run, key))
+            cell_config = config.model_copy(update={"seed": seed, "name": "cell"})
+            key = _cell_hash(cell_config, digests)
+            cell_config = cell_config.model_copy(update={"output_dir": str(output / "cells" / key)})
+            cells.append(Cell(settings, seed, cell_config, key))
     _check_distinct(path, cells)
     tables = paper_tables()
-    for name in given.paper:
+    for name in study_file.paper:
         if name not in tables:
-            raise StudyError(f"{path}: paper: there is no table {name!r}; known: {', '.join(tables)}")
+            raise StudyError(f"{path}: paper: no table {name!r}; known: {', '.join(tables)}")
     name = f"{path.stem}-{base_path.stem}"
-    folder = output / name
-    return Study(name, path, base_path, folder, cells, given.paper, given.devices, given.milliseconds)
+    return Study(
+        name, path, base_path, output / name, cells, study_file.paper, study_file.devices, study_file.milliseconds
+    )
 
 
 def _read_study_file(path: Path) -> _StudyFile:
     if not path.is_file():
-        near = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f"; there is {', '.join(near)}" if near else ""
+        studies = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f"; there is {', '.join(studies)}" if studies else ""
         raise StudyError(f"{path}: no such study file{hint}")
     try:
         tree = OmegaConf.to_container(OmegaConf.load(path))
@@ -125,46 +126,47 @@ def _read_study_file(path: Path) -> _StudyFile:
         return _StudyFile.model_validate(tree)
     except ValidationError as error:
 
-        def known(place: tuple[int | str, ...]) -> str:
-            return ", ".join(_Variation.model_fields if place[0] == "at" else _StudyFile.model_fields)
+        def known_keys(location: tuple[int | str, ...]) -> str:
+            return ", ".join(_Variation.model_fields if location[0] == "at" else _StudyFile.model_fields)
 
-        said = [
+        messages = [
             f"{path}: {'.'.join(map(str, item['loc'])) or 'study'}: "
-            + (f"unknown key; known: {known(item['loc'])}" if item["type"] == "extra_forbidden" else item["msg"])
+            + (f"unknown key; known: {known_keys(item['loc'])}" if item["type"] == "extra_forbidden" else item["msg"])
             for item in error.errors()
         ]
-        raise StudyError("\n".join(said)) from None
+        raise StudyError("\n".join(messages)) from None
 
 
 def _combinations(path: Path, varied: _Variation) -> list[Settings]:
     if varied.cells is not None:
         if len({frozenset(settings) for settings in varied.cells}) > 1:
             raise StudyError(f"{path}: cells: all of them must set the same keys, so that they can be compared")
-        found = [{key: settings[key] for key in varied.cells[0]} for settings in varied.cells]
+        combinations = [{key: settings[key] for key in varied.cells[0]} for settings in varied.cells]
     else:
         axes = varied.axes or {}
         for key, values in axes.items():
             if not values:
                 raise StudyError(f"{path}: axes.{key}: an empty list; give at least one value")
-        found = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    if not found or not found[0]:
+        combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    if not combinations or not combinations[0]:
         raise StudyError(f"{path}: nothing varies; give axes or cells with at least one key")
-    return found
+    return combinations
 
 
 def _check_keys(path: Path, keys: list[str], varied: list[str], overrides: Sequence[str]) -> None:
-    """What only the study itself may decide, and what it varies, cannot be set beside."""
-    for said, key in [(str(path), key) for key in keys] + [(f"argument {o!r}", o.partition("=")[0]) for o in overrides]:
+    """Raise StudyError for keys that the study sets itself, and for overrides of the keys that it varies."""
+    sources = [(str(path), key) for key in keys] + [(f"argument {o!r}", o.partition("=")[0]) for o in overrides]
+    for source, key in sources:
         if key in RESERVED:
             raise StudyError(
-                f"{said}: {key} is not a setting of a cell: the seeds stand in `seeds:`, --output is a flag"
+                f"{source}: {key} is not a setting of a cell: seeds are listed in `seeds:`, the folder is --output"
             )
         if key in SECTIONS:
             raise StudyError(
-                f"{said}: {key} is a section; write its keys as on the command line, for example loss.gamma: 2"
+                f"{source}: {key} is a section; write its keys as on the command line, for example loss.gamma: 2"
             )
-        if key in varied and said.startswith("argument"):
-            raise StudyError(f"{said}: {path} varies {key}; change the study file, or a copy of it")
+        if key in varied and source.startswith("argument"):
+            raise StudyError(f"{source}: {path} varies {key}; change the study file, or a copy of it")
 
 
 def _file_digest(path: Path) -> str:
@@ -175,19 +177,19 @@ def _file_digest(path: Path) -> str:
 
 
 def _cell_hash(config: Config, digests: dict[str, str]) -> str:
-    """Two trainings with one identity give the same numbers; what changes none is left out."""
+    """Two runs with the same hash give the same numbers. Keys that change no number are excluded."""
     flat = {key: value for key, value in config.flat().items() if key not in (*KEYS_WITHOUT_EFFECT, "name")}
     annotations = [digests[config.data.train_annotations], digests[config.data.val_annotations]]
-    about = {"config": flat, "annotations": annotations, "version": __version__}
+    identity = {"config": flat, "annotations": annotations, "version": __version__}
     if config.model.weights is not None and Path(config.model.weights).is_file():
-        about["weights"] = _file_digest(Path(config.model.weights))
-    text = json.dumps(about, sort_keys=True)
+        identity["weights"] = _file_digest(Path(config.model.weights))
+    text = json.dumps(identity, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _check_distinct(path: Path, cells: list[Cell]) -> None:
     first: dict[str, Cell] = {}
     for cell in cells:
-        twin = first.setdefault(cell.key, cell)
-        if twin is not cell:
-            raise StudyError(f"{path}: two cells are the same training: {twin.label}, and {cell.label}")
+        earlier = first.setdefault(cell.key, cell)
+        if earlier is not cell:
+            raise StudyError(f"{path}: two cells are the same run: {earlier.label}, and {cell.label}")

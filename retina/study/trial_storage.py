@@ -1,15 +1,17 @@
-"""Who trains which cell of a study: attempts in an Optuna storage, a journal file or a database.
+"""Which process runs which cell of a study: trials in an Optuna storage, a journal file or a database.
 
-One rule keeps everything apart:
+A cell is run by a trial. One rule gives each cell one owner:
 
-    A cell belongs to its attempt with the lowest number that has not failed.
+    The owner of a cell is the process of its trial with the lowest number that has not failed.
 
-An attempt enters the ledger in one piece, as a RUNNING trial with its cell's key. Only then its maker looks: where a
-lower one has not failed, the later one withdraws. Failing is final, so a cell never has two owners, whoever is killed
-when. (A sampler of Optuna would not do: its grid counts a failed cell as visited, and may hand one out twice.)
+A process claims a cell in two steps. First it adds, in one operation, a RUNNING trial that holds the key of the cell.
+Then it looks at all trials of the cell, and fails its own if a lower one has not failed. FAIL is final, so a cell never
+has two owners, whichever process is killed at whatever time. (A sampler of Optuna would not do: its grid counts a
+failed cell as visited, and it may give a cell to two processes.)
 
-An owner moves a counter, the heartbeat. Who sees a counter stand still for the length of its lease fails that attempt,
-and the cell is free. The watching is timed by the observer's clock, and the observer's own pauses do not count.
+The owner increments a counter in its trial, the heartbeat. Any process that sees a counter unchanged for the lease of
+its trial fails that trial, and the cell is free again. Each process measures this time with its own clock, and does not
+count the time in which it was stopped itself.
 """
 
 from __future__ import annotations
@@ -36,15 +38,16 @@ from retina.study.cells import Cell, Study, StudyError
 
 
 class _Journal(JournalFileBackend):
-    """Optuna's journal, which a line that a full disk cut short would make unreadable: such an end is taken off."""
+    """Optuna's journal file. A last line that a full disk cut short is removed, because Optuna could not read it."""
 
     def __init__(self, path: Path) -> None:
-        # The lock is a symbolic link to the file: a relative one would point nowhere, and a dead owner's never be seen.
+        # The lock is a symbolic link to the file. A relative path would make it a broken link, and Optuna would never
+        # see that its owner is dead.
         self.path, self.lock = path, JournalFileSymlinkLock(str(path.resolve()))
         super().__init__(str(path), self.lock)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        self.lock.acquire()  # nobody is writing now
+        self.lock.acquire()  # while no other process writes
         try:
             with self.path.open("r+b") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
@@ -57,10 +60,13 @@ class _Journal(JournalFileBackend):
 
 
 class TrialStorage:
-    """Every method may raise what the storage raises: see `is_storage_error`."""
+    """The trials of a study. Every method may raise what the storage raises, see `is_storage_error`."""
 
     def __init__(self, study: Study, url: str | None, lease: float) -> None:
-        """Opens or begins it. Raises StudyError: out of reach, or begun with another content of the study file."""
+        """Open or create the storage; `url` None is the file ledger.jsonl in the folder of the study.
+
+        Raises StudyError if it cannot be reached, or if it was created with another content of the study file.
+        """
         self.study, self.lease = study, lease
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         parsed = _parse_url(url) if url else None
@@ -74,32 +80,32 @@ class TrialStorage:
                     storage=self.storage, study_name=study.name, direction="maximize", load_if_exists=True
                 )
                 break
-            except Exception as error:  # every driver has its own kinds, and none can be imported here
+            except Exception as error:  # every database driver has its own errors, and may not be installed
                 if not tries_left:
                     raise StudyError(f"storage {self.where}: cannot be reached: {first_line(error)}") from error
-                time.sleep(1)  # two processes that make the tables at the same time: one of them fails
-        before = self.optuna.user_attrs.get("summary")
-        if before is None:
+                time.sleep(1)  # where two processes create the tables at the same time, one of them fails
+        stored_summary = self.optuna.user_attrs.get("summary")
+        if stored_summary is None:
             self.optuna.set_user_attr("summary", study.summary())
         else:
-            _check_unchanged(study, before)
-        self.first_trial_number = len(self.optuna.get_trials(deepcopy=False))  # errors before it are forgiven
+            _check_unchanged(study, stored_summary)
+        self.first_trial_number = len(self.optuna.get_trials(deepcopy=False))  # earlier errors do not count
         params = [_trial_params(cell) for cell in study.cells]
         self._distributions: dict[str, BaseDistribution] = {
             key: CategoricalDistribution(list(dict.fromkeys(p[key] for p in params))) for key in params[0]
         }
-        self._silent_seconds: dict[int, tuple[int, float]] = {}  # trial id: (beat, seconds it has stood still)
+        self._silent_seconds: dict[int, tuple[int, float]] = {}  # trial id: (heartbeat, seconds unchanged)
         self._last_check = time.monotonic()
 
     def trials_by_cell(self) -> dict[str, list[FrozenTrial]]:
-        """By cell key, in the order of their numbers."""
-        found: dict[str, list[FrozenTrial]] = {cell.key: [] for cell in self.study.cells}
+        """The trials of each cell by its key, in the order of their numbers."""
+        trials_by_cell: dict[str, list[FrozenTrial]] = {cell.key: [] for cell in self.study.cells}
         for trial in sorted(self.optuna.get_trials(deepcopy=False), key=lambda trial: trial.number):
-            found.setdefault(trial.user_attrs["cell"], []).append(trial)
-        return found
+            trials_by_cell.setdefault(trial.user_attrs["cell"], []).append(trial)
+        return trials_by_cell
 
     def claim(self, cell: Cell) -> FrozenTrial | None:
-        """A new attempt that owns the cell, or None where another does."""
+        """A new RUNNING trial that owns the cell, or None if another trial owns it."""
         if not_failed(self.trials_by_cell()[cell.key]):
             return None
         token = uuid.uuid4().hex
@@ -119,14 +125,14 @@ class TrialStorage:
             )
         )
         trials = self.trials_by_cell()[cell.key]
-        mine = next(trial for trial in trials if trial.user_attrs["token"] == token)
-        if not_failed(trials)[0].number == mine.number:
-            return mine
-        self.fail(mine, "withdrawn: another was first")
+        own_trial = next(trial for trial in trials if trial.user_attrs["token"] == token)
+        if not_failed(trials)[0].number == own_trial.number:
+            return own_trial
+        self.fail(own_trial, "withdrawn: another trial was first")
         return None
 
     def heartbeat(self, trial: FrozenTrial, count: int) -> bool:
-        """Move the counter; False where the attempt is no longer running, so that the cell may be another's."""
+        """Store the counter; False if the trial is no longer RUNNING, so that another process may own the cell."""
         try:
             self.storage.set_trial_user_attr(trial._trial_id, "beat", count)
         except UpdateFinishedTrialError:
@@ -134,51 +140,54 @@ class TrialStorage:
         return True
 
     def complete(self, trial: FrozenTrial, ap: float) -> None:
-        """The attempt is COMPLETE; nothing where it has ended already."""
-        with contextlib.suppress(UpdateFinishedTrialError):  # another was quicker
+        """Set the trial to COMPLETE with its AP between 0 and 1; a trial that has ended stays as it is."""
+        with contextlib.suppress(UpdateFinishedTrialError):
             self.optuna.tell(trial.number, ap, skip_if_finished=True)
 
-    def fail(self, trial: FrozenTrial, why: str) -> None:
-        """The attempt is FAIL for the reason given; nothing where it has ended already."""
+    def fail(self, trial: FrozenTrial, reason: str) -> None:
+        """Set the trial to FAIL; a trial that has ended stays as it is."""
         with contextlib.suppress(UpdateFinishedTrialError):
-            self.storage.set_trial_user_attr(trial._trial_id, "ended", why)
+            self.storage.set_trial_user_attr(trial._trial_id, "ended", reason)
             self.optuna.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
-    def fail_expired(self, mine: set[int], pause: float) -> list[FrozenTrial]:
-        """Fail the running attempts that stood still for their lease; returns them. To be called every `pause` seconds;
-        `mine` are the trial ids that this process looks after itself."""
+    def fail_expired(self, own_trials: set[int], pause: float) -> list[FrozenTrial]:
+        """Fail the RUNNING trials whose heartbeat did not change for their lease, and return them.
+
+        Args:
+            own_trials: ids of the trials of this process, which are not checked.
+            pause: seconds between two calls.
+        """
         now = time.monotonic()
-        watched = min(
-            now - self._last_check, 2 * pause
-        )  # what passed while this process itself stood still tells nothing
+        elapsed = min(now - self._last_check, 2 * pause)  # less than the clock's if this process was stopped
         self._last_check = now
-        expired, silent = [], {}
+        expired, silent_seconds = [], {}
         for trials in self.trials_by_cell().values():
             for trial in trials:
-                if trial.state != TrialState.RUNNING or trial._trial_id in mine:
+                if trial.state != TrialState.RUNNING or trial._trial_id in own_trials:
                     continue
-                heartbeat, still = self._silent_seconds.get(trial._trial_id, (-1, 0.0))
-                still = still + watched if heartbeat == trial.user_attrs["beat"] else 0.0
-                silent[trial._trial_id] = (trial.user_attrs["beat"], still)
-                if still > trial.user_attrs["lease"]:
-                    self.fail(trial, f"lost: no sign of life for {trial.user_attrs['lease']:g} s")
+                last_heartbeat, seconds = self._silent_seconds.get(trial._trial_id, (-1, 0.0))
+                heartbeat = trial.user_attrs["beat"]
+                seconds = seconds + elapsed if heartbeat == last_heartbeat else 0.0
+                silent_seconds[trial._trial_id] = (heartbeat, seconds)
+                if seconds > trial.user_attrs["lease"]:
+                    self.fail(trial, f"lost: no heartbeat for {trial.user_attrs['lease']:g} s")
                     expired.append(trial)
-        self._silent_seconds = silent
+        self._silent_seconds = silent_seconds
         return expired
 
     def errors(self, cell: Cell) -> list[str]:
-        """How attempts at the cell went wrong since this ledger was opened."""
+        """The errors of the trials of the cell since this storage was opened."""
         trials = [trial for trial in self.trials_by_cell()[cell.key] if trial.number >= self.first_trial_number]
         return [e for trial in trials if (e := trial.user_attrs.get("ended", "")).startswith("error")]
 
 
 def _trial_params(cell: Cell) -> dict[str, str]:
-    """A cell as parameters of an Optuna trial, which can be no lists."""
+    """A cell as parameters of an Optuna trial. They are JSON, because Optuna takes no lists."""
     return {key: json.dumps(value) for key, value in cell.settings.items()} | {"seed": json.dumps(cell.seed)}
 
 
 def not_failed(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Those that have not failed; the first of them owns the cell."""
+    """The trials that are not FAIL; the first of them owns the cell."""
     return [trial for trial in trials if trial.state != TrialState.FAIL]
 
 
@@ -193,49 +202,48 @@ def _parse_url(url: str) -> URL:
 
 
 def _open_storage(url: URL | None, path: Path, lease: float) -> BaseStorage:
-    """A server that stays silent must not keep its asker from noticing: all waits end within half a lease."""
     if url is None:
         return JournalStorage(_Journal(path))
-    patience = max(1, int(lease / 4))
+    # A request to a silent server ends within half a lease, so that the loop can stop its runs in time.
+    timeout = max(1, int(lease / 4))
     if url.drivername.startswith("redis"):
-        url = url.update_query_dict({"socket_timeout": str(patience)})
+        url = url.update_query_dict({"socket_timeout": str(timeout)})
         return JournalStorage(JournalRedisBackend(url.render_as_string(hide_password=False)))
-    waits: dict[str, Any] = {}
+    connect_args: dict[str, Any] = {}
     if url.get_backend_name() == "postgresql":
-        limit = f"-c statement_timeout={patience}s -c idle_in_transaction_session_timeout={patience}s"
-        waits = {"connect_timeout": max(2, patience), "tcp_user_timeout": 1000 * patience, "options": limit}
+        limit = f"-c statement_timeout={timeout}s -c idle_in_transaction_session_timeout={timeout}s"
+        connect_args = {"connect_timeout": max(2, timeout), "tcp_user_timeout": 1000 * timeout, "options": limit}
     elif url.get_backend_name() == "mysql":
-        waits = {"connect_timeout": patience, "read_timeout": patience, "write_timeout": patience}
-    engine = {"pool_pre_ping": True, "connect_args": waits}
-    return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine)
+        connect_args = {"connect_timeout": timeout, "read_timeout": timeout, "write_timeout": timeout}
+    engine_kwargs = {"pool_pre_ping": True, "connect_args": connect_args}
+    return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine_kwargs)
 
 
 def is_storage_error(error: Exception) -> bool:
-    """A full disk, a server that is gone."""
-    known = isinstance(error, OSError | StorageInternalError | SQLAlchemyError)
-    return known or type(error).__module__.startswith("redis.")  # which need not be installed
+    """Whether the storage failed, for example a full disk or a server that is gone."""
+    is_known = isinstance(error, OSError | StorageInternalError | SQLAlchemyError)
+    return is_known or type(error).__module__.startswith("redis.")  # redis may not be installed
 
 
-def _check_unchanged(study: Study, before: dict[str, Any]) -> None:
-    now = study.summary()
-    if before == now:
+def _check_unchanged(study: Study, stored_summary: dict[str, Any]) -> None:
+    summary = study.summary()
+    if stored_summary == summary:
         return
-    said = [
-        f"{key} was {before['shared'].get(key)}, is {now['shared'].get(key)}"
-        for key in sorted(before["shared"].keys() | now["shared"].keys())
-        if before["shared"].get(key) != now["shared"].get(key)
+    changes = [
+        f"{key} was {stored_summary['shared'].get(key)}, is {summary['shared'].get(key)}"
+        for key in sorted(stored_summary["shared"].keys() | summary["shared"].keys())
+        if stored_summary["shared"].get(key) != summary["shared"].get(key)
     ]
-    labels_before, labels_now = (list(summary["cells"].values()) for summary in (before, now))
-    for word, these, others in (("new", labels_now, labels_before), ("gone", labels_before, labels_now)):
-        if different := [label for label in these if label not in others]:
-            said.append(
-                f"{len(different)} cells are {word} ({'; '.join(different[:3])}{', ...' * (len(different) > 3)})"
-            )
-    if not said:
-        said = ["the annotation files are others, or this is another version of the program"]
+    stored_labels, labels = list(stored_summary["cells"].values()), list(summary["cells"].values())
+    for word, ours, others in (("new", labels, stored_labels), ("gone", stored_labels, labels)):
+        if different := [label for label in ours if label not in others]:
+            examples = "; ".join(different[:3]) + ", ..." * (len(different) > 3)
+            changes.append(f"{len(different)} cells are {word} ({examples})")
+    if not changes:
+        changes = ["the annotation files or the version of the program changed"]
     raise StudyError(
-        f"{study.file} is not what the study {study.name} was started with: {'; '.join(said)}. Nothing was touched. "
-        "Save the changed study under another name: cells that are finished are found there too, and not trained again"
+        f"{study.file} is not what the study {study.name} was started with: {'; '.join(changes)}. Nothing was changed. "
+        "Save the changed study under another name: cells that are finished are found there too, and not run again"
     )
 
 

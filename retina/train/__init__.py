@@ -1,4 +1,4 @@
-"""Training: one step, the loop around it, the state that changes, and the run folder. Nothing here knows of studies."""
+"""Training: one step, the loop around it, the state that changes, and the run folder. It imports nothing of studies."""
 
 from retina.train.errors import RunError
 from retina.train.loop import train

@@ -1,4 +1,4 @@
-"""The processes of one run: a single one, or several under torchrun."""
+"""The processes of a run: one, or several under torchrun."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from retina.device import pick_device
 
 @contextlib.contextmanager
 def process_group() -> Iterator[tuple[int, int, torch.device]]:
-    """(rank, world size, device) of this process; under torchrun it joins the process group until the end."""
+    """(rank, world size, device) of this process. Under torchrun, the process group exists within the context."""
     if "WORLD_SIZE" not in os.environ:
         yield 0, 1, pick_device()
         return

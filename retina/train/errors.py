@@ -1,12 +1,12 @@
-"""Why a run cannot start or continue."""
+"""The errors of a run."""
 
 
 class RunError(RuntimeError):
-    """A run that cannot start or continue; the message says why and what to do."""
+    """A run cannot start or continue. The message explains why and what to do."""
 
 
 class RunFolderError(RunError):
-    """A run folder that must not be written to."""
+    """The run folder is in use, is not empty, or has a run with other settings."""
 
 
 class RunFolderInUseError(RunFolderError):

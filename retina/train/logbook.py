@@ -1,13 +1,13 @@
-"""The run folder: everything that a run leaves behind, apart from the content of the checkpoints.
+"""The run folder: every file that a run writes, and its lines in the terminal. train/state.py has the checkpoints.
 
     config.yaml      the resolved configuration
     last.pt previous.pt best.pt
-    metrics.csv      one line a logged step; no wall-clock time in it, so equal runs write equal bytes
+    metrics.csv      a line for each logged step; without wall-clock time, so that equal runs write equal bytes
     eval.json        a list with the COCO numbers of each evaluation
     detections.json  the detections of the last evaluation, as COCO results
     events.out.*     TensorBoard: losses, learning rate, positives, images/s, AP, images, precision-recall curves
 
-Only process 0 writes; on the others every method does nothing.
+Only process 0 writes. In the other processes the methods that write do nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NUM_IMAGES, IMAGE_SCORE_THRESHOLD = 6, 0.3  # detections drawn for TensorBoard
 
 
 class Logbook:
-    """Writes the files of a run; a context manager that closes them. Nothing is written before `open`."""
+    """Writes the files of a run and closes them as a context manager. It writes no file before `open`."""
 
     def __init__(self, config: Config, rank: int) -> None:
         self.config, self.active, self.folder = config, rank == 0, config.run_dir
@@ -64,13 +64,16 @@ class Logbook:
                 resource.close()
 
     def info(self, message: str) -> None:
-        """Print a line."""
+        """Print `message` above the progress bar."""
         if self.active:
             tqdm.write(message, file=sys.stdout)
             sys.stdout.flush()
 
     def open(self, step: int) -> None:
-        """Open the files of a run that continues after `step`. What a killed run wrote beyond it is removed."""
+        """Lock the folder, remove entries of a killed run that are later than `step`, and open the files.
+
+        Raises RunFolderInUseError if another process trains in the folder.
+        """
         self.start_step = step
         if not self.active:
             return
@@ -87,7 +90,7 @@ class Logbook:
         self.start_time = time.perf_counter()
 
     def log_step(self, step: int, losses: dict[str, Tensor], learning_rate: float, batches: list[Batch]) -> None:
-        """Count a step. Write its numbers after every `log_every` steps and after the last one."""
+        """Advance the progress bar; at every `log_every`-th step and the last one, write the numbers of the step."""
         for image_id, reason in (item for batch in batches for item in batch.unreadable.items()):
             if image_id not in self.unreadable:
                 self.unreadable.add(image_id)
@@ -106,8 +109,8 @@ class Logbook:
             self.writer.add_scalar(f"train/{name}", values[name], step)
         self.writer.add_scalar("train/images_per_second", images_per_second, step)
         numbers = "  ".join(f"{name} {values[name]:.4g}" for name in TERMINAL_COLUMNS)
-        left = timedelta(seconds=round(seconds_per_step * (train.steps - step)))
-        self.info(f"step {step}/{train.steps}  {numbers}  {images_per_second:.1f} images/s  {left} left")
+        remaining = timedelta(seconds=round(seconds_per_step * (train.steps - step)))
+        self.info(f"step {step}/{train.steps}  {numbers}  {images_per_second:.1f} images/s  {remaining} left")
 
     def log_evaluation(
         self,
@@ -135,15 +138,15 @@ class Logbook:
         readable = [record for record in dataset.records if record.image_id not in unreadable]
         for record in readable[:: max(1, len(readable) // NUM_IMAGES)][:NUM_IMAGES]:
             image = Image.fromarray(read_image(record.path, (record.width, record.height)))
-            shown = [r for r in results if r["image_id"] == record.image_id and r["score"] >= IMAGE_SCORE_THRESHOLD]
-            boxes = [[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in shown)]
-            labels = [dataset.names[dataset.category_ids.index(r["category_id"])] for r in shown]
-            drawn = draw_boxes(image, boxes, labels, [r["score"] for r in shown])
+            confident = [r for r in results if r["image_id"] == record.image_id and r["score"] >= IMAGE_SCORE_THRESHOLD]
+            boxes = [[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in confident)]
+            labels = [dataset.names[dataset.category_ids.index(r["category_id"])] for r in confident]
+            drawn = draw_boxes(image, boxes, labels, [r["score"] for r in confident])
             self.writer.add_image(f"detections/{record.path.name}", np.asarray(drawn), step, dataformats="HWC")
         self.writer.flush()
 
     def save_nonfinite_batch(self, step: int, image_ids: list[int]) -> Path:
-        """Write the image ids of a step whose loss was not finite, for whoever looks for the cause."""
+        """Write the image ids of a step whose loss was not finite, and return the path of that file."""
         path = self.folder / f"nonfinite_step_{step}.json"
         if self.active:
             write_text(path, json.dumps({"step": step, "image_ids": image_ids}))
@@ -155,49 +158,49 @@ class Logbook:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
     def _lock_folder(self) -> None:
-        """Keep other processes out of the folder for as long as this one lives."""
+        """Lock the folder for the lifetime of this process."""
         self.lock = (self.folder / ".lock").open("w")
         try:
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by the workers of a loader
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # workers do not inherit this lock
         except (BlockingIOError, PermissionError):
             raise RunFolderInUseError(
                 f"{self.folder}: another process is training here; wait for it, or stop it"
             ) from None
-        except OSError as error:  # some network disks have no locks
+        except OSError as error:  # some network file systems have no locks
             self.info(f"{self.folder} cannot be locked ({error.strerror}): make sure that only one run writes here")
 
     def _write_evaluations(self, entries: list[dict[str, Any]]) -> None:
         write_text(self.folder / "eval.json", json.dumps(entries, indent=1))
 
     def _read_rows(self) -> list[str]:
-        """The complete lines of metrics.csv without the header; a kill may have cut the last one short."""
+        """The complete lines of metrics.csv without the header. A kill may have truncated the last one."""
         path = self.folder / "metrics.csv"
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         return [line for line in lines[1:] if line.count(",") == len(COLUMNS) - 1]
 
 
 def check_run_folder(config: Config, resume: bool) -> None:
-    """RunFolderError for a folder that holds another run, or, at a resume, one that was started with other settings."""
+    """Raise RunFolderError if the folder is not empty or, with `resume`, if its run has other settings."""
     folder = config.run_dir
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not resume:
         raise RunFolderError(
-            f"{folder} is not empty; --resume continues what is there, output_dir=FOLDER starts elsewhere"
+            f"{folder} is not empty; --resume continues its run, output_dir=FOLDER starts a run in another folder"
         )
     if not (folder / "config.yaml").exists():
         return
     try:
-        before, now = load_config(folder / "config.yaml").flat(), config.flat()
+        old, new = load_config(folder / "config.yaml").flat(), config.flat()
     except ConfigError as error:
         raise RunFolderError(f"{folder} was started by another version of this program: {error}") from None
     changed = [
-        f"{key} was {before.get(key)}, is {now[key]}"
-        for key in now
-        if before.get(key) != now[key] and key not in KEYS_WITHOUT_EFFECT
+        f"{key} was {old.get(key)}, is {new[key]}"
+        for key in new
+        if old.get(key) != new[key] and key not in KEYS_WITHOUT_EFFECT
     ]
     if changed:
         raise RunFolderError(
-            f"{folder} was started with other settings ({', '.join(changed)}); give the same ones, or another "
+            f"{folder} was started with other settings ({', '.join(changed)}); use the same settings or another "
             "output_dir"
         )

@@ -1,7 +1,7 @@
-"""The training loop: set everything up, then repeat train_step; `train(config)` returns the last evaluation.
+"""The training loop: set up the data, the state and the log, then repeat `train_step`.
 
-Whatever a step uses is a function of (seed, step) and of the checkpoint before it. So a run that is killed at any
-instant and resumed ends with the same bits as one that was not.
+A step depends only on (seed, step) and on the state after the step before it. So a run that is killed at any instant
+and resumed ends with the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from retina.train.step import train_step
 
 
 def train(config: Config, resume: bool = False) -> dict[str, Any]:
-    """Train as `config` says, in `config.run_dir`; returns the last entry of eval.json.
+    """Train in `config.run_dir`, and return the last entry of eval.json.
 
-    Under torchrun every process calls it. SIGTERM and Ctrl-C write a checkpoint and end cleanly.
-    Raises RunError, DataError, WeightsError, FileNotFoundError; each message says what to do.
+    Under torchrun every process calls it. SIGTERM and Ctrl-C write a checkpoint and end cleanly. `resume` continues
+    from the newest valid checkpoint of the folder, if there is one.
+    Raises RunError, DataError, WeightsError, FileNotFoundError. Each message explains what to do.
     """
-    check_run_folder(config, resume)  # before the processes meet, so that none sees files of another
+    check_run_folder(config, resume)  # before the processes join, so that none sees new files of another
     with process_group() as (rank, world, device), Logbook(config, rank) as log, _catch_stop_signals() as signals:
         if config.train.batch_size % (world * config.train.accumulate):
             raise RunError(
@@ -51,7 +52,7 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
 
         log.open(state.step)
         if state.evaluated_step < state.step and _is_due(state.step, config.train.eval_every, config):
-            _evaluate(state, val_set, config, device, log)  # the run was stopped just before this evaluation
+            _evaluate(state, val_set, config, device, log)  # the run was stopped before this evaluation
             save_checkpoint()
         for batches in train_batches(train_set, config, state.step, rank, world):
             batches = [batch.to(device) for batch in batches]
@@ -87,7 +88,7 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
 
 
 def load_datasets(config: Config, log: Logbook) -> tuple[CocoDataset, CocoDataset]:
-    """Training and validation data; RunError where their categories differ."""
+    """Training and validation data. Raises RunError if their categories differ."""
     data = config.data
     train_set = CocoDataset(data.train_annotations, data.train_images, crowd=data.crowd, empty_images=data.empty_images)
     val_set = CocoDataset(data.val_annotations, data.val_images)
@@ -108,7 +109,7 @@ def load_datasets(config: Config, log: Logbook) -> tuple[CocoDataset, CocoDatase
 
 
 def _evaluate(state: TrainState, dataset: CocoDataset, config: Config, device: torch.device, log: Logbook) -> None:
-    """Evaluate on all processes; process 0 writes the result, and best.pt where the AP is the best so far."""
+    """Evaluate on all processes; process 0 writes the result, and best.pt if the AP is the best so far."""
     results, unreadable = inference_on_dataset(state.eval_model, dataset, config, device)
     state.evaluated_step = state.step
     if not log.active:
@@ -120,18 +121,18 @@ def _evaluate(state: TrainState, dataset: CocoDataset, config: Config, device: t
     ap = evaluation.metrics["AP"] or 0.0
     if ap > state.best_ap:
         state.best_ap = ap
-        weights = {**state.state_dict(), "optimizer": {}}  # best.pt is for evaluation, not to resume from
-        checkpoint.save(config.run_dir / checkpoint.BEST, weights | checkpoint_metadata(config, dataset))
+        best = {**state.state_dict(), "optimizer": {}}  # best.pt is for evaluation, a run does not resume from it
+        checkpoint.save(config.run_dir / checkpoint.BEST, best | checkpoint_metadata(config, dataset))
 
 
 def _is_due(step: int, every: int, config: Config) -> bool:
-    """Whether something that happens `every` so many steps (0: never), and after the last one, happens after `step`."""
+    """Whether an action of period `every` (0: never), also due after the last step, is due after `step`."""
     return step == config.train.steps or (every > 0 and step % every == 0)
 
 
 @contextlib.contextmanager
 def _catch_stop_signals() -> Iterator[list[int]]:
-    """The list of signals received: SIGTERM or Ctrl-C. A second one ends the process at once."""
+    """A list that collects SIGTERM and SIGINT (Ctrl-C). A second one of the same kind ends the process at once."""
     received: list[int] = []
 
     def handle(number: int, _: object) -> None:

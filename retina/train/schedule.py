@@ -12,7 +12,7 @@ from retina.config import Train
 
 
 def learning_rate(step: int, config: Train) -> float:
-    """The rate for a step counted from 0: linear warm-up, then steps (a tenth at each milestone) or a half cosine.
+    """The learning rate at `step`, counted from 0: linear warm-up, then a tenth at each milestone, or a half cosine.
 
     `config.lr` is for `reference_batch` images a step and scales linearly with the batch size (Goyal et al. 2017,
     arXiv 1706.02677).
@@ -28,7 +28,7 @@ def learning_rate(step: int, config: Train) -> float:
 
 
 def build_optimizer(model: nn.Module, config: Train) -> torch.optim.Optimizer:
-    """SGD with momentum or AdamW over the trainable parameters; norm layers may have a weight decay of their own."""
+    """SGD with momentum or AdamW over the trainable parameters; norm layers have the decay `norm_weight_decay`."""
     norm_layers = [m for m in model.modules() if isinstance(m, (_BatchNorm, nn.GroupNorm))]
     norm_ids = {id(p) for layer in norm_layers for p in layer.parameters()}
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -47,7 +47,7 @@ def build_optimizer(model: nn.Module, config: Train) -> torch.optim.Optimizer:
 def update_ema(ema_model: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """Move the weights and float buffers of `ema_model` towards those of `model`; integer buffers are copied.
 
-    Early on the decay is (1 + step) / (10 + step), so that the random start is soon forgotten.
+    The decay is at most (1 + step) / (10 + step), so that the initial weights are soon forgotten.
     """
     decay = min(decay, (1 + step) / (10 + step))
     new, average = model.state_dict(), ema_model.state_dict()

@@ -1,4 +1,10 @@
-"""The state of a run: everything that changes from step to step, and how a run gets its first one."""
+"""The state of a run: everything that changes from step to step, how it is created, and what a checkpoint stores of it.
+
+A checkpoint is the dict `TrainState.state_dict() | checkpoint_metadata()`. train/loop.py saves it, in best.pt with an
+empty "optimizer". Its readers are `TrainState.load_state_dict` and `_check_saved_state` here, when a run resumes, and
+`load_detector` in evaluate/inference.py, for evaluation and prediction. model/checkpoint.py writes and reads the file
+and does not depend on the keys. If older checkpoints lack a key that a reader needs, raise FORMAT there.
+"""
 
 from __future__ import annotations
 
@@ -22,24 +28,24 @@ from retina.train.schedule import build_optimizer
 
 @dataclass
 class TrainState:
-    """Everything that changes from step to step. A checkpoint is `state_dict()` and `checkpoint_metadata()`."""
+    """Everything that changes from step to step. A new field that a resumed run needs goes into both methods below."""
 
     model: RetinaNet
-    ema_model: RetinaNet | None  # the moving average of the weights, where train.ema asks for it
+    ema_model: RetinaNet | None  # the moving average (EMA) of the weights, if train.ema is above 0
     optimizer: torch.optim.Optimizer
     ema_positives: Tensor  # float32 scalar: the moving average of the number of positive anchors
-    precision: str  # of the network: bf16 or fp32
+    precision: str  # of the network: bf16 or fp32; a resumed run must have the same
     step: int = 0  # steps done
     best_ap: float = -1.0
     evaluated_step: int = 0  # the step of the last evaluation
 
     @property
     def eval_model(self) -> RetinaNet:
-        """The weights that are evaluated: the moving average where there is one."""
+        """The model that is evaluated: the moving average if there is one."""
         return self.ema_model or self.model
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values by the keys of a checkpoint."""
+        """The part of a checkpoint that changes from step to step: tensors and plain values only."""
         return {
             "model": self.model.state_dict(),
             "ema": self.ema_model.state_dict() if self.ema_model else {},
@@ -52,7 +58,7 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Set this state to a checkpoint, which has the keys of `state_dict`."""
         self.model.load_state_dict(state["model"])
         if self.ema_model:
             self.ema_model.load_state_dict(state["ema"])
@@ -62,7 +68,10 @@ class TrainState:
 
 
 def checkpoint_metadata(config: Config, dataset: CocoDataset) -> dict[str, Any]:
-    """What a checkpoint says about its run, in plain values: the config as YAML, and (id, name) of each category."""
+    """The part of a checkpoint that describes its run: the config as YAML, and [id, name] of each category.
+
+    `load_detector` checks both against the config and data set that it is given.
+    """
     categories = [[i, name] for i, name in zip(dataset.category_ids, dataset.names, strict=True)]
     return {"config": config.to_yaml(), "categories": categories}
 
@@ -70,7 +79,7 @@ def checkpoint_metadata(config: Config, dataset: CocoDataset) -> dict[str, Any]:
 def create_train_state(
     config: Config, dataset: CocoDataset, device: torch.device, resume: bool, log: Logbook
 ) -> TrainState:
-    """The state that a run starts from: the newest valid checkpoint of its folder, pretrained weights, or random ones.
+    """The state at the start of a run: the newest valid checkpoint of its folder, pretrained or random weights.
 
     Raises RunError for a checkpoint or settings that do not fit; WeightsError, FileNotFoundError for `model.weights`.
     """
@@ -81,7 +90,7 @@ def create_train_state(
         log.info(f"refused {reason}")
     if distributed.is_initialized():
         broadcast = [saved]
-        distributed.broadcast_object_list(broadcast)  # the other machines may not see the disk of process 0
+        distributed.broadcast_object_list(broadcast)  # other machines may not see the disk of process 0
         saved = broadcast[0]
         model = _synchronize_batch_norm(model, config, device)
     if saved is None:
@@ -114,7 +123,7 @@ def _synchronize_batch_norm(model: RetinaNet, config: Config, device: torch.devi
         return model
     if device.type == "cpu":
         raise RunError(
-            "model.norm=batch over several processes needs CUDA, whose BatchNorm can be synchronised; "
+            "model.norm=batch over several processes needs CUDA, where BatchNorm can be synchronized; "
             "on the CPU use model.norm=group"
         )
     synchronized: RetinaNet = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -122,7 +131,7 @@ def _synchronize_batch_norm(model: RetinaNet, config: Config, device: torch.devi
 
 
 def _initialize_weights(model: RetinaNet, config: Config, names: list[str], log: Logbook) -> None:
-    """Load `model.weights`; RunError where there are none and the settings would keep random values frozen."""
+    """Load `model.weights`. Raises RunError if it is null and the settings would freeze random values."""
     if config.model.weights is not None:
         log.info(load_pretrained(model, config.model.backbone, config.model.weights, names)[1])
     elif config.model.norm.startswith("frozen"):

@@ -42,10 +42,10 @@ def train_step(
         stop: this process asks all processes to end after the step.
         log_loss_parts: compute the class loss of the positive and of the negative anchors too.
 
-    Returns: float32 scalars for the log: loss, loss_cls, loss_box, grad_norm, positives (an image), stop (above 0 if
+    Returns: float32 scalars for the log: loss, loss_cls, loss_box, grad_norm, positives (per image), stop (above 0 if
         any process asked for it) and, with `log_loss_parts`, loss_pos and loss_neg.
 
-    Raises: RunError if the loss or its gradient is not finite. Nothing has been updated then.
+    Raises: RunError if the loss or its gradient is not finite; the weights are not updated.
     """
     world = distributed.get_world_size() if distributed.is_initialized() else 1
     anchors = [make_anchors(config.anchors, *batch.images.shape[2:], batch.images.device) for batch in batches]
@@ -64,7 +64,7 @@ def train_step(
         normalizer_N = normalizer(
             positives[i], batch_positives, config.train.batch_size, ema_positives, config.loss.normalizer
         )
-        normalizer_N = normalizer_N / world  # DDP takes the mean over the processes, this loss is a sum over them
+        normalizer_N = normalizer_N / world  # DDP averages gradients over the processes; this loss is a sum over them
         skip_sync = isinstance(model, DistributedDataParallel) and i + 1 < len(batches)
         with model.no_sync() if skip_sync else contextlib.nullcontext():  # type: ignore[operator]
             images = batch.normalized().contiguous(memory_format=torch.channels_last)
@@ -78,7 +78,7 @@ def train_step(
         totals = {name: totals.get(name, 0) + loss.detach() / world for name, loss in losses.items()}
     if world > 1:
         for loss in totals.values():
-            distributed.all_reduce(loss)  # now all know the whole loss, and stop together if it is not finite
+            distributed.all_reduce(loss)  # all processes have the same loss now and stop together if it is not finite
     if log_loss_parts:
         totals["loss_neg"] = totals["loss_cls"] - totals["loss_pos"]
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]

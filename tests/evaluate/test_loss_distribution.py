@@ -51,7 +51,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 @pytest.mark.parametrize(("mean", "spread"), [(-4, 0.5), (-8, 3), (-20, 4)])
 def test_histogram_agrees_with_sorting(mean: float, spread: float) -> None:
-    """Log-normal losses, given in parts: from nearly equal ones to those below the lowest bin and up to 100."""
+    """Log-normal losses added in parts: nearly equal ones, and ones from below the lowest bin up to 100."""
     losses = np.random.default_rng(0).lognormal(mean, spread, 200_000)
     histogram = library.LossHistogram()
     for part in np.array_split(losses, 7):
@@ -60,12 +60,12 @@ def test_histogram_agrees_with_sorting(mean: float, spread: float) -> None:
     fractions = np.linspace(0, 1, len(losses) + 1)
     assert np.abs(np.interp(fractions, *histogram.curve()) - exact).max() < 0.005
     for hardest in (0.01, 0.1, 0.2):
-        of_exact = 1 - np.interp(1 - hardest, fractions, exact)
-        assert histogram.hardest(hardest) == pytest.approx(of_exact, rel=0.01)
+        expected = 1 - np.interp(1 - hardest, fractions, exact)
+        assert histogram.hardest(hardest) == pytest.approx(expected, rel=0.01)
 
 
-def test_known_shares() -> None:
-    """99 losses of 1 and one of 99: the hardest hundredth has half. Zeros and tiny losses take room, and no share."""
+def test_parts_by_hand() -> None:
+    """99 losses of 1 and one of 99: the hardest hundredth has half of the total. Zeros and tiny losses add nothing."""
     histogram = library.LossHistogram()
     histogram.add(torch.tensor([1.0] * 99 + [99.0]))
     assert histogram.hardest(0.01) == pytest.approx(0.5) and histogram.hardest(1) == pytest.approx(1)
@@ -85,7 +85,7 @@ def test_sums_are_those_of_the_training_loss(trained: Path) -> None:
     """Image by image, all levels at once, by the path of the loss that training takes."""
     config, dataset, model = open_run(trained)
     device = pick_device()
-    found = library.measure_loss_distribution(model, dataset, config, device)
+    distribution = library.measure_loss_distribution(model, dataset, config, device)
     sums, counts, anchors = [0.0, 0.0], [0, 0], 0  # of positives and of negatives
     for batch in library.eval_batches(dataset, config):
         batch = batch.to(device)
@@ -98,15 +98,15 @@ def test_sums_are_those_of_the_training_loss(trained: Path) -> None:
             target = type(target)(*(part.to(device) for part in target))
             labels = library.assign(boxes, [target], [batch.sizes[i]], 3, config.assign).labels_NR[0]
             anchors += len(labels)
-            for which, is_wanted in enumerate([(labels >= 0) & (labels < 3), labels == 3]):
-                kept = torch.where(is_wanted, labels, -1)
-                sums[which] += float(sigmoid_focal_loss(logits[i], kept, alpha=None, gamma=2.0, reduction="sum"))
-                counts[which] += int(is_wanted.sum())
-    histograms = [found.positives[2.0], found.negatives[2.0]]
+            for index, is_selected in enumerate([(labels >= 0) & (labels < 3), labels == 3]):
+                selected = torch.where(is_selected, labels, -1)
+                sums[index] += float(sigmoid_focal_loss(logits[i], selected, alpha=None, gamma=2.0, reduction="sum"))
+                counts[index] += int(is_selected.sum())
+    histograms = [distribution.positives[2.0], distribution.negatives[2.0]]
     assert [histogram.sums.sum() for histogram in histograms] == pytest.approx(sums, rel=1e-4)
     assert [histogram.counts.sum() for histogram in histograms] == counts
-    assert found.images == 10 and found.anchors == anchors > sum(counts)  # the padding, and what is in between
-    last = found.summary()["gammas"][-1]
+    assert distribution.images == 10 and distribution.anchors == anchors > sum(counts)  # some anchors are ignored
+    last = distribution.summary()["gammas"][-1]
     assert last["negatives_of_class_loss"] == pytest.approx(sums[1] / sum(sums), rel=1e-4)
 
 
@@ -123,14 +123,15 @@ def test_the_command(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, trained, "--output", tmp_path / "out", "--images", 4) == 0
-    said = capsys.readouterr().out
-    assert "4 images of" in said and "hardest 10 %" in said and str(tmp_path / "out/loss_distribution.json") in said
+    output = capsys.readouterr().out
+    assert "4 images of" in output and "hardest 10 %" in output
+    assert str(tmp_path / "out/loss_distribution.json") in output
     numbers = json.loads((tmp_path / "out/loss_distribution.json").read_text())
     assert numbers["images"] == 4 and numbers["checkpoint"].startswith(str(trained))
     assert [row["gamma"] for row in numbers["gammas"]] == [0, 0.5, 1, 2]
     assert all(0 < value < 1 for row in numbers["gammas"] for name, value in row.items() if name != "gamma")
-    shares = [row["hardest_10_percent_of_negatives"] for row in numbers["gammas"]]
-    assert shares == sorted(shares)  # gamma shifts the loss to the hard ones
+    hardest = [row["hardest_10_percent_of_negatives"] for row in numbers["gammas"]]
+    assert hardest == sorted(hardest)  # gamma shifts the loss to the hard anchors
     with Image.open(tmp_path / "out/loss_distribution.png") as picture:
         picture.load()
         assert picture.width == 1600
@@ -143,7 +144,7 @@ def test_images_are_chosen_evenly(trained: Path) -> None:
     assert dataset.evenly_spaced(99).records == dataset.records and len(dataset.records) == 10
 
 
-def test_nothing_to_compare_is_said(trained: Path) -> None:
+def test_no_positives_and_nan_are_errors(trained: Path) -> None:
     config, dataset, model = open_run(trained)
     empty = dataset.evenly_spaced(1)
     empty.records = [record for record in dataset.records if not len(record.boxes)][:1]
@@ -155,33 +156,32 @@ def test_nothing_to_compare_is_said(trained: Path) -> None:
         library.measure_loss_distribution(model, dataset, config, pick_device())
 
 
-def test_mistakes_are_answered_in_a_sentence(
+def test_mistakes_give_a_message(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "foreign.pt")
-    for arguments, status, says in [
+    for arguments, status, expected in [
         (["no.pt"], 2, "no.pt: no such checkpoint; expected best.pt or last.pt"),
         ([trained, "--images", 0], 2, "--images: given 0, expected a number of at least 1"),
         ([trained, "--output", tmp_path / "file"], 2, "cannot be written to"),
         ([tmp_path / "file"], 1, "not readable as a checkpoint"),
         ([tmp_path / "foreign.pt"], 1, "not a checkpoint of this project"),
     ]:
-        assert run(monkeypatch, *arguments) == status and says in capsys.readouterr().err
+        assert run(monkeypatch, *arguments) == status and expected in capsys.readouterr().err
 
 
-def test_missing_data_are_named_with_the_checkpoint_that_wants_them(
+def test_missing_data_are_named_with_their_checkpoint(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = checkpoint.load(trained)
     config = config_from_yaml(state["config"])
-    gone = config.model_copy(update={"data": config.data.model_copy(update={"val_annotations": "gone.json"})})
-    checkpoint.save(tmp_path / "last.pt", {**state, "config": gone.to_yaml()})
+    without_data = config.model_copy(update={"data": config.data.model_copy(update={"val_annotations": "gone.json"})})
+    checkpoint.save(tmp_path / "last.pt", {**state, "config": without_data.to_yaml()})
     assert run(monkeypatch, tmp_path / "last.pt") == 1
-    said = capsys.readouterr().err
-    assert (
-        "gone.json: no such annotation file" in said and f"{tmp_path / 'last.pt'}: its config names this data" in said
-    )
+    message = capsys.readouterr().err
+    assert "gone.json: no such annotation file" in message
+    assert f"{tmp_path / 'last.pt'}: its config names this data" in message
     checkpoint.save(tmp_path / "other.pt", {**state, "categories": [[1, "purple"]]})
     assert run(monkeypatch, tmp_path / "other.pt") == 1
     assert "was trained on other categories" in capsys.readouterr().err

@@ -88,16 +88,16 @@ def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
     assert not (tmp_path / "hacked").exists()
 
 
-def test_previous_steps_in_for_a_damaged_last(tmp_path: Path) -> None:
+def test_previous_replaces_a_damaged_last(tmp_path: Path) -> None:
     assert load_newest(tmp_path) == (None, [])
     save_last(tmp_path, state(1))
     save_last(tmp_path, state(2))
     newest, refused = load_newest(tmp_path)
     assert newest is not None and newest["step"] == 2 and refused == []
-    (tmp_path / checkpoint.LAST).write_bytes(b"half")
+    (tmp_path / checkpoint.LAST).write_bytes(b"truncated")
     newest, refused = load_newest(tmp_path)
     assert newest is not None and newest["step"] == 1 and "last.pt" in refused[0]
-    save_last(tmp_path, state(3))  # the damaged file, moved aside, does not take the place of the good one
+    save_last(tmp_path, state(3))  # the damaged file was renamed and does not replace the valid one
     assert load(tmp_path / checkpoint.PREVIOUS)["step"] == 1 and (tmp_path / "last.pt.damaged").exists()
     (tmp_path / checkpoint.LAST).unlink()  # killed between the two renames
     newest, refused = load_newest(tmp_path)

@@ -29,7 +29,7 @@ def test_every_anchor_starts_at_the_prior() -> None:
     assert scores.mean().item() == pytest.approx(0.02, rel=0.1)
 
 
-def test_output_order_is_the_anchors_order() -> None:
+def test_outputs_have_the_order_of_the_anchors() -> None:
     """Channel 7 of the cell in row 1, column 2 is anchor 1 of that cell, class 2."""
     model = build(norm="batch").eval()
     x = torch.zeros(1, 16, 4, 4)
@@ -70,7 +70,7 @@ def test_anchor_sizes_of_the_paper() -> None:
     torch.testing.assert_close(shifted - p3, torch.full_like(p3, 4.0), rtol=0, atol=1e-4)
 
 
-def test_choices_reach_the_network() -> None:
+def test_settings_change_the_network() -> None:
     images = torch.randn(1, 3, 64, 64)
 
     def p7(**model: object) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The installed torchvision is the reference: same weights in, same logits, anchors, detections and losses out."""
+"""Parity with the installed torchvision: equal weights give equal logits, anchors, detections and losses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ SIZES = [(800, 224), (256, 352), (192, 608)]  # the first pads to P6 = 13 rows: 
 
 def torchvision_model(version: str) -> TorchvisionRetinaNet:
     torch.manual_seed(1)
-    if version == "v1":  # as published: frozen BatchNorm with eps 0; the public constructor builds it only with weights
+    if (
+        version == "v1"
+    ):  # as published: frozen BatchNorm with eps 0; torchvision's constructor builds it only with weights
         body = resnet50(weights=None, norm_layer=partial(FrozenBatchNorm2d, eps=0.0))
         extra = LastLevelP6P7(256, 256)
         backbone = _resnet_fpn_extractor(body, 3, returned_layers=[2, 3, 4], extra_blocks=extra)
@@ -49,7 +51,7 @@ def torchvision_model(version: str) -> TorchvisionRetinaNet:
         if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.8, 1.2)
-    # Spread-out scores above the threshold, so that thresholds, top-k, NMS and the cap all have work to do.
+    # Many different scores above the threshold, so that threshold, top-k, NMS and max_detections all have an effect.
     nn.init.normal_(model.head.classification_head.cls_logits.weight, std=0.05)
     nn.init.constant_(model.head.classification_head.cls_logits.bias, -2.5)
     nn.init.normal_(model.head.regression_head.bbox_reg.weight, std=0.05)
@@ -77,12 +79,12 @@ def test_logits_deltas_anchors_and_detections(
 ) -> None:
     theirs, ours, config = pair
     batch = images(size)
-    sizes = [(size[0] - 7, size[1]), (size[0], size[1] - 13)]  # the images' own sizes within the padded frame
+    sizes = [(size[0] - 7, size[1]), (size[0], size[1] - 13)]  # of the images, without the padding
     features = list(theirs.backbone(batch).values())
-    expected = theirs.head(features)
+    their_outputs = theirs.head(features)
     outputs = ours(batch)
-    torch.testing.assert_close(torch.cat(outputs.logits, dim=1), expected["cls_logits"], rtol=0, atol=1e-4)
-    torch.testing.assert_close(torch.cat(outputs.deltas, dim=1), expected["bbox_regression"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.cat(outputs.logits, dim=1), their_outputs["cls_logits"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.cat(outputs.deltas, dim=1), their_outputs["bbox_regression"], rtol=0, atol=1e-4)
 
     anchors = make_anchors(config.anchors, *size, torch.device("cpu"))
     their_anchors = theirs.anchor_generator(ImageList(batch, sizes), features)
@@ -90,17 +92,17 @@ def test_logits_deltas_anchors_and_detections(
 
     levels = [len(level) for level in anchors]
     their_detections = theirs.postprocess_detections(
-        {name: list(value.split(levels, dim=1)) for name, value in expected.items()},
+        {name: list(value.split(levels, dim=1)) for name, value in their_outputs.items()},
         [list(boxes.split(levels)) for boxes in their_anchors],
         sizes,
     )
-    for found, wanted in zip(detect(outputs, anchors, sizes, config.detect), their_detections, strict=True):
-        assert len(found.scores) == len(wanted["scores"]) > 50
-        torch.testing.assert_close(found.scores, wanted["scores"], rtol=0, atol=1e-4)
-        # Scores that tie to the last digit may stand in another order: each of theirs must be one of ours.
-        same = (wanted["scores"][:, None] - found.scores).abs() < 1e-4
-        same &= (wanted["boxes"][:, None] - found.boxes).abs().amax(dim=2) < 1e-2
-        same &= wanted["labels"][:, None] == found.labels
+    for detections, expected in zip(detect(outputs, anchors, sizes, config.detect), their_detections, strict=True):
+        assert len(detections.scores) == len(expected["scores"]) > 50
+        torch.testing.assert_close(detections.scores, expected["scores"], rtol=0, atol=1e-4)
+        # Nearly equal scores may be in another order: each of theirs must be one of ours.
+        same = (expected["scores"][:, None] - detections.scores).abs() < 1e-4
+        same &= (expected["boxes"][:, None] - detections.boxes).abs().amax(dim=2) < 1e-2
+        same &= expected["labels"][:, None] == detections.labels
         assert same.any(dim=0).all() and same.any(dim=1).all()
 
 
@@ -108,7 +110,7 @@ def test_training_loss_and_gradients(pair: tuple[TorchvisionRetinaNet, RetinaNet
     theirs, ours, config = pair
     batch = images((256, 352))
     boxes = torch.tensor([[10.0, 20.0, 90.0, 110.0], [100.0, 30.0, 160.0, 250.0], [5.0, 5.0, 30.0, 34.0]])
-    truth = [
+    gt = [
         {"boxes": boxes, "labels": torch.tensor([1, 5, 3])},
         {"boxes": boxes[:0], "labels": torch.tensor([]).long()},
     ]
@@ -116,30 +118,30 @@ def test_training_loss_and_gradients(pair: tuple[TorchvisionRetinaNet, RetinaNet
     ours.train()
     features = list(theirs.backbone(batch).values())
     outputs = theirs.head(features)
-    losses = theirs.compute_loss(truth, outputs, theirs.anchor_generator(ImageList(batch, [(256, 352)] * 2), features))
+    losses = theirs.compute_loss(gt, outputs, theirs.anchor_generator(ImageList(batch, [(256, 352)] * 2), features))
     sum(losses.values()).backward()
 
     anchors = make_anchors(config.anchors, 256, 352, torch.device("cpu"))
-    targets = [Target(entry["boxes"], entry["labels"], torch.zeros(0, 4)) for entry in truth]
+    targets = [Target(entry["boxes"], entry["labels"], torch.zeros(0, 4)) for entry in gt]
     assignment = assign(anchors, targets, [(256, 352)] * 2, K, config.assign)
     positives = count_positives(assignment, K)
     divisor = normalizer(positives, positives.sum(), 2, torch.tensor(100.0), config.loss.normalizer)
-    got = detection_loss(ours(batch), anchors, assignment, divisor, config.loss, config.detect.max_ratio)
-    got["loss"].backward()
-    torch.testing.assert_close(got["loss_cls"], losses["classification"], rtol=1e-5, atol=0)
-    torch.testing.assert_close(got["loss_box"], losses["bbox_regression"], rtol=1e-5, atol=0)
+    our_losses = detection_loss(ours(batch), anchors, assignment, divisor, config.loss, config.detect.max_ratio)
+    our_losses["loss"].backward()
+    torch.testing.assert_close(our_losses["loss_cls"], losses["classification"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(our_losses["loss_box"], losses["bbox_regression"], rtol=1e-5, atol=0)
     gradients, _ = from_torchvision({n: p.grad for n, p in theirs.named_parameters() if p.grad is not None})
     trained = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
     assert trained.keys() == gradients.keys()  # the same stages are frozen
     for name, gradient in trained.items():
         difference = (gradient - gradients[name]).norm() / gradients[name].norm()
-        assert difference < 1e-3, f"{name}: {difference}"  # float32 noise of the two orders of summation
+        assert difference < 1e-3, f"{name}: {difference}"  # float32 rounding: the orders of summation differ
     theirs.eval()
     ours.eval()
 
 
 @pytest.mark.parametrize("shape", [(375, 500), (640, 427), (333, 1000), (900, 1200)], ids=str)
-def test_preset_resizes_as_torchvision(shape: tuple[int, int]) -> None:
+def test_config_resizes_as_torchvision(shape: tuple[int, int]) -> None:
     config = load_config(CONFIGS / "torchvision_v1.yaml")
     image = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     transform = GeneralizedRCNNTransform(800, 1333, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).eval()
@@ -150,7 +152,7 @@ def test_preset_resizes_as_torchvision(shape: tuple[int, int]) -> None:
 
 
 def old_file_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names of the published V1 file, which is older than the installed class."""
+    """The state with the keys of the published V1 file, which is older than the installed class."""
     renamed = {}
     for key, value in state.items():
         parts = key.split(".")
@@ -162,12 +164,12 @@ def old_file_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def test_published_file_names_are_read_and_odd_ones_refused() -> None:
+def test_published_keys_are_read_and_unknown_ones_refused() -> None:
     theirs = torchvision_model("v1")
     new, _ = from_torchvision(theirs.state_dict())
     old, _ = from_torchvision(old_file_state(theirs.state_dict()))
     assert new.keys() == old.keys()
-    theirs.load_state_dict(old_file_state(theirs.state_dict()))  # torchvision itself takes these names as that file's
+    theirs.load_state_dict(old_file_state(theirs.state_dict()))  # torchvision itself accepts these keys
     with pytest.raises(WeightsError, match=r"no rule for key 'head.mask"):
         from_torchvision({"head.mask.weight": torch.zeros(1)})
     model = RetinaNet(load_config(CONFIGS / "torchvision_v1.yaml"), K)
@@ -179,7 +181,7 @@ def test_published_file_names_are_read_and_odd_ones_refused() -> None:
         load_exactly(model, new | {"cls_logits.bias": torch.zeros(3)}, "file")
 
 
-def test_class_outputs_are_chosen_by_name() -> None:
+def test_class_outputs_are_selected_by_name() -> None:
     per_cell, classes = 9, len(COCO_NAMES)
     bias = torch.arange(per_cell * classes, dtype=torch.float32)
     state = {
@@ -187,9 +189,9 @@ def test_class_outputs_are_chosen_by_name() -> None:
         "head.classification_head.cls_logits.bias": bias,
     }
     names = ["zebra", "person"]
-    chosen, _ = from_torchvision(state, names)
+    selected, _ = from_torchvision(state, names)
     expected = [a * classes + COCO_NAMES.index(name) for a in range(per_cell) for name in names]
-    assert chosen["cls_logits.bias"].tolist() == expected
-    assert chosen["cls_logits.weight"][:, 0, 0, 0].tolist() == expected
-    fresh, said = from_torchvision(state, ["zebra", "platelet"])
-    assert not fresh and "platelet" in said
+    assert selected["cls_logits.bias"].tolist() == expected
+    assert selected["cls_logits.weight"][:, 0, 0, 0].tolist() == expected
+    without_outputs, message = from_torchvision(state, ["zebra", "platelet"])
+    assert not without_outputs and "platelet" in message

@@ -1,4 +1,4 @@
-"""The commands as a user types them."""
+"""The commands of tools/, each run as a process."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def run(tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def trained(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A config file of its own and its finished run."""
+    """A config file and the folder of its finished run."""
     folder = tmp_path_factory.mktemp("cli")
-    config = folder / "mine.yaml"
+    config = folder / "custom.yaml"
     config.write_text(f"base: {tiny_yaml}\noutput_dir: {folder}/run\ndetect: {{score_threshold: 0.001}}\n")
     done = run("train.py", config, "train.steps=4", "--resume")
     assert done.returncode == 0, done.stderr
@@ -43,23 +43,23 @@ def test_print_config_reads_back(tiny_yaml: Path, tmp_path: Path) -> None:
     assert load_config(tmp_path / "shown.yaml") == load_config(tiny_yaml, ["train.lr=0.5"])
 
 
-def test_a_training_ends_with_the_process_that_started_it(tiny_yaml: Path, tmp_path: Path) -> None:
+def test_a_run_ends_with_the_process_that_started_it(tiny_yaml: Path, tmp_path: Path) -> None:
     command = [sys.executable, TOOLS / "train.py", tiny_yaml, f"output_dir={tmp_path}/run", "train.steps=100000"]
     process = subprocess.Popen(
         [*command, "--end-with-parent"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     assert process.stdout is not None and process.stdin is not None
     assert any(line.startswith(b"step 3/") for line in process.stdout)
-    process.stdin.close()  # what happens to it when its writer is killed
+    process.stdin.close()  # the same happens when the parent is killed
     assert process.wait(20) == -9
     process.stdout.close()
 
 
-@pytest.mark.skipif(not hasattr(fcntl, "F_SETSIG"), reason="the kernel's own signal for a closed pipe is Linux's")
-def test_it_ends_even_while_an_import_keeps_all_threads_waiting() -> None:
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETSIG"), reason="only Linux sends a signal for a closed pipe")
+def test_it_ends_even_while_an_import_blocks_all_threads() -> None:
     code = (
         "import ctypes; from retina.study.parent_process import end_with_parent; end_with_parent(); "
-        "print('armed', flush=True); ctypes.PyDLL(None).sleep(60)"  # a PyDLL keeps the interpreter to itself
+        "print('armed', flush=True); ctypes.PyDLL(None).sleep(60)"  # a call through PyDLL holds the GIL
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdin is not None and process.stdout.readline() == b"armed\n"
@@ -99,11 +99,11 @@ def test_eval_measures_time_when_asked(trained: tuple[Path, Path], tmp_path: Pat
     assert f"{metrics['milliseconds']:.1f} ms an image at batch 1" in done.stdout
 
 
-def test_predict_draws_and_lists(trained: tuple[Path, Path], coco_root: Path, tmp_path: Path) -> None:
+def test_predict_draws_and_lists_detections(trained: tuple[Path, Path], coco_root: Path, tmp_path: Path) -> None:
     config, folder = trained
-    odd = tmp_path / "odd.png"
-    Image.new("L", (70, 50)).save(odd)
-    arguments = [config, coco_root / "val", odd, "--checkpoint", folder / "last.pt", "--output", tmp_path / "out"]
+    gray = tmp_path / "gray.png"
+    Image.new("L", (70, 50)).save(gray)
+    arguments = [config, coco_root / "val", gray, "--checkpoint", folder / "last.pt", "--output", tmp_path / "out"]
     done = run("predict.py", *arguments, "--score", "0")
     assert done.returncode == 0, done.stderr
     entries = json.loads((tmp_path / "out/predictions.json").read_text())
@@ -112,9 +112,9 @@ def test_predict_draws_and_lists(trained: tuple[Path, Path], coco_root: Path, tm
     for entry in entries:
         with (
             Image.open(tmp_path / "out" / f"{Path(entry['file']).stem}.png") as drawn,
-            Image.open(entry["file"]) as seen,
+            Image.open(entry["file"]) as original,
         ):
-            assert drawn.size == seen.size
+            assert drawn.size == original.size
 
 
 def test_plot_draws_the_run(trained: tuple[Path, Path]) -> None:
@@ -127,7 +127,7 @@ def test_plot_draws_the_run(trained: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tool", "arguments", "status", "says"),
+    ("tool", "arguments", "status", "expected"),
     [
         ("train.py", ["nowhere.yaml"], 2, "nowhere.yaml: no such configuration file"),
         ("train.py", ["CONFIG", "train.stpes=3"], 2, "did you mean train.steps?"),
@@ -144,12 +144,12 @@ def test_plot_draws_the_run(trained: tuple[Path, Path]) -> None:
         ("predict.py", ["CONFIG", "CONFIG", "--score", "3"], 2, "--score: given 3"),
     ],
 )
-def test_mistakes_are_answered_in_a_sentence(
-    tiny_yaml: Path, tmp_path: Path, tool: str, arguments: list[str], status: int, says: str
+def test_mistakes_give_a_message(
+    tiny_yaml: Path, tmp_path: Path, tool: str, arguments: list[str], status: int, expected: str
 ) -> None:
-    filled = [part.replace("CONFIG", str(tiny_yaml)).replace("OUT", str(tmp_path / "run")) for part in arguments]
-    done = run(tool, *filled)
-    assert done.returncode == status and says in done.stderr and "Traceback" not in done.stderr, done.stderr
+    command = [part.replace("CONFIG", str(tiny_yaml)).replace("OUT", str(tmp_path / "run")) for part in arguments]
+    done = run(tool, *command)
+    assert done.returncode == status and expected in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 def test_checkpoint_of_other_anchors_is_refused(trained: tuple[Path, Path]) -> None:
@@ -158,7 +158,7 @@ def test_checkpoint_of_other_anchors_is_refused(trained: tuple[Path, Path]) -> N
     assert done.returncode == 1 and "anchors.octave_base was 4.0, is 2.0" in done.stderr
 
 
-def test_pictures_of_one_name_do_not_overwrite_each_other(trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_images_of_the_same_name_do_not_overwrite_each_other(trained: tuple[Path, Path], tmp_path: Path) -> None:
     config, folder = trained
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

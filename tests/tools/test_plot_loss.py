@@ -13,7 +13,7 @@ from retina.losses import focal_star_loss, sigmoid_focal_loss
 
 
 def test_curves_by_hand() -> None:
-    """At x_t = 0: FL = 2^-gamma ln 2 with slope -2^-gamma (1/2 + gamma / 2 ln 2); FL* = ln(1 + e^-beta) / gamma."""
+    """At x_t = 0: FL = 2^-gamma ln 2, derivative -2^-gamma (1/2 + gamma / 2 ln 2); FL* = ln(1 + e^-beta) / gamma."""
     zero = torch.zeros(1, dtype=torch.float64)
     for gamma in plot_loss.GAMMAS:
         value, slope = plot_loss.curve(partial(sigmoid_focal_loss, gamma=gamma), zero)
@@ -24,7 +24,7 @@ def test_curves_by_hand() -> None:
     assert slope.item() == pytest.approx(-1 / (1 + math.e))
 
 
-def test_picture(tmp_path: Path) -> None:
+def test_figure(tmp_path: Path) -> None:
     with Image.open(plot_loss.draw(tmp_path / "curves.png")) as picture:
         picture.load()
         assert picture.width == 1600

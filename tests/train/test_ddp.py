@@ -1,4 +1,4 @@
-"""Two gloo processes at batch B against one process at batch B: same losses, same gradients."""
+"""Two gloo processes at global batch size B equal one process at batch size B: same losses, same gradients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NORMALIZERS = ("batch", "image", "ema")
 
 
 class KeepGradients(torch.optim.SGD):
-    """An optimizer that only notes what it was given."""
+    """An optimizer that stores its gradients and updates nothing."""
 
     kept: dict[int, torch.Tensor]
 
@@ -69,7 +69,7 @@ def worker(rank: int, port: int, yaml: Path, output: str) -> None:
     }
     if rank == 0:
         torch.save(results, output)
-    distributed.barrier()  # neither leaves while the other still talks to it
+    distributed.barrier()  # neither process ends while the other still communicates
     distributed.destroy_process_group()
 
 
@@ -96,11 +96,11 @@ def test_two_processes_equal_one(
 ) -> None:
     config = settings(tiny_yaml, mode, 1)
     data = CocoDataset(config.data.train_annotations, config.data.train_images)
-    alone = one_step(config, data, 0, 1, only_first)
-    together = two_processes[f"{mode} {only_first} {accumulate}"]
+    one = one_step(config, data, 0, 1, only_first)
+    two = two_processes[f"{mode} {only_first} {accumulate}"]
     for name in ("loss", "loss_cls", "loss_box", "positives"):
-        assert together["losses"][name] == pytest.approx(alone["losses"][name], rel=1e-5), name
-    assert together["gradients"].keys() == alone["gradients"].keys()
-    for index, gradient in alone["gradients"].items():
-        difference = (together["gradients"][index] - gradient).norm() / gradient.norm().clamp(min=1e-12)
+        assert two["losses"][name] == pytest.approx(one["losses"][name], rel=1e-5), name
+    assert two["gradients"].keys() == one["gradients"].keys()
+    for index, gradient in one["gradients"].items():
+        difference = (two["gradients"][index] - gradient).norm() / gradient.norm().clamp(min=1e-12)
         assert difference < 1e-5 or gradient.norm() < 1e-7, f"parameter {index}: {difference}"

@@ -1,4 +1,4 @@
-"""Kills at random instants, through the harness of benchmarks/."""
+"""Runs killed at random instants and resumed, by benchmarks/kill_resume.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HARNESS = Path(__file__).parents[2] / "benchmarks/kill_resume.py"
 
 
 def test_killed_and_resumed_ends_with_the_same_bits() -> None:
-    """Five single kills, two of them while a checkpoint is written, and a chain of three; workers change on the way."""
+    """Five runs killed once, two of them during a checkpoint write, and one killed three times; the workers change."""
     command = [sys.executable, HARNESS, "--kills", "5", "--chain", "3"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=400)
     print(run.stdout)

@@ -37,7 +37,7 @@ def weights(run: Path) -> str:
     return checkpoint.digest(checkpoint.load(run / checkpoint.LAST)["model"])
 
 
-def test_a_run_leaves_what_it_promises(tiny: Config) -> None:
+def test_files_of_a_run(tiny: Config) -> None:
     last = train(tiny)
     names = {path.name.split(".tfevents")[0] for path in tiny.run_dir.iterdir()}
     assert names == {".lock", "config.yaml", "last.pt", "previous.pt", "best.pt", "metrics.csv", "eval.json",
@@ -47,8 +47,8 @@ def test_a_run_leaves_what_it_promises(tiny: Config) -> None:
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(math.isfinite(float(value)) for row in rows for value in row.values())
     for row in rows:
-        halves = float(row["loss_pos"]) + float(row["loss_neg"])
-        assert halves == pytest.approx(float(row["loss_cls"]), rel=1e-5) and min(halves, float(row["loss_neg"])) > 0
+        both = float(row["loss_pos"]) + float(row["loss_neg"])
+        assert both == pytest.approx(float(row["loss_cls"]), rel=1e-5) and min(both, float(row["loss_neg"])) > 0
     evaluations = json.loads((tiny.run_dir / "eval.json").read_text())
     assert [entry["step"] for entry in evaluations] == [3, 6] and evaluations[-1] == last
     board = EventAccumulator(str(tiny.run_dir))
@@ -60,13 +60,13 @@ def test_a_run_leaves_what_it_promises(tiny: Config) -> None:
     assert state["categories"] == [[3, "red"], [7, "green"], [20, "blue"]]
 
 
-def test_a_used_folder_is_refused_and_resume_wants_the_same_settings(tiny: Config, tiny_yaml: Path) -> None:
+def test_a_used_folder_is_refused_and_resume_needs_the_same_settings(tiny: Config, tiny_yaml: Path) -> None:
     tiny.run_dir.mkdir()
-    (tiny.run_dir / "notes.txt").write_text("mine")
+    (tiny.run_dir / "notes.txt").write_text("notes")
     with pytest.raises(RunError, match=r"not empty; --resume"):
         train(tiny)
-    assert (tiny.run_dir / "notes.txt").read_text() == "mine"
-    train(tiny, resume=True)  # nothing to resume from: starts afresh
+    assert (tiny.run_dir / "notes.txt").read_text() == "notes"
+    train(tiny, resume=True)  # no checkpoint: starts at step 0
     before = weights(tiny.run_dir)
     with pytest.raises(RunError, match=r"train\.lr was 0\.01, is 0\.02"):
         train(settings(tiny_yaml, tiny.run_dir, "train.lr=0.02"), resume=True)
@@ -88,7 +88,7 @@ def test_a_folder_in_which_another_process_trains_is_refused(tiny: Config, tiny_
     train(tiny, resume=True)
 
 
-def test_resume_passes_over_a_damaged_checkpoint(tiny: Config, tiny_yaml: Path, tmp_path: Path) -> None:
+def test_resume_skips_a_damaged_checkpoint(tiny: Config, tiny_yaml: Path, tmp_path: Path) -> None:
     train(tiny)
     again = settings(tiny_yaml, tmp_path / "again")
     train(again)
@@ -98,7 +98,7 @@ def test_resume_passes_over_a_damaged_checkpoint(tiny: Config, tiny_yaml: Path, 
     assert (tmp_path / "again/metrics.csv").read_bytes() == (tiny.run_dir / "metrics.csv").read_bytes()
 
 
-def test_seed_decides(tiny: Config, tiny_yaml: Path, tmp_path: Path) -> None:
+def test_the_seed_changes_the_weights(tiny: Config, tiny_yaml: Path, tmp_path: Path) -> None:
     train(tiny)
     train(settings(tiny_yaml, tmp_path / "other", "seed=1"))
     assert weights(tmp_path / "other") != weights(tiny.run_dir)
@@ -133,8 +133,8 @@ def test_non_finite_loss_stops_before_the_update_and_names_the_images(
     monkeypatch.setattr("retina.model.retinanet.prior_bias", lambda pi: float("nan"))
     with pytest.raises(RunError, match=r"image ids are in .*nonfinite_step_1\.json"):
         train(tiny)
-    noted = json.loads((tiny.run_dir / "nonfinite_step_1.json").read_text())
-    assert noted["image_ids"] == [i for batch in batches for i in batch.image_ids]
+    saved = json.loads((tiny.run_dir / "nonfinite_step_1.json").read_text())
+    assert saved["image_ids"] == [i for batch in batches for i in batch.image_ids]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -160,14 +160,14 @@ def test_a_signal_writes_a_checkpoint_and_ends_cleanly(
     assert weights(config.run_dir) == weights(tiny.run_dir)
 
 
-def test_a_stop_before_an_evaluation_loses_nothing(tiny: Config, tiny_yaml: Path, tmp_path: Path) -> None:
+def test_a_stop_before_an_evaluation_changes_nothing(tiny: Config, tiny_yaml: Path, tmp_path: Path) -> None:
     train(tiny)
     config = settings(tiny_yaml, tmp_path / "stopped")
     step = loop.train_step
 
     def stop_at_three(*args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         losses = step(*args, **kwargs)
-        return losses | {"stop": torch.tensor(float(args[6] == 2))}  # step 3 is an evaluation's
+        return losses | {"stop": torch.tensor(float(args[6] == 2))}  # an evaluation is due after step 3
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_step", stop_at_three)
@@ -178,8 +178,8 @@ def test_a_stop_before_an_evaluation_loses_nothing(tiny: Config, tiny_yaml: Path
     assert weights(config.run_dir) == weights(tiny.run_dir)
 
 
-def test_a_signal_to_the_whole_group_reaches_only_the_trainer(tiny_yaml: Path, tmp_path: Path) -> None:
-    """As torchrun, Slurm and `timeout` send it: the loader's workers get it too, and must not die of it."""
+def test_a_signal_to_the_whole_process_group_stops_cleanly(tiny_yaml: Path, tmp_path: Path) -> None:
+    """torchrun, Slurm and `timeout` signal the whole group. The loader's workers must ignore the signal."""
     tool = Path(__file__).parents[2] / "tools/train.py"
     flags = ["train.steps=2000", "data.workers=2", "train.eval_every=0", f"output_dir={tmp_path}/run"]
     process = subprocess.Popen(
@@ -205,9 +205,9 @@ def test_frozen_statistics_without_weights_are_refused(tiny_yaml: Path, tmp_path
         train(settings(tiny_yaml, tmp_path / "run", "model.norm=frozen"))
 
 
-def test_missing_weights_say_what_to_do(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_explained(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"'nowhere.pth' is no file here, and no name for resnet18: IMAGENET1K_V1"
+        FileNotFoundError, match=r"'nowhere.pth' is neither a file nor a weights name of resnet18: IMAGENET1K_V1"
     ):
         train(settings(tiny_yaml, tmp_path / "a", "model.weights=nowhere.pth"))
 
@@ -231,7 +231,7 @@ def test_learning_rate_by_hand() -> None:
     assert [learning_rate(step, cosine) for step in (10, 50, 90)] == pytest.approx([0.005, 0.0025, 0.0])
 
 
-def test_weight_decay_of_norms_is_their_own(tiny_yaml: Path) -> None:
+def test_norm_layers_have_their_own_weight_decay(tiny_yaml: Path) -> None:
     config = load_config(tiny_yaml, ["train.norm_weight_decay=0", "train.weight_decay=0.1"])
     model = RetinaNet(config, 3)
     plain, norms = build_optimizer(model, config.train).param_groups
@@ -248,15 +248,15 @@ def test_average_of_weights_by_hand() -> None:
     model.num_batches_tracked.fill_(7)  # type: ignore[operator]
     update_ema(average, model, 0.75, step=10_000)
     assert average.weight.item() == pytest.approx(1.5) and int(average.num_batches_tracked) == 7  # type: ignore[arg-type]
-    update_ema(average, model, 0.75, step=0)  # early on: 1/10 of the old
+    update_ema(average, model, 0.75, step=0)  # at step 0, the decay is 1/10
     assert average.weight.item() == pytest.approx(0.1 * 1.5 + 0.9 * 3)
 
 
-def test_torchrun_trains_as_one_process_does(tiny_yaml: Path, tmp_path: Path) -> None:
+def test_torchrun_trains_like_one_process(tiny_yaml: Path, tmp_path: Path) -> None:
     tool = Path(__file__).parents[2] / "tools/train.py"
     flags = [tiny_yaml, "train.steps=2", "train.eval_every=0"]
-    alone = settings(tiny_yaml, tmp_path / "one", *map(str, flags[1:]))
-    train(alone)
+    one_process = settings(tiny_yaml, tmp_path / "one", *map(str, flags[1:]))
+    train(one_process)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tool, *flags]
     run = subprocess.run(
         [*command, f"output_dir={tmp_path}/two"],
