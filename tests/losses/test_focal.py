@@ -366,7 +366,7 @@ X, IDS = torch.zeros(2, 4), torch.tensor([0, 4])
         ({"alpha": [0.5, 0.5, 0.5, 1.5]}, r"alpha: given values from 0\.5 to 1\.5, expected from 0 to 1"),
         ({"weight": torch.ones(7)}, r"weight: given shape \(7,\), expected \(2,\) .* or \(2, 4\)"),
         ({"reduction": "average"}, "reduction: given 'average', expected one of 'none', 'mean', 'sum'"),
-        ({"reduction": "sum", "avg_factor": 3.0}, "avg_factor is the divisor of reduction 'mean'; given with reduction 'sum'"),
+        ({"reduction": "sum", "avg_factor": 3.0}, "avg_factor is the divisor of reduction 'mean'; .* reduction 'sum'"),
         ({"avg_factor": 0.0}, "avg_factor: given 0.0, expected a finite number above 0"),
         ({"avg_factor": torch.tensor(0)}, "avg_factor: given 0.0"),
         ({"avg_factor": torch.ones(2)}, r"avg_factor: given shape \(2,\)"),
