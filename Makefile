@@ -1,11 +1,11 @@
-# make demo   from a bare machine to a COCO table and pictures        make check  what CI runs: lint, types, tests
-# make test   the test suite                                          make gpu    the figures of a CUDA card
-# make quick  the fast tests: no training, no server; under a minute
+# make demo   install, generate data, train, evaluate, draw pictures    make check  what CI runs: lint, types, tests
+# make test   the test suite                                           make gpu    CUDA tests and benchmarks
+# make quick  the fast tests (no training, no server), in under a minute
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 
-# A test file stays in one process, so that its fixtures are made once; the slow files start first (tests/conftest.py).
+# Each test file runs in one process, so that its fixtures are made once. The slow files start first (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test quick lint check gpu
@@ -33,7 +33,7 @@ check: lint test
 gpu:
 	bash benchmarks/gpu.sh
 
-# Both packages from one index in one call: a torch of another origin cannot load torchvision.
+# One pip call takes torch and torchvision from the same index: builds from different indexes do not load together.
 .venv/ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; give it as PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

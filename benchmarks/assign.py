@@ -21,8 +21,8 @@ from torchvision.ops import box_iou
 
 from retina.assign import assign
 from retina.config import Anchors, Assign
-from retina.data.loader import Target
-from retina.model.anchors import make_anchors
+from retina.data import Target
+from retina.model import make_anchors
 
 ROUNDS = 30
 
@@ -62,7 +62,7 @@ def main() -> None:
     torch.cuda.set_sync_debug_mode("error")  # raises if the host waits for the device
     ours(batches[1])
     torch.cuda.set_sync_debug_mode("default")
-    print("no host synchronisation")
+    print("no host synchronization")
 
 
 def make_targets(images: int, boxes: int, height: int, width: int, seed: int, device: torch.device) -> list[Target]:

@@ -17,9 +17,9 @@ import torch
 from torch.nn import functional as F
 
 from retina.config_file import load_config
-from retina.data.coco import CocoDataset, read_image
+from retina.data import CocoDataset, read_image
 from retina.detect import Detections
-from retina.evaluate.coco import coco_results, evaluate_detections, format_metrics
+from retina.evaluate import coco_results, evaluate_detections, format_metrics
 
 
 def main() -> None:

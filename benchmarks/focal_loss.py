@@ -176,7 +176,7 @@ def print_gamma_times(logits: Tensor, ids: Tensor, rounds: int) -> None:
     hard.requires_grad_()
     loss = partial(sigmoid_focal_loss, alpha=ALPHA, gamma=GAMMA, reduction="sum")
     slower = statistics.median(time_step(loss, hard, ids) / time_step(loss, logits, ids) for _ in range(rounds))
-    print(f"time with a hard negative in every piece: {slower:.2f} x")
+    print(f"time with a hard negative in every chunk: {slower:.2f} x")
     print("time against gamma 2:  " + "  ".join(f"{gamma:g}: {ratio:.2f} x" for gamma, ratio in time_ratios.items()))
 
 

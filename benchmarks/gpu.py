@@ -29,20 +29,17 @@ from torch.profiler import ProfilerActivity, profile
 
 from retina.config import Config
 from retina.config_file import load_config
-from retina.data.coco import CocoDataset
-from retina.data.loader import train_batches
+from retina.data import CocoDataset, train_batches
 from retina.device import pick_device
-from retina.evaluate.coco import format_metrics
-from retina.model.retinanet import RetinaNet
-from retina.train.loop import train
-from retina.train.schedule import build_optimizer
-from retina.train.step import train_step
+from retina.evaluate import format_metrics
+from retina.model import RetinaNet
+from retina.train import build_optimizer, train, train_step
 
 WARM_UP, PROFILED = 5, 5
 
 
 def main() -> int:
-    """0 with the result file written."""
+    """Exit status: 0 with the result file written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to configs/gpu.yaml")
     parser.add_argument("--seconds", type=float, default=300)

@@ -1,11 +1,12 @@
-"""Kill a training at random instants, resume it, and compare every bit with a run that was left alone.
+"""Kill a run at random times, resume it, and compare every bit with an uninterrupted run.
 
     python benchmarks/kill_resume.py --kills 50 --chain 3
 
-Prints one line a case and ends with "N of N equal"; exit status 1 if any case differs. Each case starts in a fresh
-folder; `--kills` single kills (every third while a checkpoint is being written), then one run killed `--chain` times.
-Resumes alternate between 0, 1 and 2 loader workers, which must change nothing. The trainings are forked from this
-process after its imports, so that a kill costs no start-up.
+Prints one line per case and ends with "N of N equal". If a case differs, its line names the entries of the checkpoints
+and the files that differ, and the exit status is 1. Each case starts in an empty folder: `--kills` cases with a single
+kill (every third while a checkpoint is being written), then one case with `--chain` kills. The number of loader workers
+alternates between 0, 1 and 2 and must change nothing. The runs are forked from this process after its imports, so a
+kill costs no start-up time.
 """
 
 from __future__ import annotations
@@ -35,51 +36,51 @@ data: {{train_annotations: {root}/annotations/train.json, train_images: {root}/t
   photometric: 0.5, workers: 0}}
 model: {{backbone: resnet18, weights: null, norm: batch, frozen_stages: -1, channels: 32, head_convs: 1}}
 loss: {{normalizer: ema}}
-train: {{steps: 24, batch_size: 4, reference_batch: 4, lr: 1e-3, optimizer: adamw, schedule: cosine, warmup_steps: 3,
-  ema: 0.9, clip_norm: 10, log_every: 1, eval_every: 8, checkpoint_every: 3, precision: {precision}}}
+train: {{steps: 16, batch_size: 4, reference_batch: 4, lr: 1e-3, optimizer: adamw, schedule: cosine, warmup_steps: 3,
+  ema: 0.9, clip_norm: 10, log_every: 1, eval_every: 6, checkpoint_every: 3, precision: {precision}}}
 """
 
 
 def main() -> int:
-    """0 if every case ends with the bits of the uninterrupted run, else 1."""
+    """Exit status: 0 if every case ends with the bits of the uninterrupted run, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50, help="runs that are killed once")
-    parser.add_argument("--chain", type=int, default=3, help="kills of one and the same run")
+    parser.add_argument("--kills", type=int, default=50, help="cases with a single kill (%(default)s)")
+    parser.add_argument("--chain", type=int, default=3, help="kills of the last case; 0 omits it (%(default)s)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the instants; printed")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the random times; printed")
     arguments = parser.parse_args()
-    chance = random.Random(arguments.seed)
+    rng = random.Random(arguments.seed)
     print(f"seed {arguments.seed}", flush=True)
-    # OpenMP's threads do not survive a fork: this process stays with one, its trainings take THREADS.
+    # The threads of OpenMP do not survive a fork: this process uses one, and its runs use THREADS.
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_shapes(root / "shapes", train=22, val=6, size=96, processes=1)
         (root / "kill.yaml").write_text(SETTINGS.format(root=root / "shapes", precision=arguments.precision))
-        started = time.perf_counter()
-        expected = run_to_end(settings(root, "alone", 0))
-        duration = time.perf_counter() - started
-        print(f"alone: {expected[:16]} in {duration:.1f} s", flush=True)
+        start_time = time.perf_counter()
+        expected = run_to_end(run_config(root, "uninterrupted", 0))
+        duration = time.perf_counter() - start_time
+        print(f"uninterrupted: {duration:.1f} s", flush=True)
         cases = [("write" if i % 3 == 1 else "any", 1) for i in range(arguments.kills)]
         cases += [("any", arguments.chain)] if arguments.chain else []
         equal = 0
         for i, (when, kills) in enumerate(cases):
-            reached = [kill_once(settings(root, str(i), k % 3), when, duration / kills, chance) for k in range(kills)]
-            result = run_to_end(settings(root, str(i), (kills + i) % 3))
-            equal += result == expected
-            verdict = "equal" if result == expected else f"DIFFERS {result[:16]}"
-            print(f"{i + 1}: killed {when} at step {', '.join(reached)}: {verdict}", flush=True)
+            steps = [kill_once(run_config(root, str(i), k % 3), when, duration / kills, rng) for k in range(kills)]
+            different = differences(expected, run_to_end(run_config(root, str(i), (kills + i) % 3)))
+            equal += not different
+            verdict = f"DIFFERS in {', '.join(different)}" if different else "equal"
+            print(f"{i + 1}: killed {when} at step {', '.join(steps)}: {verdict}", flush=True)
         print(f"{equal} of {len(cases)} equal")
         return 0 if equal == len(cases) else 1
 
 
-def settings(root: Path, name: str, workers: int) -> Config:
-    """The run called `name`, with a number of loader workers that must not matter."""
+def run_config(root: Path, name: str, workers: int) -> Config:
+    """The config of the run `name`, with a number of loader workers that must change nothing."""
     return load_config(root / "kill.yaml", [f"output_dir={root / name}", f"data.workers={workers}"])
 
 
 def start(config: Config) -> int:
-    """Fork a training that resumes whatever is in its folder; its process id."""
+    """Fork a process that starts the run, or resumes it if its folder has a checkpoint; returns the process id."""
     child = os.fork()
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -93,13 +94,16 @@ def start(config: Config) -> int:
     return child
 
 
-def kill_once(config: Config, when: str, duration: float, chance: random.Random) -> str:
-    """SIGKILL a training at a random instant of its `duration`, or just then when it writes a checkpoint."""
+def kill_once(config: Config, when: str, duration: float, rng: random.Random) -> str:
+    """Send SIGKILL to a run at a random time within `duration`, or while it writes a checkpoint after that time.
+
+    Returns the last step in metrics.csv, or "the end" if the run ended before the kill.
+    """
     child = start(config)
-    end = time.perf_counter() + chance.uniform(0.05, 0.95) * duration
-    writing = config.run_dir / f".{checkpoint.LAST}.tmp"
+    kill_time = time.perf_counter() + rng.uniform(0.05, 0.95) * duration
+    temporary = config.run_dir / f".{checkpoint.LAST}.tmp"
     while os.waitpid(child, os.WNOHANG)[0] == 0:
-        if time.perf_counter() >= end and (when == "any" or writing.exists()):
+        if time.perf_counter() >= kill_time and (when == "any" or temporary.exists()):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             metrics = config.run_dir / "metrics.csv"
@@ -110,23 +114,32 @@ def kill_once(config: Config, when: str, duration: float, chance: random.Random)
     return "the end"
 
 
-def run_to_end(config: Config) -> str:
-    """Train to the end and digest what is left: weights, average, optimizer, step, metrics.csv, eval.json."""
+def run_to_end(config: Config) -> dict[str, str]:
+    """Train to the end, and return the digests of the results."""
     _, status = os.waitpid(start(config), 0)
     if status:
-        sys.exit(f"the training in {config.run_dir} ended with status {os.waitstatus_to_exitcode(status)}")
+        sys.exit(f"the run in {config.run_dir} ended with status {os.waitstatus_to_exitcode(status)}")
     return digest_run(config.run_dir)
 
 
-def digest_run(run: Path) -> str:
-    """Of everything in a run folder that must not depend on when the run was interrupted."""
-    sha = hashlib.sha256()
-    for name in (checkpoint.LAST, checkpoint.BEST):  # all but the config, which names the folder and the workers
-        state = checkpoint.load(run / name)
-        sha.update(checkpoint.digest({key: value for key, value in state.items() if key != "config"}).encode())
-    for name in ("metrics.csv", "eval.json"):
-        sha.update((run / name).read_bytes())
-    return sha.hexdigest()
+def digest_run(run: Path) -> dict[str, str]:
+    """A digest of each result that must not depend on the interruptions: entries of the checkpoints, and files.
+
+    The config is not compared, because it contains the name of the folder and the number of workers.
+    """
+    digests = {
+        f"{key} of {name}": checkpoint.digest(value)
+        for name in (checkpoint.LAST, checkpoint.BEST)
+        for key, value in checkpoint.load(run / name).items()
+        if key != "config"
+    }
+    files = {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in ("metrics.csv", "eval.json")}
+    return digests | files
+
+
+def differences(expected: dict[str, str], given: dict[str, str]) -> list[str]:
+    """The names of the results whose digests differ, or that only one of the runs has."""
+    return sorted(name for name in expected | given if expected.get(name) != given.get(name))
 
 
 if __name__ == "__main__":

@@ -23,14 +23,12 @@ from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from retina.config import Config, Model, Train
-from retina.data.loader import Batch, Target
+from retina.data import Batch, Target
 from retina.detect import detect
 from retina.device import autocast, pick_device
-from retina.model.anchors import make_anchors
+from retina.model import RetinaNet, make_anchors
 from retina.model.pretrained import from_torchvision, load_exactly
-from retina.model.retinanet import RetinaNet
-from retina.train.schedule import build_optimizer
-from retina.train.step import train_step
+from retina.train import build_optimizer, train_step
 
 CLASSES, BOXES = 80, 8
 

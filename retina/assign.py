@@ -39,8 +39,11 @@ def assign(
     Anchors between the two thresholds are ignored. `low_quality` decides about the best anchors of a box, those with
     its highest IoU, where that is above 0: "keep" makes them positive for the box that they overlap most (Detectron,
     torchvision), "overwrite" makes them positive for the box whose best anchors they are (mmdetection), "none" treats
-    them as all others. Anchors with at least half of their area inside an `ignore` box are ignored unless positive.
-    With `padding: ignore` so are anchors whose center is outside of the image's own size.
+    them as all others. So a box may get no anchor, without a message: with "keep" one that is equal to another or
+    inside of it, with "overwrite" one whose best anchors are also those of a later box, with "none" every box below
+    `positive_iou`, and always one that overlaps no anchor. Anchors with at least half of their area
+    inside an `ignore` box are ignored unless positive. With `padding: ignore` so are anchors whose center is outside of
+    the image's own size.
 
     Args:
         anchors: xyxy boxes of each level, float32 (R_level, 4).

@@ -1,12 +1,13 @@
-"""Matching on CUDA: every anchor runs over its image's boxes and keeps the best; no IoU matrix is ever stored.
+"""Matching on CUDA: every anchor is compared with its image's boxes and keeps the best; no IoU matrix is ever stored.
 
-Two kernels over the whole batch. The first finds for each box the largest IoU that any anchor has with it (the
-low-quality matches): each program leaves the maximum over its anchors, so nothing is exchanged out of order. The second
-finds for each anchor its best box, whether it is some box's best, and writes label and box. A program's anchors lie
-side by side, so most boxes miss all of them: one comparison with the frame around them skips a box.
+Two kernels run over the whole batch. The first finds for each box the largest IoU that any anchor has with it (for the
+low-quality matches): each program writes the maximum over its anchors, so the result does not depend on the order of
+the programs. The second finds each anchor's best box and whether the anchor is the best one of some box, and writes
+label and box. The anchors of a program are neighbors, so most boxes overlap none of them: one comparison with their
+bounding box skips such a box.
 
-The IoU is computed operation by operation as on the CPU (no fused multiply-add, IEEE division), so that ties and values
-on a threshold fall the same way and the labels are equal, not close. Nothing is read back by the host.
+The IoU is computed operation by operation as on the CPU (no fused multiply-add, IEEE division). So ties and values on a
+threshold give the same result, and the labels are exactly equal. The host never waits.
 
 N images, R anchors, T boxes of the whole batch, U ignore regions, B blocks of anchors.
 """
@@ -26,7 +27,7 @@ BLOCK, WARPS = 512, 4
 
 @triton.jit
 def _load_anchors(at, inside):
-    """Corners and area; a unit square where there is none."""
+    """Corners and area; a unit square beyond the last anchor."""
     x1, y1 = tl.load(at, mask=inside, other=0.0), tl.load(at + 1, mask=inside, other=0.0)
     x2, y2 = tl.load(at + 2, mask=inside, other=1.0), tl.load(at + 3, mask=inside, other=1.0)
     return x1, y1, x2, y2, (x2 - x1) * (y2 - y1)
@@ -103,8 +104,8 @@ def _match_kernel(
     for u in range(tl.load(image + 2), tl.load(image + 3)):
         region = ignores + 4 * u
         if _overlaps(left, top, right, bottom, region):
-            share = tl.div_rn(_intersection(x1, y1, x2, y2, region), area)
-            label = tl.where(share >= 0.5, -1, label)
+            fraction = tl.div_rn(_intersection(x1, y1, x2, y2, region), area)
+            label = tl.where(fraction >= 0.5, -1, label)
     if PADDING_IS_IGNORED:
         outside = ((x1 + x2) / 2 >= tl.load(image + 5)) | ((y1 + y2) / 2 >= tl.load(image + 4))
         label = tl.where(outside, -1, label)

@@ -61,14 +61,16 @@ class Data(Section):
     flip: Probability = 0.5
     vertical_flip: Probability = 0.0
     zoom: tuple[PositiveFloat, PositiveFloat] = Field(
-        (1.0, 1.0), description="range of the random scale; above 1 crops a window"
+        (1.0, 1.0), description="range of the random scale; above 1 crops a window, and boxes outside of it are dropped"
     )
     photometric: Probability = Field(0.0, description="probability of a change of brightness, contrast, color")
     empty_images: Literal["keep", "drop"] = Field(
         "keep", description="images without objects; drop: detectron2, mmdetection"
     )
     crowd: Literal["ignore", "drop"] = Field("ignore", description="crowd regions; drop: torchvision, detectron2")
-    unreadable: Literal["error", "skip"] = "error"
+    unreadable: Literal["error", "skip"] = Field(
+        "error", description="an image file that cannot be used; skip: it adds nothing to the loss"
+    )
     workers: Annotated[int, Field(ge=0)] = 2
 
     @field_validator("zoom")
@@ -143,7 +145,7 @@ class Loss(Section):
     beta: float = Field(1.0, description="used by focal_star only")
     ohem_batch: PositiveInt = Field(128, description="anchors per image; used by ohem and ohem_1_3 only")
     ohem_nms: Probability = Field(0.5, description="used by ohem and ohem_1_3 only")
-    # For another box loss, add its name here, its function in losses/box.py and its branch in criterion._box_loss.
+    # CONTRIBUTING.md says how to add a box loss.
     box: Literal["smooth_l1", "l1", "giou"] = Field("smooth_l1", description="l1: mmdetection, torchvision V1")
     smooth_l1_beta: PositiveFloat = Field(0.11, description="used by smooth_l1 only")
     cls_weight: NonNegativeFloat = 1.0
@@ -165,7 +167,7 @@ class Detect(Section):
     nms_iou: Probability = 0.5
     max_detections: PositiveInt = 100
     max_ratio: Annotated[float, Field(gt=1)] = Field(
-        62.5, description="largest box side / anchor side, 1000 / 16; used by the GIoU loss too"
+        62.5, description="largest box side / anchor side, 1000 / 16; used by losses on decoded boxes (GIoU) too"
     )
 
 
@@ -198,7 +200,7 @@ class Train(Section):
 
 
 class Config(Section):
-    """Every setting of a run. Its numbers depend on these settings and on the files it reads, on nothing else."""
+    """Every setting of a run. Its numbers depend on these, its files, the thread count and the hardware."""
 
     name: str = Field("retina", pattern=r"^[\w.-]+$")
     output_dir: str = ""

@@ -22,13 +22,13 @@ class ConfigError(ValueError):
     """A configuration that cannot be used. The message names the file or override, key, value and what is accepted."""
 
 
-def load_config(file: str | Path, overrides: list[str] | None = None, said: str = "argument") -> Config:
+def load_config(file: str | Path, overrides: list[str] | None = None, overrides_source: str = "argument") -> Config:
     """Read the base files of `file`, then `file`, then the overrides; later values win.
 
     Args:
         file: a YAML file.
         overrides: `section.key=value` strings.
-        said: where the overrides come from, for error messages: "argument" gives "argument 'train.lr=0'".
+        overrides_source: where the overrides come from, for error messages: "argument" gives "argument 'train.lr=0'".
 
     Raises:
         ConfigError: names the file or override, the key, the value, what is accepted and the nearest known name.
@@ -36,7 +36,7 @@ def load_config(file: str | Path, overrides: list[str] | None = None, said: str 
     path = Path(file)
     merged: dict[str, Any] = {"name": path.stem}
     origin: dict[str, str] = {}
-    for source, tree in [*_read_files(path), *_read_overrides(overrides or [], said)]:
+    for source, tree in [*_read_files(path), *_read_overrides(overrides or [], overrides_source)]:
         _check_keys(tree, Config, source)
         for key in _flat_keys(tree):
             origin[key] = source
@@ -59,30 +59,36 @@ def _read_files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict
     """(file name, contents) from the outermost base to `path` itself."""
     if path.resolve() in seen:
         raise ConfigError(f"{path}: the base files refer to each other in a circle")
+    tree = read_yaml(path, "configuration file", "`section: {key: value}`")
+    base = tree.pop("base", None)
+    if base is None:
+        return [(str(path), tree)]
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: given {base!r}, expected a file name")
+    return [*_read_files(path.parent / base, (*seen, path.resolve())), (str(path), tree)]
+
+
+def read_yaml(path: Path, kind: str, expected: str, error_type: type[ConfigError] = ConfigError) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises `error_type`, which says what `kind` of file and which content is expected."""
     if not path.is_file():
         others = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; the folder has {', '.join(others)}" if others else ""
-        raise ConfigError(f"{path}: no such configuration file{hint}")
+        raise error_type(f"{path}: no such {kind}{hint}")
     try:
         tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
+        raise error_type(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected `section: {{key: value}}`, given {type(tree).__name__}")
-    base = tree.pop("base", None)
-    if base is None:
-        return [(str(path), tree)]  # type: ignore[list-item]
-    if not isinstance(base, str):
-        raise ConfigError(f"{path}: base: given {base!r}, expected a file name")
-    return [*_read_files(path.parent / base, (*seen, path.resolve())), (str(path), tree)]  # type: ignore[list-item]
+        raise error_type(f"{path}: expected {expected}, given {type(tree).__name__}")
+    return tree  # type: ignore[return-value]
 
 
-def _read_overrides(overrides: list[str], origin: str) -> list[tuple[str, dict[str, Any]]]:
+def _read_overrides(overrides: list[str], source: str) -> list[tuple[str, dict[str, Any]]]:
     for flag in overrides:
         if "=" not in flag or flag.startswith("-"):
             raise ConfigError(f"{flag!r}: expected section.key=value, for example train.lr=0.005")
     try:
-        return [(f"{origin} {flag!r}", OmegaConf.to_container(OmegaConf.from_dotlist([flag]))) for flag in overrides]  # type: ignore[misc]
+        return [(f"{source} {flag!r}", OmegaConf.to_container(OmegaConf.from_dotlist([flag]))) for flag in overrides]  # type: ignore[misc]
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"{' '.join(overrides)!r}: not readable as section.key=value: {error}") from None
 

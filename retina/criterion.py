@@ -70,7 +70,7 @@ def detection_loss(
         assignment: of these anchors to the ground truth.
         normalizer_N: from `normalizer`; one value for all images unless `config.normalizer` is "image".
         config: the loss functions and their numbers.
-        max_ratio: `detect.max_ratio`; limits the sides of the boxes that the GIoU loss decodes.
+        max_ratio: `detect.max_ratio`; limits the sides of the boxes that a loss on decoded boxes (GIoU) uses.
 
     Returns: float32 scalars: loss_cls, loss_box and loss = `cls_weight` * loss_cls + `box_weight` * loss_box.
     """
@@ -146,8 +146,8 @@ def _box_loss(
     `every_anchor` (on CUDA) computes the loss of all anchors, with weight 0 where not positive. To select the
     positives, the host would have to wait until the device has counted them.
 
-    To add a box loss: its function in losses/box.py (one value per box), its name in `Loss.box` of config.py, and its
-    branch below. `predicted` are the network's deltas, `boxes` the matched ground truth in pixels.
+    `predicted` are the network's deltas, `boxes` the matched ground truth in pixels. CONTRIBUTING.md says how to add a
+    box loss.
     """
     anchors_R4, deltas_NR4 = torch.cat(anchors), torch.cat(deltas, dim=1)
     is_positive_NR = (assignment.labels_NR >= 0) & (assignment.labels_NR < num_classes)

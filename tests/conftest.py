@@ -2,67 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
-# Before torch is imported, and for the processes that tests start: `make test` runs one process for each core.
+# Set before torch is imported, and inherited by the processes that tests start: `make test` uses all cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from coco_files import write_coco
 
 from retina.config import Config
 from retina.config_file import load_config
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run on the CPU, slowly
-IDS = [3, 7, 20]  # category ids with gaps
-SIZES = [(96, 64), (64, 96), (80, 80), (96, 72), (64, 64), (72, 96)]  # width, height
+    os.environ["TRITON_INTERPRET"] = "1"  # set before Triton is imported: its kernels then run on the CPU, slowly
+
+
+# The longest ones first, so that the processes of `make test` end at about the same time.
+LONGEST_FILES = (
+    "test_ablate_kill.py", "test_resume.py", "test_ablate.py", "test_train.py", "test_cli.py", "test_ddp.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests first, so that the processes of `make test` finish at about the same time."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-
-
-def write_coco(root: Path, split: str, count: int, seed: int) -> Path:
-    """Bright rectangles on noise, one color a class; every fifth image is empty, every fourth has a crowd box."""
-    rng = np.random.default_rng(seed)
-    folder = root / split
-    folder.mkdir(parents=True)
-    tree: dict[str, list[dict[str, object]]] = {
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": i, "name": name} for i, name in zip(IDS, ("red", "green", "blue"), strict=True)],
-    }
-    for index in range(count):
-        width, height = SIZES[index % len(SIZES)]
-        pixels = rng.integers(0, 90, (height, width, 3), dtype=np.uint8)
-        image_id = 1000 + 7 * index
-        for _ in range(0 if index % 5 == 4 else 1 + index % 3):
-            label = int(rng.integers(3))
-            w, h = rng.integers(16, 40, 2)
-            x, y = rng.integers(0, width - w), rng.integers(0, height - h)
-            pixels[y : y + h, x : x + w, label] = 250
-            box = [float(v) for v in (x, y, w, h)]
-            tree["annotations"].append(
-                {"id": len(tree["annotations"]) + 1, "image_id": image_id, "category_id": IDS[label], "bbox": box,
-                 "area": float(w * h), "iscrowd": 0}
-            )  # fmt: skip
-        if index % 4 == 3:
-            tree["annotations"].append(
-                {"id": len(tree["annotations"]) + 1, "image_id": image_id, "category_id": IDS[0],
-                 "bbox": [0.0, 0.0, 30.0, 30.0], "area": 900.0, "iscrowd": 1}
-            )  # fmt: skip
-        name = f"{index:04}.png"
-        Image.fromarray(pixels).save(folder / name)
-        tree["images"].append({"id": image_id, "file_name": name, "width": width, "height": height})
-    path = root / f"{split}.json"
-    path.write_text(json.dumps(tree))
-    return path
+    places = {name: place for place, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session")

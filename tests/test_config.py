@@ -88,6 +88,7 @@ def test_config_is_frozen() -> None:
         Config().train.lr = 1.0  # type: ignore[misc]
 
 
+@pytest.mark.slow
 def test_config_error_exits_2_before_torch_is_imported(tmp_path: Path) -> None:
     path = write(tmp_path / "a.yaml", "train: {lrr: 1}")
     tool = REPOSITORY / "tools/train.py"

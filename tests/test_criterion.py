@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -23,6 +25,7 @@ from retina.model.retinanet import Outputs
 
 K = 4
 ANCHORS = make_anchors(Anchors(), 64, 64, torch.device("cpu"))
+each_box_loss = pytest.mark.parametrize("box", get_args(Loss.model_fields["box"].annotation))
 
 
 def example() -> tuple[Outputs, Assignment]:
@@ -66,7 +69,7 @@ def test_every_setting_of_the_other_class_losses_has_an_effect(cls: str, change:
     assert loss(base.model_copy(update=change))["loss"] != pytest.approx(loss(base)["loss"], rel=1e-4)
 
 
-def test_other_class_losses_equal_the_library_over_all_levels() -> None:
+def test_other_class_losses_equal_those_of_retina_losses() -> None:
     outputs, assignment = example()
     logits, anchors = torch.cat(outputs.logits, dim=1), torch.cat(ANCHORS)
     options = {"batch_size": 16, "nms_iou": 0.6, "avg_factor": 5.0}
@@ -122,9 +125,9 @@ def test_normalizer_modes_by_hand() -> None:
     assert update_ema_positives(average, torch.tensor(0.0), 0.9).item() == pytest.approx(90.1)
 
 
-@pytest.mark.parametrize("box", ["smooth_l1", "l1", "giou"])
+@each_box_loss
 def test_box_loss_of_every_anchor_equals_that_of_the_positives(box: str) -> None:
-    """`every_anchor` is for CUDA, where a selection would make the host wait. Negatives get no gradient."""
+    """`every_anchor` is for CUDA, where selecting the positives would make the host wait. Negatives get no gradient."""
     outputs, assignment = example()
     weight = torch.tensor([0.2, 0.5])[:, None].expand_as(assignment.labels_NR)
     results = []
@@ -140,7 +143,7 @@ def test_box_loss_of_every_anchor_equals_that_of_the_positives(box: str) -> None
     assert not positive[0, 0] and not results[1][1][~positive].any() and results[1][1][positive].any()
 
 
-@pytest.mark.parametrize("box", ["smooth_l1", "l1", "giou"])
+@each_box_loss
 def test_box_loss_of_every_anchor_never_waits(box: str) -> None:
     """Operators that copy a value to the host make it wait for the device. The profiler shows them on the CPU too."""
     outputs, assignment = example()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def test_matching_and_detections_equal_those_of_the_cpu() -> None:
         torch.testing.assert_close(a.scores[:20], b.scores[:20].cpu(), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("box", ["smooth_l1", "giou"])
+@pytest.mark.parametrize("box", get_args(Loss.model_fields["box"].annotation))
 def test_loss_and_matching_never_synchronize(box: str) -> None:
     anchors = make_anchors(Anchors(), 320, 384, CUDA)
     generator = torch.Generator().manual_seed(0)
@@ -101,9 +102,9 @@ def test_loss_and_matching_never_synchronize(box: str) -> None:
 def test_a_run_trains_and_resumes(tiny_yaml: Path, tmp_path: Path, precision: str) -> None:
     config = load_config(tiny_yaml, [f"output_dir={tmp_path}/run", f"train.precision={precision}"])
     train(config)
-    whole = checkpoint.load(config.run_dir / checkpoint.LAST)["model"]
+    expected = checkpoint.load(config.run_dir / checkpoint.LAST)["model"]
     (config.run_dir / checkpoint.LAST).unlink()  # previous.pt is two steps behind last.pt: these are trained again
     assert train(config, resume=True)["AP"] is not None
-    again = checkpoint.load(config.run_dir / checkpoint.LAST)["model"]
-    for name, value in whole.items():  # CUDA's convolutions sum in no fixed order
-        torch.testing.assert_close(again[name], value, rtol=1e-2, atol=1e-3)
+    resumed = checkpoint.load(config.run_dir / checkpoint.LAST)["model"]
+    for name, value in expected.items():  # CUDA's convolutions sum in no fixed order
+        torch.testing.assert_close(resumed[name], value, rtol=1e-2, atol=1e-3)

@@ -1,16 +1,18 @@
-"""The pages agree with the code: code blocks run, tables equal the output of their scripts, links lead to files."""
+"""The pages agree with the code: code blocks run, tables equal the output of their scripts, links and paths exist."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "data" / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "data/README.md"]
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def test_code_of_the_losses_page_runs() -> None:
@@ -25,13 +27,37 @@ def test_code_of_the_losses_page_runs() -> None:
 def test_table_of_wrong_variants_equals_the_output_of_its_script() -> None:
     page = (ROOT / "docs" / "losses.md").read_text()
     shown = re.search(r"<!-- focal_variants -->\n(.*?)\n<!-- /focal_variants -->", page, flags=re.DOTALL)
-    script = [sys.executable, str(ROOT / "benchmarks" / "focal_variants.py")]
-    printed = subprocess.run(script, check=True, capture_output=True, text=True).stdout.strip()
-    assert shown is not None and shown[1].strip() == printed
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        runpy.run_path(str(ROOT / "benchmarks" / "focal_variants.py"), run_name="__main__")
+    assert shown is not None and shown[1].strip() == output.getvalue().strip()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@each_page
 def test_links_and_pictures_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def paths_in_code(text: str) -> list[str]:
+    """The paths of the repository in code blocks and in code spans of a page, except those with placeholders."""
+    code = re.findall(r"^```.*?^```|`[^`]+`", text, flags=re.DOTALL | re.MULTILINE)
+    words = re.split(r"[\s`\"'(),;]+", " ".join(code))
+    paths = [word for word in words if re.match(r"(tests|retina|tools|benchmarks|configs)/", word)]
+    paths = [path.split("::")[0].rstrip(".:") for path in paths]  # without the name of a test, and punctuation
+    return [path for path in paths if not re.search(r"[*<{$]|NAME", path)]
+
+
+def test_paths_in_code_by_hand() -> None:
+    text = (
+        "See `tests/a.py::test_b`, tests/not_code.py, `configs/*.yaml`, `retina/<name>.py`, `tools/`, `docs/x.md`.\n"
+        "```\npython tools/train.py configs/NAME.yaml # as in configs/a.yaml.\n```\nand `python tools/eval.py a=b`"
+    )
+    expected = ["tests/a.py", "tools/", "tools/train.py", "configs/a.yaml", "tools/eval.py"]
+    assert paths_in_code(text) == expected
+
+
+@each_page
+def test_paths_in_code_exist(page: Path) -> None:
+    missing = [path for path in paths_in_code(page.read_text()) if not (ROOT / path).exists()]
+    assert not missing, f"{page.name} names {', '.join(missing)}"

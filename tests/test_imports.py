@@ -4,37 +4,59 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# A module may import only modules before it. Each entry is a package of retina/; the files at the top are in two.
-PACKAGES: dict[str, list[str]] = {
-    "": ["config", "config_file", "command_line", "atomic_files", "device", "boxes"],
-    "losses": [
-        "arguments", "box", "class_weights", "focal_cpu", "focal_triton", "focal", "softmax", "mining", "modules",
-    ],
-    "data": ["coco", "augment", "loader"],
-    "model": ["backbone", "anchors", "retinanet", "pretrained", "checkpoint"],
-    "detector": ["assign_triton", "assign", "criterion", "detect"],  # files at the top, like those of ""
-    "evaluate": ["inference", "coco", "latency", "loss_distribution"],
-    "plots": ["style", "result_files", "boxes", "detections", "run", "document"],
-    "train": ["errors", "distributed", "schedule", "logbook", "step", "state", "loop"],
-    "shapes": ["outlines", "layout", "painting", "scene", "writing"],
-    "convert": ["voc"],
-    "study": [
-        "cells", "paper", "study_file", "parent_process", "trial_storage", "launch", "outcome", "estimate", "loop",
-        "results", "figures", "report",
-    ],
-    "classify_demo": ["problems", "experiment", "summary", "figure"],
+
+class Package(NamedTuple):
+    modules: list[str]  # a module may import only modules before it
+    may_import: list[str]  # other packages
+
+
+# The files at the top of retina/ are two packages here: those that every package may use, and the detector's own steps.
+BASE = ["config", "config_file", "command_line", "atomic_files", "device", "parent_process", "boxes"]
+PACKAGES = {
+    "base": Package(BASE, []),
+    "losses": Package(
+        ["arguments", "box", "class_weights", "focal_cpu", "focal_triton", "focal", "softmax", "mining", "modules"], []
+    ),
+    "data": Package(["coco", "augment", "loader"], ["base"]),
+    "model": Package(["backbone", "anchors", "retinanet", "pretrained", "checkpoint"], ["base", "losses"]),
+    "detector": Package(["assign_triton", "assign", "criterion", "detect"], ["base", "losses", "data", "model"]),
+    "evaluate": Package(
+        ["inference", "coco", "latency", "loss_distribution"], ["base", "losses", "data", "model", "detector"]
+    ),
+    "plots": Package(["style", "result_files", "boxes", "detections", "run", "document"], []),
+    "train": Package(
+        ["errors", "distributed", "schedule", "logbook", "step", "state", "loop"],
+        ["base", "data", "model", "detector", "evaluate", "plots"],
+    ),
+    "shapes": Package(["outlines", "layout", "painting", "scene", "writing"], ["base"]),
+    "convert": Package(["voc"], []),
+    "study": Package(
+        ["cells", "paper", "study_file", "trial_storage", "launch", "outcome", "estimate", "loop", "results", "figures",
+         "report"],
+        ["base", "plots"],
+    ),
+    "classify_demo": Package(["problems", "experiment", "summary", "figure"], ["losses", "plots"]),
 }  # fmt: skip
-AT_TOP = ("", "detector")
-ORDER = [name if package in AT_TOP else f"{package}.{name}" for package, names in PACKAGES.items() for name in names]
-DETECTOR = ("", "losses", "data", "model", "detector", "evaluate")
+AT_TOP = {module: package for package in ("base", "detector") for module in PACKAGES[package].modules}
+
+
+def module_name(path: Path) -> str:
+    """retina/data/coco.py -> data.coco; the __init__.py of a package has the name of the package."""
+    return ".".join(path.relative_to(ROOT / "retina").with_suffix("").parts).removesuffix(".__init__")
+
+
+PATHS = {module_name(path): path for path in (ROOT / "retina").rglob("*.py")}
+MODULES = {name: path for name, path in PATHS.items() if name != "__init__"}  # retina/__init__.py imports nothing
 
 
 def imported(path: Path) -> set[str]:
+    """The full names of what a file imports: modules, and the names taken from them."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -45,56 +67,70 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT / "retina").with_suffix("").parts)
+def modules_imported(path: Path) -> set[str]:
+    """The modules and packages of retina that a file imports, by their names in MODULES."""
+    names = set()
+    for target in imported(path):
+        first, *parts = target.split(".")
+        longest_first = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+        if first == "retina" and (module := next((name for name in longest_first if name in MODULES), None)):
+            names.add(module)
+    return names
 
 
-PATHS = {module_name(path): path for path in (ROOT / "retina").rglob("*.py")}
-MODULES = {name: path for name, path in PATHS.items() if not name.endswith("__init__")}
-
-
-def modules_imported(name: str) -> set[str]:
-    """The modules of this project that a module imports, by their names in ORDER."""
-    targets = {target.removeprefix("retina.") for target in imported(MODULES[name]) if target.startswith("retina.")}
-    modules = set()
-    for target in targets - {"__version__"}:
-        members = [name for name in ORDER if name.startswith(f"{target}.")]  # `from retina.package import name`
-        module = next((name for name in ORDER if target == name or target.startswith(f"{name}.")), None)
-        assert members or module or target.split(".")[0] in PACKAGES, (
-            f"{name} imports {target}, which is in no package above"
-        )
-        modules |= {module} if module else set(members)
-    return modules
+def package_of(module: str) -> str:
+    first = module.split(".")[0]
+    return AT_TOP.get(first, first)
 
 
 def test_every_module_is_listed() -> None:
-    assert set(MODULES) == set(ORDER)
+    listed = set(AT_TOP)
+    for name, package in PACKAGES.items():
+        if name not in AT_TOP.values():
+            listed |= {name, *(f"{name}.{module}" for module in package.modules)}
+    assert set(MODULES) == listed
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_imports_only_earlier_modules(name: str) -> None:
-    later = modules_imported(name) - set(ORDER[: ORDER.index(name)])
-    assert not later, f"{name} imports {', '.join(sorted(later))}, which come after it"
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_one_way(name: str) -> None:
+    own = package_of(name)
+    modules, may_import = PACKAGES[own]
+    for target in modules_imported(MODULES[name]):
+        package = package_of(target)
+        if package != own:
+            assert package in may_import, f"{name} imports {target}, and {own} may import only {may_import}"
+        elif target != own and name != own:  # the __init__.py of a package may import all of its modules
+            target, importer = target.split(".")[-1], name.split(".")[-1]
+            assert modules.index(target) < modules.index(importer), f"{name} imports {target}, which comes after it"
 
 
-@pytest.mark.parametrize("package", DETECTOR)
-def test_the_detector_imports_no_study_shapes_or_plots(package: str) -> None:
-    for name in PACKAGES[package]:
-        name = name if package in AT_TOP else f"{package}.{name}"
-        others = {target.split(".")[0] for target in modules_imported(name) if "." in target}
-        assert others <= set(DETECTOR), f"{name} imports {others}"
+def test_packages_are_in_one_order() -> None:
+    order = list(PACKAGES)
+    for name, package in PACKAGES.items():
+        assert all(order.index(other) < order.index(name) for other in package.may_import), name
 
 
-@pytest.mark.parametrize("name", [name for name in PATHS if name.startswith("losses.")])
+def test_nothing_imports_the_bare_package() -> None:
+    """`import retina` would hide from the tests above what is used of it."""
+    for folder in ("retina", "tools", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not any(
+                alias.name.split(".")[0] == "retina"
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Import)
+                for alias in node.names
+            ), path
+
+
+@pytest.mark.parametrize("name", [name for name in PATHS if package_of(name) == "losses"])
 def test_losses_import_only_torch(name: str) -> None:
     roots = {target.split(".")[0] for target in imported(PATHS[name])}
     standard = {"__future__", "collections", "functools", "importlib", "math", "numbers", "os", "typing", "warnings"}
     triton = {"triton"} if name == "losses.focal_triton" else set()  # comes with torch; only CUDA needs it
     assert roots <= {"torch", "retina"} | standard | triton
-    assert all(t == "retina" or t.startswith("retina.losses") for t in imported(PATHS[name]) if t.startswith("retina"))
 
 
-def test_only_augment_knows_albumentations() -> None:
+def test_only_augment_imports_albumentations() -> None:
     users = {name for name, path in PATHS.items() if any(t.startswith("albumentations") for t in imported(path))}
     assert users == {"data.augment"}
 
@@ -104,15 +140,13 @@ def test_only_augment_knows_albumentations() -> None:
 )
 def test_packages_of_fast_commands_import_no_torch(package: str) -> None:
     """Not even through other modules, so that their commands start at once."""
-    seen: set[str] = set()
     waiting = [name for name in PATHS if name == package or name.startswith(f"{package}.")]
+    seen = set(waiting)
     while waiting:
         name = waiting.pop()
-        seen.add(name)
-        targets = imported(PATHS[name])
-        assert not any(target.split(".")[0] in ("torch", "torchvision") for target in targets), name
-        for target in targets:
-            parts = target.removeprefix("retina.").split(".")
-            steps = [".".join(parts[:n]) for n in range(1, len(parts) + 1)] if target.startswith("retina.") else []
-            candidates = [other for step in steps for other in (step, f"{step}.__init__")]
-            waiting += [other for other in candidates if other in PATHS and other not in seen]
+        assert not any(target.split(".")[0] in ("torch", "torchvision") for target in imported(PATHS[name])), name
+        # Importing a module imports its package too.
+        targets = {part for target in modules_imported(PATHS[name]) for part in (target, target.split(".")[0])}
+        new = (targets & PATHS.keys()) - seen
+        seen |= new
+        waiting += new

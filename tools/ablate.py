@@ -16,8 +16,7 @@ from pathlib import Path
 
 from retina.command_line import exit_with_error
 from retina.config_file import ConfigError
-from retina.study.cells import Study, StudyError
-from retina.study.study_file import load_study
+from retina.study import Study, StudyError, load_study
 
 
 def main() -> int:

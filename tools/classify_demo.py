@@ -18,7 +18,7 @@ from retina.command_line import exit_with_error
 
 
 def main() -> int:
-    """0 with the path of the picture printed, 2 for a usage error."""
+    """Exit status: 0 with the path of the picture printed, 2 for a usage error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="folder of the picture (%(default)s)")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each loss on each problem (%(default)s)")

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from retina.atomic_files import write_text
-from retina.convert.voc import convert_voc
+from retina.convert import convert_voc
 
 
 def main() -> int:

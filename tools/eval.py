@@ -12,15 +12,17 @@ from pathlib import Path
 
 from retina.command_line import config_parser, load_config_or_exit
 from retina.config_file import ConfigError
-from retina.study.parent_process import end_with_parent
+from retina.parent_process import end_with_parent
 
 
 def main() -> int:
     """Exit status: 0 with the table printed, 1 if data or weights cannot be used, 2 for a usage error."""
     parser = config_parser(__doc__)
-    parser.add_argument("--checkpoint", type=Path, help="ours or torchvision's; default: best.pt of the run folder")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="ours or torchvision's; default: best.pt of the run folder, or its last.pt"
+    )
     parser.add_argument("--output", type=Path, help="folder to write to; default: the run folder")
-    parser.add_argument("--time", action="store_true", help="measure the milliseconds an image at batch 1, too")
+    parser.add_argument("--time", action="store_true", help="measure the milliseconds per image at batch 1, too")
     parser.add_argument("--end-with-parent", action="store_true", help="end when standard input closes, for ablate.py")
     arguments = parser.parse_intermixed_args()
     if arguments.end_with_parent:
@@ -30,13 +32,16 @@ def main() -> int:
     from tqdm import tqdm  # torch is imported late, so that a usage error is reported at once
 
     from retina.atomic_files import write_text
-    from retina.data.coco import CocoDataset, DataError
+    from retina.data import CocoDataset, DataError
     from retina.device import pick_device
-    from retina.evaluate.coco import evaluate_detections, format_metrics, inference_on_dataset
-    from retina.evaluate.inference import load_detector
-    from retina.evaluate.latency import measure_latency
-    from retina.model.checkpoint import CheckpointError
-    from retina.model.pretrained import WeightsError
+    from retina.evaluate import (
+        evaluate_detections,
+        format_metrics,
+        inference_on_dataset,
+        load_detector,
+        measure_latency,
+    )
+    from retina.model import CheckpointError, WeightsError
 
     device = pick_device()
     try:
@@ -59,7 +64,7 @@ def main() -> int:
     write_text(output / "detections.json", json.dumps(results))
     write_text(output / "metrics.json", json.dumps(metrics, indent=1))
     if timing:
-        print(f"{timing['milliseconds']:.1f} ms an image at batch 1, from pixels on {device} to boxes")
+        print(f"{timing['milliseconds']:.1f} ms per image at batch 1, from normalization to NMS, on {device}")
     print(f"{format_metrics(metrics)}\n\n{output / 'metrics.json'}\n{output / 'detections.json'}")
     return 0
 

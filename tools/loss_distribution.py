@@ -18,13 +18,11 @@ from tqdm import tqdm
 from retina.atomic_files import write_text
 from retina.command_line import exit_with_error
 from retina.config_file import ConfigError, config_from_yaml
-from retina.data.coco import CocoDataset, DataError
+from retina.data import CocoDataset, DataError
 from retina.device import pick_device
-from retina.evaluate.inference import load_detector
-from retina.evaluate.loss_distribution import LossDistribution, measure_loss_distribution
-from retina.model import checkpoint
-from retina.model.pretrained import WeightsError
-from retina.plots.style import PALETTE
+from retina.evaluate import LossDistribution, load_detector, measure_loss_distribution
+from retina.model import WeightsError, checkpoint
+from retina.plots import PALETTE
 
 COLORS = {0.0: PALETTE[4], 0.5: PALETTE[2], 1.0: PALETTE[0], 2.0: PALETTE[5]}  # by gamma, as in tools/plot_loss.py
 
@@ -40,7 +38,7 @@ def draw(distribution: LossDistribution, output: Path) -> Path:
         axes.set(xlim=(0, 1), ylim=(0, 1))
         axes.set_title(f"{number:,} {name} of {distribution.images:,} images", loc="left", fontsize=18)
         axes.set_xlabel(f"fraction of the {name}, lowest loss first", fontsize=16)
-        axes.set_ylabel("cumulative normalised loss", fontsize=16)
+        axes.set_ylabel("cumulative normalized loss", fontsize=16)
         axes.tick_params(labelsize=15)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#dddddd", linewidth=0.6)
@@ -51,13 +49,13 @@ def draw(distribution: LossDistribution, output: Path) -> Path:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The summary as a table for the terminal; parts of the loss in percent."""
+    """The summary as a table for the terminal; fractions of the loss in percent."""
     lines = [
         f"{summary['images']} images, {summary['anchors_per_image']:,.0f} anchors per image, "
         f"{summary['positives_per_image']:.1f} of them positive; "
         f"{summary['negatives_per_positive']:,.0f} negatives for each positive",
         "",
-        "          part of the negatives' loss     of the positives'     negatives' part",
+        "          fraction of negatives' loss     of positives' loss      negatives' share",
         "gamma     hardest 1 %    hardest 10 %          hardest 20 %     of the class loss",
     ]
     for row in summary["gammas"]:
@@ -72,7 +70,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run; its own config names the data")
     parser.add_argument("--output", type=Path, help="folder to write to; default: that of the checkpoint")
-    parser.add_argument("--images", type=int, default=500, help="at most so many, evenly chosen (%(default)s)")
+    parser.add_argument("--images", type=int, default=500, help="largest number of images, evenly spaced (%(default)s)")
     arguments = parser.parse_args()
     file, output = arguments.checkpoint, arguments.output or arguments.checkpoint.parent
     if not file.is_file():

@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from retina.shapes.writing import write_shapes
+from retina.shapes import write_shapes
 
 
 def main() -> int:

@@ -5,22 +5,18 @@ Writes results.png (losses, learning rate, AP) and detections.png (with the grou
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-from retina.command_line import load_config_or_exit
-from retina.plots.detections import plot_detections
-from retina.plots.run import plot_run
+from retina.command_line import config_parser, load_config_or_exit
+from retina.plots import plot_detections, plot_run
 
 
 def main() -> int:
-    """0 with both paths printed, 1 if the run has nothing to show yet, 2 for a usage error."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="the configuration of the run")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that come last")
+    """Exit status: 0 with both paths printed, 1 if the run has nothing to show yet, 2 for a usage error."""
+    parser = config_parser(__doc__)
     parser.add_argument("--count", type=int, default=8, help="images in detections.png (%(default)s)")
-    parser.add_argument("--score", type=float, default=0.3, help="least score to show, 0 to 1 (%(default)s)")
+    parser.add_argument("--score", type=float, default=0.3, help="lowest score to show, 0 to 1 (%(default)s)")
     arguments = parser.parse_intermixed_args()
     config = load_config_or_exit(arguments.config, arguments.overrides)
     run, annotations, images = config.run_dir, Path(config.data.val_annotations), Path(config.data.val_images)

@@ -1,8 +1,8 @@
 """The paper's figures 1 and 5 to 7, computed with retina.losses: python tools/plot_loss.py [--output docs/results].
 
 Writes loss_curves.png: the focal loss against p_t; focal loss and FL* against x_t, and their derivatives by autograd;
-FL* over a range of gamma and beta. The paper colors the last by the AP of one run each; configs/ablations/table3.yaml
-trains two of them. All losses are without alpha, as in the paper.
+FL* over a range of gamma and beta. In the paper's figure 7 the color shows the AP of a run with those settings;
+configs/ablations/table3.yaml runs two of them. All losses are without alpha, as in the paper.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from retina.command_line import exit_with_error
 from retina.losses import focal_star_loss, sigmoid_focal_loss
-from retina.plots.style import PALETTE
+from retina.plots import PALETTE
 
 GAMMAS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 FIGURE_5 = {  # label: loss and color; the settings of table 3

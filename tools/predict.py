@@ -13,7 +13,7 @@ from pathlib import Path
 from retina.command_line import exit_with_error, load_config_or_exit
 from retina.config_file import ConfigError
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 def main() -> int:
@@ -21,9 +21,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="the configuration that the checkpoint was trained with")
     parser.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
-    parser.add_argument("--checkpoint", type=Path, help="default: best.pt of the run folder")
+    parser.add_argument("--checkpoint", type=Path, help="default: best.pt of the run folder, or its last.pt")
     parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder to write to (%(default)s)")
-    parser.add_argument("--score", type=float, default=0.3, help="least score to show, 0 to 1 (%(default)s)")
+    parser.add_argument("--score", type=float, default=0.3, help="lowest score to show, 0 to 1 (%(default)s)")
     arguments = parser.parse_intermixed_args()
     config = load_config_or_exit(arguments.config)
     if not 0 <= arguments.score <= 1:
@@ -31,19 +31,18 @@ def main() -> int:
     if missing := [str(path) for path in arguments.inputs if not path.exists()]:
         exit_with_error(f"no such image or folder: {', '.join(missing)}")
     files = [file for path in arguments.inputs for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    if not (files := [file for file in files if file.suffix.lower() in ENDINGS or file in arguments.inputs]):
-        exit_with_error(f"no images ({', '.join(sorted(ENDINGS))}) in {', '.join(map(str, arguments.inputs))}")
+    if not (files := [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES or file in arguments.inputs]):
+        exit_with_error(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, arguments.inputs))}")
 
     from PIL import Image  # torch is imported late, so that a usage error is reported at once
 
     from retina.atomic_files import write_text
-    from retina.data.coco import DataError, read_image
+    from retina.data import DataError, read_image
     from retina.detect import Detections
     from retina.device import pick_device
-    from retina.evaluate.inference import detections_to_dict, load_detector, predict
-    from retina.model.checkpoint import CheckpointError
-    from retina.model.pretrained import WeightsError
-    from retina.plots.boxes import draw_boxes
+    from retina.evaluate import detections_to_dict, load_detector, predict
+    from retina.model import CheckpointError, WeightsError
+    from retina.plots import draw_boxes
 
     device = pick_device()
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from retina.command_line import EXIT_FOLDER_IN_USE, config_parser, exit_with_error, load_config_or_exit
-from retina.study.parent_process import end_with_parent
+from retina.parent_process import end_with_parent
 
 
 def main() -> int:
@@ -23,10 +23,9 @@ def main() -> int:
         print(config.to_yaml(), end="")
         return 0
 
-    from retina.data.coco import DataError  # torch is imported late, so that a usage error is reported at once
-    from retina.model.pretrained import WeightsError
-    from retina.train.errors import RunError, RunFolderError, RunFolderInUseError
-    from retina.train.loop import train
+    from retina.data import DataError  # torch is imported late, so that a usage error is reported at once
+    from retina.model import WeightsError
+    from retina.train import RunError, RunFolderError, RunFolderInUseError, train
 
     try:
         train(config, arguments.resume)

@@ -123,15 +123,13 @@ def compute_metrics(probabilities: Values, labels: NDArray[np.int64]) -> dict[st
     }
 
 
-def calibration_bins(
-    probabilities: Values, labels: NDArray[np.int64], bins: int = NUM_BINS
-) -> tuple[NDArray[np.int64], Values, Values]:
-    """Bins of equal width over the top probability: count, mean top probability and accuracy, each (bins,).
+def calibration_bins(probabilities: Values, labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], Values, Values]:
+    """Bins of equal width over the top probability: count, mean top probability and accuracy, each (NUM_BINS,).
 
     An empty bin has zeros.
     """
     top, correct = probabilities.max(1), probabilities.argmax(1) == labels
-    index = np.clip(np.ceil(top * bins).astype(int) - 1, 0, bins - 1)
-    count = np.bincount(index, minlength=bins)
+    index = np.clip(np.ceil(top * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+    count = np.bincount(index, minlength=NUM_BINS)
     divisor = np.maximum(count, 1)
-    return count, np.bincount(index, top, bins) / divisor, np.bincount(index, correct, bins) / divisor
+    return count, np.bincount(index, top, NUM_BINS) / divisor, np.bincount(index, correct, NUM_BINS) / divisor

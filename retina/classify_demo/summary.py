@@ -50,7 +50,7 @@ def conclusions(scores_by_title: dict[str, Scores]) -> list[str]:
     scores_of_any_loss = next(iter(next(iter(scores_by_title.values())).values()))
     lines = ["A difference counts when it is larger than the pooled standard deviation of the seeds."]
     if len(scores_of_any_loss["ECE"]) < 2:
-        lines = ["One seed shows no noise, so that no difference counts; take --seeds 2 or more."]
+        lines = ["With one seed the noise is unknown, so no difference counts; use --seeds 2 or more."]
     for title, scores in scores_by_title.items():
         for metric in (f"recall of {RAREST}", "macro F1", "ECE"):
             values = {name: metrics[metric] for name, metrics in scores.items()}

@@ -1,4 +1,7 @@
-"""Converts other annotation formats to COCO JSON, the only format that training reads. Imports no torch."""
+"""Converts other annotation formats to COCO JSON, the only format that training reads.
+
+Imports no torch and nothing of the detector: a converter reads files and writes a COCO file.
+"""
 
 from retina.convert.voc import convert_voc
 

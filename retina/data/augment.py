@@ -7,7 +7,7 @@ All random draws are a function of (seed, epoch, image id). Each sample gets new
 albumentations' own generator would be the same in every loader worker and every epoch.
 
 `train_transform` drops a box without a message if the crop of a zoom above 1 leaves less than MIN_VISIBLE_FRACTION of
-its area. The image stays, also without boxes.
+its area, or if it has almost no area in the resized image. The image stays, also without boxes.
 """
 
 from __future__ import annotations

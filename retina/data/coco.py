@@ -11,7 +11,7 @@ What happens to data that cannot be used as it is:
 3. Dropped: a box without area, also one that lies wholly outside of its image. A note counts them and
    lists the first ten annotation ids. An image that loses its last box this way stays, as an image without objects.
 4. Ignored: a crowd box (`iscrowd: 1`) is never an object. It becomes a region in which negative anchors are excluded
-   from the loss. With `data.crowd=drop` it is dropped, without a note.
+   from the loss. With `data.crowd=drop` it is dropped. There is no note in either case.
 5. Dropped with `data.empty_images=drop`: an image without objects. A note counts them. An image with crowd boxes alone
    has no objects. By default (`keep`) these images are used; none of their anchors is positive.
 6. Never opened, without a note: an image file that the JSON does not list.
@@ -99,9 +99,8 @@ class CocoDataset:
         self.records = self._read(tree, crowd)
         if empty_images == "drop":
             kept = [record for record in self.records if len(record.boxes)]
-            self.notes.append(
-                f"{len(self.records) - len(kept)} images without objects dropped (data.empty_images=drop)"
-            )
+            if empty := len(self.records) - len(kept):
+                self.notes.append(f"{empty} images without objects dropped (data.empty_images=drop)")
             self.records = kept
         if not self.records:
             raise DataError(f"{self.annotations}: no images to use")
@@ -138,10 +137,10 @@ class CocoDataset:
             width, height = sizes[image_id]
             x1, y1, x2, y2 = box[0], box[1], box[0] + box[2], box[1] + box[3]
             inside = [min(max(x1, 0), width), min(max(y1, 0), height), min(max(x2, 0), width), min(max(y2, 0), height)]
-            clipped += max(abs(a - b) for a, b in zip(inside, (x1, y1, x2, y2), strict=True)) > 1
             if inside[2] <= inside[0] or inside[3] <= inside[1]:
                 without_area.append(annotation.get("id"))
                 continue
+            clipped += max(abs(a - b) for a, b in zip(inside, (x1, y1, x2, y2), strict=True)) > 1
             is_crowd = bool(annotation.get("iscrowd", 0))
             objects[image_id].append((inside, label_by_category[category], is_crowd))
         if without_area:

@@ -9,12 +9,13 @@ Which images are not trained on or evaluated:
 
 - The end of an epoch: fewer than `train.batch_size` images do not fill a batch. They are chosen at random in
   each epoch (`epoch_order`). No message. Evaluation omits none.
+- A run with fewer steps than an epoch ends before it has used every image. No message.
 - An image that `read_image` refuses (retina/data/coco.py describes when), with `data.unreadable=error`, the default:
   the DataError stops the run and names the file.
 - The same with `data.unreadable=skip`: the image stays in its batch, but it is blank, has no boxes, and is one ignore
-  region as a whole, so it adds nothing to the loss. `Batch.unreadable` has the reason. The log of process 0 prints
-  "skipped" for each such image that its own batches contain. Evaluation prints "not evaluated" and measures the other
-  images.
+  region as a whole, so it adds nothing to the loss. `Batch.unreadable` has the reason. The terminal of process 0
+  shows "skipped" for each such image that its own batches contain; no file keeps it. Evaluation prints "not evaluated"
+  and measures the other images.
 """
 
 from __future__ import annotations

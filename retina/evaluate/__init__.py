@@ -1,6 +1,23 @@
-"""A trained detector: inference, COCO evaluation, latency, the distribution of its loss."""
+"""A trained detector: inference, COCO evaluation, latency, the distribution of its loss.
 
-from retina.evaluate.coco import Evaluation, evaluate_detections, format_metrics, inference_on_dataset
-from retina.evaluate.inference import load_detector, predict
+Nothing here changes weights: training imports this package, and this package imports nothing of training.
+"""
 
-__all__ = ["Evaluation", "evaluate_detections", "format_metrics", "inference_on_dataset", "load_detector", "predict"]
+from retina.evaluate.coco import Evaluation, coco_results, evaluate_detections, format_metrics, inference_on_dataset
+from retina.evaluate.inference import detections_to_dict, load_detector, predict
+from retina.evaluate.latency import measure_latency
+from retina.evaluate.loss_distribution import LossDistribution, measure_loss_distribution
+
+__all__ = [
+    "Evaluation",
+    "LossDistribution",
+    "coco_results",
+    "detections_to_dict",
+    "evaluate_detections",
+    "format_metrics",
+    "inference_on_dataset",
+    "load_detector",
+    "measure_latency",
+    "measure_loss_distribution",
+    "predict",
+]

@@ -50,7 +50,7 @@ class LossHistogram:
         count, total = (np.append(0, np.cumsum(values[filled])) for values in (self.counts, self.sums))
         return count / count[-1], total / total[-1]
 
-    def hardest(self, fraction: float) -> float:
+    def loss_fraction_of_hardest(self, fraction: float) -> float:
         """The part of the total that comes from the highest `fraction` of the losses; both from 0 to 1."""
         return float(1 - np.interp(1 - fraction, *self.curve()))
 
@@ -74,9 +74,9 @@ class LossDistribution(NamedTuple):
             "gammas": [
                 {
                     "gamma": gamma,
-                    "hardest_1_percent_of_negatives": negative.hardest(0.01),
-                    "hardest_10_percent_of_negatives": negative.hardest(0.1),
-                    "hardest_20_percent_of_positives": positive.hardest(0.2),
+                    "hardest_1_percent_of_negatives": negative.loss_fraction_of_hardest(0.01),
+                    "hardest_10_percent_of_negatives": negative.loss_fraction_of_hardest(0.1),
+                    "hardest_20_percent_of_positives": positive.loss_fraction_of_hardest(0.2),
                     "negatives_of_class_loss": negative.sums.sum() / (negative.sums.sum() + positive.sums.sum()),
                 }
                 for (gamma, positive), negative in zip(self.positives.items(), self.negatives.values(), strict=True)

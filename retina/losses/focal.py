@@ -1,40 +1,40 @@
 """The focal loss (Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, arXiv 1708.02002) over sigmoids.
 
-Why
-===
-A one-stage detector looks at about 100,000 anchors in an image, of which a few dozen lie on an object. Each of the
-others is an easy negative whose cross entropy is small, and 100,000 small numbers drown a few dozen large ones: at
-p = 0.01 the negatives of one image add up to about 1,000, its thirty positives at p = 0.01 to about 140. So training
-attends to background that it already knows.
+Motivation
+==========
+A one-stage detector evaluates about 100,000 anchors in an image, of which a few dozen lie on an object. Each of the
+others is an easy negative whose cross entropy is small, and 100,000 small numbers outweigh a few dozen large ones: at
+p = 0.01 the negatives of one image add up to about 1,000, its thirty positives at p = 0.01 to about 140. So the loss is
+dominated by background that the network already classifies well.
 
-The mathematics
-===============
-For a logit x with label y in {0, 1}: x_t = x if y = 1 else -x, and p_t = sigmoid(x_t) is the probability given to the
-truth. With alpha_t = alpha if y = 1 else 1 - alpha,
+Formulas
+========
+For a logit x with label y in {0, 1}: x_t = x if y = 1 else -x, and p_t = sigmoid(x_t) is the predicted
+probability of the true label. With alpha_t = alpha if y = 1 else 1 - alpha,
 
     FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t)                                            (eq. 5)
     dFL/dx  = y' alpha_t (1 - p_t)^gamma (gamma p_t log(p_t) + p_t - 1),  y' = 2y - 1      (eq. 10, with alpha_t)
 
 (1 - p_t)^gamma is the modulating factor: with gamma = 2 a negative at p = 0.01 counts 10,000 times less than its cross
-entropy, one at p = 0.9 nearly whole. alpha = 0.25 belongs to the *rare* positive class: gamma has already taken the
-easy negatives away, so that what is left of the positives would outweigh the negatives without it.
+entropy, one at p = 0.9 only a fifth less. alpha = 0.25 belongs to the *rare* positive class: with gamma = 2 the easy
+negatives add little, and with a larger alpha the positives would dominate the loss.
 
-Numbers that stay right
-=======================
+Numerical stability
+===================
 (1 - p)^gamma has an infinite slope at p = 1 for gamma < 1, and meets a loss of 0 there: NaN. log(sigmoid(x)) is -inf at
 x = -104 in float32; 1 - sigmoid(x) is 0 from x = 17. So log p_t is logsigmoid(x_t) and 1 - p_t is sigmoid(-x_t), never
 a difference of nearly equal numbers. Whatever the dtype of the logits, it is computed in float32 at least: in float16
 an easy negative would have a loss of 0 from a logit of -6 on.
 
-Which path runs
+Implementations
 ===============
 `impl="auto"` takes
-- "chunked" (focal_cpu.py) on the CPU, for class ids with a sum or a mean: one forward that leaves the gradient behind,
-  in pieces that fit the cache, without one-hot;
+- "chunked" (focal_cpu.py) on the CPU, for class ids with a sum or a mean: one forward that also computes the gradient,
+  in chunks that fit the cache, without one-hot;
 - "triton" (focal_triton.py) for the same on CUDA, where Triton is installed: one pass over the logits;
 - "reference" (below) for everything else: labels or weights for each element, reduction "none", a gradient for weight,
-  alpha or avg_factor, torch.compile on the CPU (which fuses it), torch.func. Plain autograd, differentiable as often as
-  one likes.
+  alpha or avg_factor, torch.compile on the CPU (which fuses it), torch.func. Plain autograd, with any number of
+  derivatives.
 """
 
 from __future__ import annotations
@@ -86,25 +86,26 @@ def sigmoid_focal_loss(
     """Focal loss over independent sigmoids, with mmdetection's class ids. The shape of `targets` says what they are.
 
     Args:
-        logits: float (..., K), one logit a class; for a binary problem (N,) or (N, 1).
-        targets: integers of shape `logits.shape[:-1]` are class ids: 0..K-1, K is background, `ignore_index` is left
-            out. Anything of shape `logits.shape` holds labels y, 1 for positive: one-hot, multi-hot, soft (floats from
-            0 to 1), or integers and bools where `ignore_index` leaves an element out. So a binary problem whose labels
-            are 0 and 1 passes both with the same shape; as class ids of K = 1, 0 is the object and 1 the background.
-        alpha: weight of the positive side, 1 - alpha of the negative one, 0 to 1; a number, one value a class (K,), or
-            None for no weighting.
+        logits: float (..., K), one logit per class; for a binary problem (N,) or (N, 1).
+        targets: integers of shape `logits.shape[:-1]` are class ids: 0..K-1, K is background, `ignore_index` is
+            ignored. Anything of shape `logits.shape` holds labels y, 1 for positive: one-hot, multi-hot, soft (floats
+            from 0 to 1), or integers and bools, where an element equal to `ignore_index` is ignored. So a binary
+            problem whose labels are 0 and 1 passes logits and labels of the same shape; as class ids of K = 1, 0 is the
+            object and 1 the background.
+        alpha: weight of the positive side, 1 - alpha of the negative one, 0 to 1; a number, one value per class (K,),
+            or None for no weighting.
         gamma: focusing parameter, at least 0; 0 is the (alpha-balanced) cross entropy.
         weight: a factor for each row, shape `logits.shape[:-1]`, or for each element, `logits.shape`.
-        reduction: "none" keeps `logits.shape`, "sum" adds everything, "mean" divides by the number of elements, those
-            left out included (as mmdetection does).
+        reduction: "none" keeps `logits.shape`, "sum" adds everything, "mean" divides by the number of elements,
+            the ignored ones included (as mmdetection does).
         avg_factor: what "mean" divides by instead; the number of positive anchors, in a detector.
-        ignore_index: the integer target that is left out: its loss and its gradient are exactly 0.
-        impl: which path; see the top of this file.
+        ignore_index: the integer target that is ignored: its loss and its gradient are exactly 0.
+        impl: the implementation; see the top of this file.
 
     Returns: float32 (float64 for float64 logits): a scalar, or `logits.shape` for "none".
 
     Raises: ValueError for shapes, dtypes or values that do not fit. Values inside tensors are checked on the CPU only,
-        because looking would make the host wait for the device. Source: eq. 5 of the paper.
+        because the check would make the host wait for the device. Source: eq. 5 of the paper.
     """
     check_number("gamma", gamma, 0)
     alphas = _check_arguments(logits, targets, alpha, weight, reduction, avg_factor, ignore_index)
@@ -113,7 +114,7 @@ def sigmoid_focal_loss(
     if path == "chunked":
         return chunked_focal_loss(logits, targets, weight, alphas, gamma, ignore_index, 1 / float(divisor))
     if path == "triton":
-        from retina.losses.focal_triton import fused_focal_loss  # here, because importing Triton takes long
+        from retina.losses.focal_triton import fused_focal_loss  # here, because importing Triton is slow
 
         return fused_focal_loss(logits, targets, weight, alphas, gamma, ignore_index, divisor)
 
@@ -178,7 +179,7 @@ def _elementwise_loss(
         targets = targets.bool()  # half the work
     if targets.is_floating_point():
         y = targets.to(x.dtype)
-        # 0 * inf is NaN: a side without a share does not see the logit, which may be infinite (a masked class).
+        # The logit of a masked class may be infinite, and 0 * inf is NaN: a side with weight 0 gets logit 0.
         positive, negative = loss_of(torch.where(y > 0, x, 0)), loss_of(torch.where(y < 1, -x, 0))
         loss = y * alpha_pos * positive + (1 - y) * alpha_neg * negative
     else:
@@ -188,7 +189,7 @@ def _elementwise_loss(
         else:
             is_positive = ids[..., None] == torch.arange(x.shape[-1], device=x.device)
             kept = (ids != ignore_index)[..., None]
-        x = torch.where(kept, x, 0)  # first of all: what is left out may be infinite, and 0 * inf is NaN
+        x = torch.where(kept, x, 0)  # ignored logits may be infinite, and 0 * inf is NaN
         weight = None if weight is None else torch.where(kept, weight, 0)
         loss = loss_of(torch.where(is_positive, x, -x))
         loss = torch.where(is_positive, alpha_pos * loss, alpha_neg * loss)
@@ -218,16 +219,16 @@ def _select_impl(
     check_choice("impl", impl, get_args(Impl))
     constants = not any(isinstance(value, Tensor) and value.requires_grad for value in (weight, avg_factor, *alphas))
     rows = targets.shape != logits.shape and (weight is None or weight.shape != logits.shape)
-    fused = rows and constants and reduction != "none" and not in_functorch_transform()  # what both fused paths ask for
+    fused = rows and constants and reduction != "none" and not in_functorch_transform()  # required by both
     chunked = fused and can_read_values(logits)
     on_device = logits.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
     triton = fused and HAS_TRITON and on_device and logits.dtype != torch.float64
-    wants = "class ids, row weights and reduction 'sum' or 'mean', gives no gradient to weight, alpha or avg_factor"
+    wants = "class ids, row weights and reduction 'sum' or 'mean', and gives no gradient to weight, alpha or avg_factor"
     if impl == "chunked" and not chunked:
-        raise ValueError(f"impl='chunked' takes {wants}, runs on the CPU, outside of torch.compile and torch.func")
+        raise ValueError(f"impl='chunked' takes {wants}; it runs on the CPU, outside torch.compile and torch.func")
     if impl == "triton" and not triton:
         missing = "" if HAS_TRITON else "; Triton is not installed here"
-        raise ValueError(f"impl='triton' takes {wants}, runs on CUDA, below float64, outside of torch.func{missing}")
+        raise ValueError(f"impl='triton' takes {wants}; it runs on CUDA, below float64, outside torch.func{missing}")
     if impl != "auto":
         return impl
     if logits.is_cuda and fused and not HAS_TRITON:
@@ -237,8 +238,8 @@ def _select_impl(
 
 @cache
 def warn_triton_missing() -> None:
-    """Warns, once: on CUDA the focal loss, and matching, then take slower ways."""
-    warnings.warn("no Triton here: focal loss and matching take slower paths on CUDA", stacklevel=4)
+    """Warn once that the focal loss and the matching are slower on CUDA without Triton."""
+    warnings.warn("Triton is not installed: the focal loss and the matching are slower on CUDA", stacklevel=4)
 
 
 def _check_arguments(
@@ -267,8 +268,8 @@ def _check_arguments(
         )
     if weight is not None and weight.shape not in (logits.shape, logits.shape[:-1]):
         raise ValueError(
-            f"weight: given shape {tuple(weight.shape)}, expected {tuple(logits.shape[:-1])} (one a row) "
-            f"or {tuple(logits.shape)} (one an element)"
+            f"weight: given shape {tuple(weight.shape)}, expected {tuple(logits.shape[:-1])} (one per row) "
+            f"or {tuple(logits.shape)} (one per element)"
         )
     check_choice("reduction", reduction, get_args(Reduction))
     check_avg_factor(avg_factor, reduction)
@@ -279,4 +280,4 @@ def _check_arguments(
         return float(alpha), 1 - float(alpha)
     alpha_K = per_class_tensor("alpha", alpha, logits, high=1)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return alpha_K.to(dtype), (1 - alpha_K).to(dtype)  # in this order: 1 - alpha may need the digits
+    return alpha_K.to(dtype), (1 - alpha_K).to(dtype)  # cast last: 1 - alpha may need more digits than the dtype has

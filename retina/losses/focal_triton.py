@@ -1,7 +1,7 @@
 """The focal loss on CUDA in one pass over the logits: each logit is read once and its gradient written once.
 
 The plain formula moves about 348 bytes per float32 logit. This kernel moves 8 (bfloat16: 4), the minimum for a loss
-that also stores its gradient. The normaliser is known before the loss, so the kernel includes it in the gradient. The
+that also stores its gradient. The normalizer is known before the loss, so the kernel includes it in the gradient. The
 upstream gradient is applied in the backward, by a kernel that ends at once if it is 1.
 
 The kernel reads logits of any strides in (N, R, K), without one-hot labels and without a copy. An element computes its

@@ -1,6 +1,6 @@
 """Online hard example mining (Shrivastava et al., CVPR 2016, arXiv 1604.03540), which table 1d of the paper compares.
 
-The loss uses only the hardest anchors: anchors are sorted by their loss, non-maximum suppression removes the neighbours
+The loss uses only the hardest anchors: anchors are sorted by their loss, non-maximum suppression removes the neighbors
 of each selected anchor, and the first `batch_size` of each image are selected. In the 1:3 variant at most a quarter of
 these are positives, and there are three negatives per positive.
 

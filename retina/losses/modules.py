@@ -26,7 +26,7 @@ class _Loss(nn.Module):
         super().__init__()
         self.settings = settings
 
-    def keep(self, name: str, values: float | Sequence[float] | Tensor | None) -> int:
+    def register_per_class(self, name: str, values: float | Sequence[float] | Tensor | None) -> int:
         """Registers values per class as a buffer, a number or None as a setting.
 
         Returns the number of classes, 1 for a number or None.
@@ -57,7 +57,9 @@ class SigmoidFocalLoss(_Loss):
         impl: Impl = "auto",
     ) -> None:
         super().__init__(gamma=gamma, reduction=reduction, ignore_index=ignore_index)
-        self(torch.zeros(0, self.keep("alpha", alpha)), torch.zeros(0, dtype=torch.long))  # raises for invalid settings
+        self(
+            torch.zeros(0, self.register_per_class("alpha", alpha)), torch.zeros(0, dtype=torch.long)
+        )  # raises for invalid settings
         check_choice("impl", impl, get_args(Impl))
         self.settings["impl"] = impl
 
@@ -79,7 +81,7 @@ class FocalStarLoss(_Loss):
         ignore_index: int = -1,
     ) -> None:
         super().__init__(gamma=gamma, beta=beta, reduction=reduction, ignore_index=ignore_index)
-        self(torch.zeros(0, self.keep("alpha", alpha)), torch.zeros(0, dtype=torch.long))
+        self(torch.zeros(0, self.register_per_class("alpha", alpha)), torch.zeros(0, dtype=torch.long))
 
     def forward(
         self, logits: Tensor, targets: Tensor, weight: Tensor | None = None, avg_factor: float | Tensor | None = None
@@ -99,7 +101,7 @@ class SoftmaxFocalLoss(_Loss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(gamma=gamma, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction)
-        self(torch.zeros(0, self.keep("class_weight", class_weight)), torch.zeros(0, dtype=torch.long))
+        self(torch.zeros(0, self.register_per_class("class_weight", class_weight)), torch.zeros(0, dtype=torch.long))
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         return softmax_focal_loss(logits, targets, **self.arguments())
@@ -116,7 +118,7 @@ class FocalNLLLoss(_Loss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(gamma=gamma, ignore_index=ignore_index, reduction=reduction)
-        self(torch.zeros(0, self.keep("class_weight", class_weight)), torch.zeros(0, dtype=torch.long))
+        self(torch.zeros(0, self.register_per_class("class_weight", class_weight)), torch.zeros(0, dtype=torch.long))
 
     def forward(self, log_probs: Tensor, targets: Tensor) -> Tensor:
         return focal_nll_loss(log_probs, targets, **self.arguments())

@@ -50,11 +50,11 @@ def softmax_focal_loss(
             a distribution over the classes.
         gamma: focusing parameter, at least 0; 0 is `F.cross_entropy`.
         class_weight: (C,), at least 0; see `class_weights`.
-        ignore_index: the class id that is left out: its loss and its gradient are exactly 0.
-        label_smoothing: share of the target, 0 to 1, that is spread evenly over the classes.
+        ignore_index: the class id that is ignored: its loss and its gradient are exactly 0.
+        label_smoothing: fraction of the target, 0 to 1, that is spread evenly over the classes.
         reduction: "none" keeps the shape of the class ids, "sum" adds up, "mean" divides by the sum of the weights of
             the targets (class ids) or by the number of rows (distributions), as `F.cross_entropy` does; where
-            everything is left out it is 0, not NaN.
+            everything is ignored it is 0, not NaN.
 
     Returns: float32 (float64 for float64 logits). Raises: ValueError for shapes, dtypes or values that do not fit.
     """
@@ -84,7 +84,7 @@ def focal_nll_loss(
     """Focal loss for a model that ends in LogSoftmax; at gamma 0 it is `F.nll_loss`.
 
     `log_probs`: float (N, C), (N, C, d1, ...) or (C,), at most 0. All else as in `softmax_focal_loss`. Raises
-    ValueError, for log-probabilities above 0 too (looked at on the CPU): those are logits or probabilities.
+    ValueError, for log-probabilities above 0 too (checked on the CPU only): those are logits or probabilities.
     """
     check_floats("log_probs", log_probs)
     if can_read_values(log_probs) and log_probs.numel() and log_probs.max() > 1e-4:
@@ -100,7 +100,7 @@ def focal_nll_loss(
 
 
 def _check_targets(x: Tensor, targets: Tensor, ignore_index: int) -> tuple[int, Tensor | None]:
-    """The dimension of the classes, and which rows are not left out: None for distributions. Raises ValueError."""
+    """The dimension of the classes, and which rows are not ignored: None for distributions. Raises ValueError."""
     check_tensor("targets", targets)
     dim = 0 if x.dim() == 1 else 1
     rows = (*x.shape[:dim], *x.shape[dim + 1 :])
@@ -117,15 +117,15 @@ def _check_targets(x: Tensor, targets: Tensor, ignore_index: int) -> tuple[int, 
 
 
 def _zero_ignored(x: Tensor, kept: Tensor | None, dim: int) -> Tensor:
-    """Zeros for the rows that are left out, whatever stood there: 0 * inf is NaN."""
+    """Zeros for the ignored rows, because their logits may be infinite, and 0 * inf is NaN."""
     return x if kept is None else torch.where(kept.unsqueeze(dim), x, 0)
 
 
 def _margin(x: Tensor, ids: Tensor, dim: int) -> Tensor:
-    """The logit of p_y = sigmoid(margin): x_y minus the log-sum-exp of the other classes; float64, one a row.
+    """The logit of p_y = sigmoid(margin): x_y minus the log-sum-exp of the other classes; float64, one per row.
 
-    So p_y and 1 - p_y keep their digits on both sides, where a log_softmax rounds to 0 from 1 - p = 6e-8 on. The sum
-    is taken relative to the largest of the others, in the dtype of `x`; only the rows' differences need more.
+    So p_y and 1 - p_y are accurate near 0 and near 1, where a log_softmax rounds to 0 from 1 - p = 6e-8 on. The sum is
+    taken relative to the largest of the others, in the dtype of `x`; only the final differences need float64.
     """
     column = ids.unsqueeze(dim)
     others = x.scatter(dim, column, -torch.inf)
@@ -165,7 +165,7 @@ def _all_classes_loss(
     check_number("gamma", gamma, 0)
     dim = 0 if log_p.dim() == 1 else 1
     classes = log_p.shape[dim]
-    column = [-1 if d == dim else 1 for d in range(log_p.dim())]  # (C,) beside log_p
+    column = [-1 if d == dim else 1 for d in range(log_p.dim())]  # the shape that broadcasts (C,) against log_p
     weight_C = None
     if class_weight is not None:
         weight_C = per_class_tensor("class_weight", class_weight, log_p, dim=dim).to(log_p.dtype)
@@ -178,7 +178,7 @@ def _all_classes_loss(
         is_true = ids.unsqueeze(dim) == torch.arange(classes, device=ids.device).view(column)
         q = torch.where(is_true, 1 - label_smoothing + label_smoothing / classes, label_smoothing / classes)
         q = q.to(log_p.dtype) * kept.unsqueeze(dim)
-    log_p = torch.where(q > 0, log_p, 0)  # a class without a share may have probability 0
+    log_p = torch.where(q > 0, log_p, 0)  # a class with target 0 may have probability 0
     loss = q * _focal_term(log_p, -torch.expm1(log_p), gamma)
     if weight_C is not None:
         loss = loss * weight_C.view(column)
@@ -186,7 +186,7 @@ def _all_classes_loss(
 
 
 def _focal_term(log_p: Tensor, one_minus_p: Tensor, gamma: float) -> Tensor:
-    """FL (eq. 4) from log p and 1 - p. A target of probability 0 costs an infinite loss with a finite slope."""
+    """FL (eq. 4) from log p and 1 - p. A target of probability 0 gives an infinite loss with a finite slope."""
     impossible = log_p == -torch.inf
     possible = torch.where(impossible, 0, log_p)
     return torch.where(impossible, -log_p, -modulating_factor(possible, one_minus_p, gamma) * possible)
@@ -203,7 +203,7 @@ def _reduce(loss: Tensor, row_weight: Tensor, reduction: Reduction) -> Tensor:
 
 
 def _log_softmax(x: Tensor, dim: int) -> Tensor:
-    """Log-probabilities of all classes with their digits near p = 1, which only the most probable class can have."""
+    """Log-probabilities of all classes, accurate also near p = 1, which only the most probable class can have."""
     top, index = x.max(dim, keepdim=True)
     below = x - top
     # What the subtraction rounded away (Knuth's two-sum); exp turns it into a relative error of exp(below).

@@ -1,7 +1,8 @@
 """The network: backbone, anchors, heads, and the files of its weights. It imports nothing of data sets or training."""
 
 from retina.model.anchors import make_anchors
+from retina.model.checkpoint import CheckpointError
 from retina.model.pretrained import WeightsError, load_pretrained
 from retina.model.retinanet import Outputs, RetinaNet
 
-__all__ = ["Outputs", "RetinaNet", "WeightsError", "load_pretrained", "make_anchors"]
+__all__ = ["CheckpointError", "Outputs", "RetinaNet", "WeightsError", "load_pretrained", "make_anchors"]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from retina.atomic_files import atomic_file
 
-FORMAT = 1  # raise it when files of an earlier format can no longer be read
+FORMAT = 1  # increase it when files of an earlier format can no longer be read
 _LOAD_ERRORS = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)  # what torch.load may raise
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 

@@ -78,7 +78,7 @@ h1 { margin-top: 0.5rem; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: 0.25rem 0.8rem; text-align: left; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
 th { border-bottom: 2px solid #888; }
-td.said { white-space: normal; min-width: 16rem; }
+td.text { white-space: normal; min-width: 16rem; }
 .right { text-align: right; }
 .best td { font-weight: bold; background: #eef6f2; }
 img { max-width: 100%; height: auto; display: block; margin: 1.2rem 0; }
@@ -114,7 +114,7 @@ def _html_table(table: Table) -> str:
     right = table.right()
 
     def cell(tag: str, text: str, column: int) -> str:
-        attribute = ' class="right"' if right[column] else ' class="said"' if len(text) > 60 else ""
+        attribute = ' class="right"' if right[column] else ' class="text"' if len(text) > 60 else ""
         return f"<{tag}{attribute}>{html.escape(text)}</{tag}>"
 
     lines = ["<thead><tr>" + "".join(cell("th", text, i) for i, text in enumerate(table.head)) + "</tr></thead>"]

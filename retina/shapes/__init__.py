@@ -1,7 +1,8 @@
 """The generated data set: random images of textured shapes, written as a folder in COCO format.
 
 `outlines` has the classes, `layout` places objects and makes their annotations, `painting` draws pixels, `scene` makes
-one image from these, `writing` writes the folder. Training reads that folder like any other COCO data set.
+one image from these, `writing` writes the folder. Nothing here is imported by the detector: training reads that folder
+like any other COCO data set.
 """
 
 from retina.shapes.layout import CATEGORIES

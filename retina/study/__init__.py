@@ -1,6 +1,7 @@
-"""A grid of runs as a resumable study: its file, cells, trial storage, loop and report. Imports no torch.
+"""A grid of runs as a resumable study: its file, cells, trial storage, loop and report.
 
-`retina.study.loop` and `retina.study.report` are imported by name, because they import Optuna and matplotlib.
+Imports no torch and nothing of the detector: each run is a process of tools/train.py. `retina.study.loop` and
+`retina.study.report` are imported by name, because they import Optuna and matplotlib.
 """
 
 from retina.study.cells import Cell, Study, StudyError

@@ -1,4 +1,4 @@
-"""How long a study will take and how much disk space it needs, before it starts."""
+"""How long a study will take, and how much disk space it needs."""
 
 from __future__ import annotations
 

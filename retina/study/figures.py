@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
@@ -17,11 +16,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from retina.plots.document import DPI, Picture
-from retina.plots.style import MANY_CLASSES, PALETTE, style_axes
+from retina.plots.result_files import read_metrics
+from retina.plots.style import MANY_CLASSES, PALETTE, style_axes, style_log_y, style_step_axis
 from retina.study.cells import format_value, short_key
 from retina.study.results import Group, as_number, best_of, distinct_values, mean, sd, with_ap
 
@@ -36,14 +35,14 @@ def _picture(figure: Figure, file: str, alt: str) -> Picture:
 
 
 def plot_heat_map(groups: list[Group]) -> Picture | None:
-    """AP over two keys that were combined, as colours and numbers; None for other studies."""
+    """AP over two keys that were combined, as colors and numbers; None for other studies."""
     keys = list(groups[0].settings)
     sizes = [len(distinct_values(groups, key)) for key in keys]
     if len(keys) != 2 or min(sizes) < 2 or 2 * len(groups) < math.prod(sizes):
         return None
     columns, rows = (list(map(json.dumps, distinct_values(groups, key))) for key in keys)
     means = [group.mean() for group in with_ap(groups)]
-    # On a scale from zero, all but the worst cells would have nearly the same colour.
+    # On a scale from zero, all but the worst cells would have nearly the same color.
     lowest = max(min(means), max(means) / 2)
     norm = Normalize(lowest, max(means))
     figure = Figure(figsize=(max(6.4, 1.02 * sizes[0] + 2.4), 0.74 * sizes[1] + 1.5), layout="constrained")
@@ -77,7 +76,7 @@ def plot_heat_map(groups: list[Group]) -> Picture | None:
     figure.colorbar(
         ScalarMappable(norm, colors), ax=axes, label="AP", extend="min" if lowest > min(means) else "neither"
     )
-    return _picture(figure, "heat_map.png", f"AP over {names[0]} and {names[1]}, as colours")
+    return _picture(figure, "heat_map.png", f"AP over {names[0]} and {names[1]}, as colors")
 
 
 def plot_ap_curves(groups: list[Group]) -> Iterator[Picture]:
@@ -191,23 +190,16 @@ def plot_losses(chosen: list[Group]) -> Picture | None:
         return None
     panels[0].set_ylabel("class loss / number of positives")
     for axes, kind in zip(panels, ("positive", "negative"), strict=True):
-        axes.set_yscale("log", nonpositive="mask")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.set_xlabel("step")
+        style_log_y(axes)
+        style_step_axis(axes, max_ticks=6)
         style_axes(axes, f"{kind} anchors", "no loss yet")
     figure.legend(handles, labels, loc="outside right upper", frameon=False)
     return _picture(figure, "losses.png", "Class loss of the positive and of the negative anchors over the steps")
 
 
 def _read_losses(path: Path) -> NDArray[np.float64]:
-    """(T, 3) float64: step, loss_pos, loss_neg. The later line counts if a resumed run logged a step twice."""
-    if not path.is_file():
+    """(T, 3) float64: step, loss_pos, loss_neg; T is 0 for a file that is missing or lacks these columns."""
+    try:
+        return np.stack(list(read_metrics(path, ("step", "loss_pos", "loss_neg")).values()), axis=1)
+    except (FileNotFoundError, ValueError):
         return np.empty((0, 3))
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [[row.get(name) for name in ("step", "loss_pos", "loss_neg")] for row in csv.DictReader(file)]
-    by_step = {float(row[0]): [float(value) for value in row] for row in rows if all(row)}  # type: ignore[arg-type]
-    return np.array([by_step[step] for step in sorted(by_step)]).reshape(-1, 3)

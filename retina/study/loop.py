@@ -69,7 +69,7 @@ class Runner:
         self, study: Study, trial_storage: TrialStorage, machine: Machine, log: Callable[[str], None] = print_with_time
     ) -> None:
         self.study, self.trial_storage, self.machine, self.log = study, trial_storage, machine, log
-        self.pause = min(1.0, trial_storage.lease / 10)  # seconds between two polls
+        self.poll_interval = min(1.0, trial_storage.lease / 10)  # seconds
         self.running: list[_RunningTrial] = []
         self.given_up: set[str] = set()  # keys of cells
         self.kill_counts: Counter[str] = Counter()  # by cell, since its last checkpoint
@@ -91,7 +91,7 @@ class Runner:
         previous_handlers = {number: signal.signal(number, self._handle_signal) for number in numbers}
         try:
             while not self._poll():
-                time.sleep(self.pause)
+                time.sleep(self.poll_interval)
         finally:
             for running in self.running:
                 kill(running.process)
@@ -136,17 +136,17 @@ class Runner:
 
     def _fail_expired_trials(self) -> None:
         own_trials = {running.trial._trial_id for running in self.running}
-        for trial in self.trial_storage.fail_expired(own_trials, self.pause):
+        for trial in self.trial_storage.fail_expired(own_trials, self.poll_interval):
             self.log(f"{trial.user_attrs['label']}: its owner {trial.user_attrs['owner']} is lost")
 
     def _handle_storage_error(self, error: Exception) -> None:
         silent = time.monotonic() - self.last_answer
         if silent > self.trial_storage.lease / 2:
             raise StudyError(
-                f"storage {self.trial_storage.where}: no answer for {silent:.0f} s ({first_line(error)}). The runs "
+                f"storage {self.trial_storage.location}: no answer for {silent:.0f} s ({first_line(error)}). The runs "
                 "were stopped. Finished cells are kept, and the same command continues from the last checkpoints"
             ) from error
-        self.log(f"storage {self.trial_storage.where}: {first_line(error)}; trying again")
+        self.log(f"storage {self.trial_storage.location}: {first_line(error)}; trying again")
 
     def _start_open_cells(self, trials_by_cell: dict[str, list[FrozenTrial]]) -> bool:
         """Start an open cell on each free worker; False when every cell is done or given up."""
@@ -180,7 +180,7 @@ class Runner:
         self.results_missing_since = (self.results_missing_since or time.monotonic()) if without_result else 0.0
         if without_result and time.monotonic() - self.results_missing_since > self.trial_storage.lease:
             raise StudyError(
-                f"{self.trial_storage.where}: the trial of {without_result[0].label} is finished, but "
+                f"{self.trial_storage.location}: the trial of {without_result[0].label} is finished, but "
                 f"{without_result[0].folder} has no result: is --output the same folder for all processes of the study "
                 "on all machines? (With a new storage the cell is run again.)"
             )

@@ -58,7 +58,7 @@ def write_report(study: Study) -> list[Path]:
     texts = {
         "report.html": to_html(blocks),
         "report.md": to_markdown(blocks),
-        "results.csv": _csv(_cell_rows(groups)),
+        "results.csv": _csv(_group_rows(groups)),
         "trainings.csv": _csv(_run_rows(study, groups)),
     }
     for name, text in texts.items():
@@ -147,11 +147,11 @@ def _significance(groups: list[Group]) -> Iterator[str]:
         num_seeds = len(largest.values())
         bound = noise.least_significant_difference(largest, largest)
         yield (
-            f"Seed noise: the standard deviation over seeds, pooled over {noise.cells} cells with an AP of at least "
-            f"{MIN_AP:g} percent, is s = {noise.sd:.2f} percent AP ({noise.freedom} degrees of freedom). Two means of "
-            f"{num_seeds} seeds must differ by more than {bound:.2f} to exceed it (Fisher's least significant "
-            "difference, t(0.975) s sqrt(1/n_a + 1/n_b)). Among many cells a few differences exceed it by chance, most "
-            "of all those to the best cell, because it was chosen for its high AP."
+            f"Seed noise: the standard deviation over seeds, pooled over {noise.num_groups} cells with an AP of at "
+            f"least {MIN_AP:g} percent, is s = {noise.sd:.2f} percent AP ({noise.degrees_of_freedom} degrees of "
+            f"freedom). Two means of {num_seeds} seeds must differ by more than {bound:.2f} to exceed it (Fisher's "
+            "least significant difference, t(0.975) s sqrt(1/n_a + 1/n_b)). Among many cells a few differences exceed "
+            "it by chance, most of all those to the best cell, because it was chosen for its high AP."
         )
     elif measured:
         single = all(len(group.values()) == 1 for group in measured)
@@ -248,7 +248,7 @@ def _paper_text(group: Group, column: str) -> str:
     return value if isinstance(value, str) else f"{value:.1f}"
 
 
-def _cell_rows(groups: list[Group]) -> Iterator[list[Any]]:
+def _group_rows(groups: list[Group]) -> Iterator[list[Any]]:
     """One row per group; AP in percent, as in the paper."""
     best, noise = best_of(groups), seed_noise(groups)
     numbers = [f"{name}_{kind}" for name in MAIN_METRICS for kind in ("mean", "sd")]

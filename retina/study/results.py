@@ -71,15 +71,15 @@ class Group:
 
 @dataclass(frozen=True)
 class SeedNoise:
-    """The standard deviation of AP in percent over seeds, pooled over `cells` groups."""
+    """The standard deviation of AP in percent over seeds, pooled over `num_groups` groups."""
 
     sd: float
-    freedom: int  # degrees of freedom
-    cells: int
+    degrees_of_freedom: int
+    num_groups: int
 
     def least_significant_difference(self, a: Group, b: Group) -> float:
         """Fisher's least significant difference of the mean AP of two groups, at 5 percent."""
-        quantile = float(stats.t.ppf(0.975, self.freedom))
+        quantile = float(stats.t.ppf(0.975, self.degrees_of_freedom))
         return quantile * self.sd * math.sqrt(1 / len(a.values()) + 1 / len(b.values()))
 
 
@@ -99,11 +99,11 @@ def group_cells(study: Study) -> list[Group]:
 def seed_noise(groups: list[Group]) -> SeedNoise | None:
     """The pooled noise of the groups with at least MIN_AP and two seeds; None if there is no such group."""
     samples = [group.values() for group in groups if len(group.values()) > 1 and group.mean() >= MIN_AP]
-    freedom = sum(len(values) - 1 for values in samples)
-    if not freedom:
+    degrees_of_freedom = sum(len(values) - 1 for values in samples)
+    if not degrees_of_freedom:
         return None
     squares = sum(statistics.variance(values) * (len(values) - 1) for values in samples)
-    return SeedNoise(math.sqrt(squares / freedom), freedom, len(samples))
+    return SeedNoise(math.sqrt(squares / degrees_of_freedom), degrees_of_freedom, len(samples))
 
 
 def with_ap(groups: list[Group]) -> list[Group]:

@@ -21,14 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from yaml import YAMLError
 
 from retina import __version__
 from retina.config import KEYS_WITHOUT_EFFECT, Config
-from retina.config_file import load_config
+from retina.config_file import load_config, read_yaml
 from retina.study.cells import Cell, Settings, Study, StudyError
 from retina.study.paper import paper_tables
 
@@ -84,7 +81,7 @@ def load_study(
     configs: list[tuple[Settings, Config]] = []
     for settings in combinations:
         flags = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-        config = load_config(base_path, [*shared, *flags], said=str(path))
+        config = load_config(base_path, [*shared, *flags], overrides_source=str(path))
         config = load_config(base_path, [*shared, *flags, *overrides]) if overrides else config
         flat = config.flat()
         configs.append(({key: flat[key] for key in settings}, config))
@@ -112,16 +109,7 @@ def load_study(
 
 
 def _read_study_file(path: Path) -> _StudyFile:
-    if not path.is_file():
-        studies = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f"; there is {', '.join(studies)}" if studies else ""
-        raise StudyError(f"{path}: no such study file{hint}")
-    try:
-        tree = OmegaConf.to_container(OmegaConf.load(path))
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
-        raise StudyError(f"{path}: not readable as YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise StudyError(f"{path}: expected `base:`, `axes:` or `cells:`, `seeds:`; found {type(tree).__name__}")
+    tree = read_yaml(path, "study file", "`base:`, `axes:` or `cells:`, `seeds:`", StudyError)
     try:
         return _StudyFile.model_validate(tree)
     except ValidationError as error:

@@ -70,26 +70,26 @@ class TrialStorage:
         self.study, self.lease = study, lease
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         parsed = _parse_url(url) if url else None
-        self.where = parsed.render_as_string(hide_password=True) if parsed else str(study.folder / "ledger.jsonl")
+        self.location = parsed.render_as_string(hide_password=True) if parsed else str(study.folder / "ledger.jsonl")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         for tries_left in (2, 1, 0):
             try:
                 study.folder.mkdir(parents=True, exist_ok=True)
-                self.storage = _open_storage(parsed, Path(self.where), lease)
-                self.optuna = optuna.create_study(
+                self.storage = _open_storage(parsed, Path(self.location), lease)
+                self.optuna_study = optuna.create_study(
                     storage=self.storage, study_name=study.name, direction="maximize", load_if_exists=True
                 )
                 break
             except Exception as error:  # every database driver has its own errors, and may not be installed
                 if not tries_left:
-                    raise StudyError(f"storage {self.where}: cannot be reached: {first_line(error)}") from error
+                    raise StudyError(f"storage {self.location}: cannot be reached: {first_line(error)}") from error
                 time.sleep(1)  # where two processes create the tables at the same time, one of them fails
-        stored_summary = self.optuna.user_attrs.get("summary")
+        stored_summary = self.optuna_study.user_attrs.get("summary")
         if stored_summary is None:
-            self.optuna.set_user_attr("summary", study.summary())
+            self.optuna_study.set_user_attr("summary", study.summary())
         else:
             _check_unchanged(study, stored_summary)
-        self.first_trial_number = len(self.optuna.get_trials(deepcopy=False))  # earlier errors do not count
+        self.first_trial_number = len(self.optuna_study.get_trials(deepcopy=False))  # earlier errors do not count
         params = [_trial_params(cell) for cell in study.cells]
         self._distributions: dict[str, BaseDistribution] = {
             key: CategoricalDistribution(list(dict.fromkeys(p[key] for p in params))) for key in params[0]
@@ -100,7 +100,7 @@ class TrialStorage:
     def trials_by_cell(self) -> dict[str, list[FrozenTrial]]:
         """The trials of each cell by its key, in the order of their numbers."""
         trials_by_cell: dict[str, list[FrozenTrial]] = {cell.key: [] for cell in self.study.cells}
-        for trial in sorted(self.optuna.get_trials(deepcopy=False), key=lambda trial: trial.number):
+        for trial in sorted(self.optuna_study.get_trials(deepcopy=False), key=lambda trial: trial.number):
             trials_by_cell.setdefault(trial.user_attrs["cell"], []).append(trial)
         return trials_by_cell
 
@@ -109,7 +109,7 @@ class TrialStorage:
         if not_failed(self.trials_by_cell()[cell.key]):
             return None
         token = uuid.uuid4().hex
-        self.optuna.add_trial(
+        self.optuna_study.add_trial(
             create_trial(
                 state=TrialState.RUNNING,
                 params=_trial_params(cell),
@@ -142,23 +142,23 @@ class TrialStorage:
     def complete(self, trial: FrozenTrial, ap: float) -> None:
         """Set the trial to COMPLETE with its AP between 0 and 1; a trial that has ended stays as it is."""
         with contextlib.suppress(UpdateFinishedTrialError):
-            self.optuna.tell(trial.number, ap, skip_if_finished=True)
+            self.optuna_study.tell(trial.number, ap, skip_if_finished=True)
 
     def fail(self, trial: FrozenTrial, reason: str) -> None:
         """Set the trial to FAIL; a trial that has ended stays as it is."""
         with contextlib.suppress(UpdateFinishedTrialError):
             self.storage.set_trial_user_attr(trial._trial_id, "ended", reason)
-            self.optuna.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            self.optuna_study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
-    def fail_expired(self, own_trials: set[int], pause: float) -> list[FrozenTrial]:
+    def fail_expired(self, own_trials: set[int], poll_interval: float) -> list[FrozenTrial]:
         """Fail the RUNNING trials whose heartbeat did not change for their lease, and return them.
 
         Args:
             own_trials: ids of the trials of this process, which are not checked.
-            pause: seconds between two calls.
+            poll_interval: seconds between two calls.
         """
         now = time.monotonic()
-        elapsed = min(now - self._last_check, 2 * pause)  # less than the clock's if this process was stopped
+        elapsed = min(now - self._last_check, 2 * poll_interval)  # less than the clock's if this process was stopped
         self._last_check = now
         expired, silent_seconds = [], {}
         for trials in self.trials_by_cell().values():

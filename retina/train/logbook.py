@@ -6,6 +6,8 @@
     eval.json        a list with the COCO numbers of each evaluation
     detections.json  the detections of the last evaluation, as COCO results
     events.out.*     TensorBoard: losses, learning rate, positives, images/s, AP, images, precision-recall curves
+    nonfinite_step_<step>.json   the image ids of a step whose loss was not finite
+    .lock            held while the run writes
 
 Only process 0 writes. In the other processes the methods that write do nothing.
 """

@@ -39,8 +39,8 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
     with process_group() as (rank, world, device), Logbook(config, rank) as log, _catch_stop_signals() as signals:
         if config.train.batch_size % (world * config.train.accumulate):
             raise RunError(
-                f"train.batch_size {config.train.batch_size} does not divide among {world} processes "
-                f"of train.accumulate {config.train.accumulate}"
+                f"train.batch_size {config.train.batch_size} is not a multiple of the {world} processes x "
+                f"train.accumulate {config.train.accumulate}"
             )
         train_set, val_set = load_datasets(config, log)
         state = create_train_state(config, train_set, device, resume, log)

@@ -172,7 +172,7 @@ def test_conclusions_follow_the_numbers() -> None:
     assert "Better: ECE (b 0.500 against 0.700). Worse: macro F1 (b 0.500 against 0.700)." in swapped
     assert any(line.startswith("b, ECE: ") for line in summary.conclusions({"a: one": equal, "b: two": changed}))
     one_seed = {name: {key: value[:1] for key, value in values.items()} for name, values in changed.items()}
-    assert "One seed" in summary.conclusions({"a: one": one_seed})[0]
+    assert "With one seed" in summary.conclusions({"a: one": one_seed})[0]
     assert not any("is best" in line for line in summary.conclusions({"a: one": one_seed}))
 
 

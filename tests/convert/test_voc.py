@@ -1,4 +1,4 @@
-"""VOC -> COCO, on folders written by the tests and, where it is available, on BCCD."""
+"""VOC -> COCO, on folders written by the tests and, if it is available, on BCCD."""
 
 import json
 import os
@@ -205,7 +205,7 @@ def test_unreadable_annotations_name_the_file(tmp_path: Path, text: str, message
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_doctype_is_refused_whatever_the_encoding(tmp_path: Path, encoding: str) -> None:
+def test_doctype_is_refused_in_any_encoding(tmp_path: Path, encoding: str) -> None:
     one_image(tmp_path, voc_object("dog", (0, 0, 9, 9)))
     entities = "".join(f'<!ENTITY e{i} "{f"&e{i - 1};" * 10}">' for i in range(1, 10))
     bomb = f'<!DOCTYPE annotation [<!ENTITY e0 "ha">{entities}]><annotation>&e9;</annotation>'
@@ -228,6 +228,7 @@ def tool(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
+@pytest.mark.slow
 def test_tool_writes_what_convert_voc_returns(tmp_path: Path) -> None:
     root, output = tmp_path / "voc", tmp_path / "new/folder/train.json"
     expected, notes = one_image(root, voc_object("dog", (0, 0, 9, 9)) + voc_object("dog", (5, 5, 5, 5)))
@@ -239,6 +240,7 @@ def test_tool_writes_what_convert_voc_returns(tmp_path: Path) -> None:
     assert [path.name for path in output.parent.iterdir()] == ["train.json"], "no temporary file remains"
 
 
+@pytest.mark.slow
 def test_tool_fails_with_one_message_and_leaves_no_files(tmp_path: Path) -> None:
     output = tmp_path / "out/train.json"
     result = tool(tmp_path, "--split", "train", "--output", output)

@@ -47,7 +47,7 @@ def test_degenerate_boxes_are_dropped_and_counted(tmp_path: Path) -> None:
     dataset = CocoDataset(*write_annotations(tmp_path, [[1, 2, 10, 0], [3, 3, 4, 4], [39, 1, 9, 3], [50, 5, 4, 4]]))
     assert dataset.records[0].boxes.tolist() == [[3, 3, 7, 7], [39, 1, 40, 4]]
     assert any("2 boxes without area dropped: annotations 70, 73" in note for note in dataset.notes)
-    assert any("2 boxes reached" in note for note in dataset.notes)
+    assert any(note.startswith("1 boxes reached") for note in dataset.notes)  # the last one is wholly outside
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_coco
+from coco_files import write_coco
 
 from retina.assign import assign
 from retina.config import Config

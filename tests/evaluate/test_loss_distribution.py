@@ -20,6 +20,8 @@ from retina.model import checkpoint
 from retina.model.retinanet import RetinaNet
 from retina.train.loop import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -59,18 +61,18 @@ def test_histogram_agrees_with_sorting(mean: float, spread: float) -> None:
     exact = np.append(0, np.cumsum(np.sort(losses))) / losses.sum()
     fractions = np.linspace(0, 1, len(losses) + 1)
     assert np.abs(np.interp(fractions, *histogram.curve()) - exact).max() < 0.005
-    for hardest in (0.01, 0.1, 0.2):
-        expected = 1 - np.interp(1 - hardest, fractions, exact)
-        assert histogram.hardest(hardest) == pytest.approx(expected, rel=0.01)
+    for fraction in (0.01, 0.1, 0.2):
+        expected = 1 - np.interp(1 - fraction, fractions, exact)
+        assert histogram.loss_fraction_of_hardest(fraction) == pytest.approx(expected, rel=0.01)
 
 
-def test_parts_by_hand() -> None:
+def test_fractions_by_hand() -> None:
     """99 losses of 1 and one of 99: the hardest hundredth has half of the total. Zeros and tiny losses add nothing."""
     histogram = library.LossHistogram()
     histogram.add(torch.tensor([1.0] * 99 + [99.0]))
-    assert histogram.hardest(0.01) == pytest.approx(0.5) and histogram.hardest(1) == pytest.approx(1)
+    assert [histogram.loss_fraction_of_hardest(fraction) for fraction in (0.01, 1)] == pytest.approx([0.5, 1])
     histogram.add(torch.tensor([0.0] * 60 + [1e-30] * 40))
-    assert histogram.hardest(0.005) == pytest.approx(0.5) and histogram.hardest(0.5) == pytest.approx(1)
+    assert [histogram.loss_fraction_of_hardest(fraction) for fraction in (0.005, 0.5)] == pytest.approx([0.5, 1])
 
 
 def test_equal_losses_give_a_straight_line() -> None:
@@ -78,11 +80,11 @@ def test_equal_losses_give_a_straight_line() -> None:
     histogram.add(torch.full((1000,), 0.37))
     x = np.linspace(0, 1, 11)
     np.testing.assert_allclose(np.interp(x, *histogram.curve()), x, atol=1e-12)
-    assert histogram.hardest(0.2) == pytest.approx(0.2)
+    assert histogram.loss_fraction_of_hardest(0.2) == pytest.approx(0.2)
 
 
 def test_sums_are_those_of_the_training_loss(trained: Path) -> None:
-    """Image by image, all levels at once, by the path of the loss that training takes."""
+    """Computed image by image, over all levels at once, with the loss function of training."""
     config, dataset, model = open_run(trained)
     device = pick_device()
     distribution = library.measure_loss_distribution(model, dataset, config, device)
@@ -137,7 +139,7 @@ def test_the_command(
         assert picture.width == 1600
 
 
-def test_images_are_chosen_evenly(trained: Path) -> None:
+def test_images_are_evenly_spaced(trained: Path) -> None:
     _, dataset, _ = open_run(trained)
     ids = [record.image_id for record in dataset.records]
     assert [record.image_id for record in dataset.evenly_spaced(4).records] == [ids[i] for i in (0, 2, 5, 7)]
@@ -156,7 +158,7 @@ def test_no_positives_and_nan_are_errors(trained: Path) -> None:
         library.measure_loss_distribution(model, dataset, config, pick_device())
 
 
-def test_mistakes_give_a_message(
+def test_error_messages(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")

@@ -1,8 +1,8 @@
-"""Compiles every kernel to machine code of a Hopper card, which needs no card; prints registers, spills, instructions.
+"""Compiles every kernel for a Hopper GPU, which needs no GPU. Prints registers, spills and instructions.
 
     python tests/losses/compile_kernels.py
 
-Triton's interpreter accepts more than its compiler does, so test_focal_triton.py runs this too.
+Triton's interpreter accepts more than its compiler does, so test_focal_triton.py runs this script too.
 """
 
 from __future__ import annotations
@@ -23,24 +23,28 @@ from triton.compiler import ASTSource
 from retina import assign_triton
 from retina.losses import focal_triton
 
-POINTERS = {
-    "logits": "*{dtype}", "gradient": "*{dtype}", "targets": "*i16", "labels": "*i64", "label_NR": "*i16",
-    "images": "*i32", "weights": "*fp32", "alphas_pos": "*fp32", "alphas_neg": "*fp32", "divisor": "*fp32",
-    "partial": "*fp32", "upstream": "*fp32", "anchors": "*fp32", "boxes": "*fp32", "ignores": "*fp32",
-    "best_BT": "*fp32", "best_T": "*fp32", "box_NR4": "*fp32",
+TYPES = {
+    # of the focal loss
+    "logits": "*{dtype}", "gradient": "*{dtype}", "targets": "*i16", "weights": "*fp32", "alphas_pos": "*fp32",
+    "alphas_neg": "*fp32", "divisor": "*fp32", "partial_sums": "*fp32", "upstream": "*fp32", "total": "i32",
+    "rows_per_image": "i32", "logit_stride_n": "i32", "logit_stride_r": "i32", "logit_stride_k": "i32",
+    "gradient_stride_n": "i32", "gradient_stride_r": "i32", "gradient_stride_k": "i32", "alpha_pos": "fp32",
+    "alpha_neg": "fp32", "gamma": "fp32", "remainder": "fp32", "scale": "fp32", "ignore_index": "i32", "blocks": "i32",
+    # of the matching
+    "anchors": "*fp32", "boxes": "*fp32", "ignores": "*fp32", "labels": "*i64", "images": "*i32", "best_BT": "*fp32",
+    "best_T": "*fp32", "label_NR": "*i16", "box_NR4": "*fp32", "R": "i32", "T": "i32", "num_classes": "i32",
+    "positive_iou": "fp32", "negative_iou": "fp32",
 }  # fmt: skip
-FLOATS = {"alpha_pos", "alpha_neg", "gamma", "rest", "scale", "positive_iou", "negative_iou"}
 
 
 def build(kernel: Any, constants: dict[str, Any], dtype: str = "fp32", warps: int = 4, fusion: bool = True) -> Any:
-    """The compiled kernel, with pointers that are aligned as PyTorch's are."""
+    """The compiled kernel, with pointers that are aligned as PyTorch's are. KeyError for an unknown argument name."""
     signature, aligned = {}, {}
-    for place, name in enumerate(kernel.arg_names):
-        stored = "fp32" if dtype == "fp16" and name == "gradient" else dtype  # as the launcher has it
-        kind = POINTERS.get(name, "fp32" if name in FLOATS else "i32").format(dtype=stored)
-        signature[name] = "constexpr" if name in constants else kind
-        if kind.startswith("*") or name == "total":
-            aligned[(place,)] = [["tt.divisibility", 16]]
+    for position, name in enumerate(kernel.arg_names):
+        stored = "fp32" if dtype == "fp16" and name == "gradient" else dtype  # as in _empty_gradient
+        signature[name] = "constexpr" if name in constants else TYPES[name].format(dtype=stored)
+        if signature[name].startswith("*") or name == "total":
+            aligned[(position,)] = [["tt.divisibility", 16]]
     values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=aligned)
     options = {"num_warps": warps, "enable_fp_fusion": fusion}
@@ -64,13 +68,14 @@ def describe(name: str, built: Any, elements: int) -> str:
 
 
 def main() -> None:
-    """One line for each kernel and specialisation."""
+    """One line for each kernel and specialization."""
     block, warps = focal_triton.BLOCK, focal_triton.WARPS
     each = block // (32 * warps)
     common = {"CONTIGUOUS": True, "PER_CLASS": False, "WEIGHTED": False, "DIVIDED": True, "GRADIENT": True}
-    common |= {"BLOCK": block, "EACH": focal_triton.BLOCKS_EACH, "INTERPRETED": False}
+    common |= {"BLOCK": block, "BLOCKS_EACH": focal_triton.BLOCKS_EACH, "INTERPRETED": False}
+    gamma_2 = {"HALVES": 4, "HAS_REMAINDER": False}
     for dtype in ("fp32", "bf16", "fp16"):
-        for classes, halves, rest in (
+        for classes, halves, has_remainder in (
             (80, 4, False),
             (91, 4, False),
             (80, 2, False),
@@ -78,30 +83,24 @@ def main() -> None:
             (80, 1, True),
             (1, 4, False),
         ):
-            constants = common | {"K": classes, "HALVES": halves, "HAS_REST": rest}
+            constants = common | {"K": classes, "HALVES": halves, "HAS_REMAINDER": has_remainder}
             built = build(focal_triton._focal_kernel, constants, dtype, warps)
-            print(describe(f"focal {dtype} K {classes} gamma {halves / 2:g}{' + rest' if rest else ''}", built, each))
-    full = common | {
-        "K": 80,
-        "HALVES": 4,
-        "HAS_REST": False,
-        "CONTIGUOUS": False,
-        "PER_CLASS": True,
-        "WEIGHTED": True,
-    }
+            suffix = " + remainder" if has_remainder else ""
+            print(describe(f"focal {dtype} K {classes} gamma {halves / 2:g}{suffix}", built, each))
+    full = common | gamma_2 | {"K": 80, "CONTIGUOUS": False, "PER_CLASS": True, "WEIGHTED": True}
     print(describe("focal fp32, strided, weights, alphas", build(focal_triton._focal_kernel, full), each))
-    bare = common | {"K": 80, "HALVES": 4, "HAS_REST": False, "GRADIENT": False}
-    print(describe("focal bf16, no gradient", build(focal_triton._focal_kernel, bare, "bf16"), each))
+    no_gradient = common | gamma_2 | {"K": 80, "GRADIENT": False}
+    print(describe("focal bf16, no gradient", build(focal_triton._focal_kernel, no_gradient, "bf16"), each))
     print(describe("rescale bf16", build(focal_triton._rescale_kernel, {"BLOCK": block}, "bf16", warps), each))
     block, warps = assign_triton.BLOCK, assign_triton.WARPS
     each = block // (32 * warps)
     best = build(assign_triton._best_iou_kernel, {"BLOCK": block}, warps=warps, fusion=False)
-    assert "fma.rn.f32" not in best.asm["ptx"], "a fused multiply-add would move ties"
+    assert "fma.rn.f32" not in best.asm["ptx"], "a fused multiply-add would change ties"
     print(describe("best anchors of boxes", best, each))
     for overwrite in (False, True):
         constants = {"LOW_QUALITY": True, "OVERWRITE": overwrite, "PADDING_IS_IGNORED": overwrite, "BLOCK": block}
         built = build(assign_triton._match_kernel, constants, warps=warps, fusion=False)
-        assert "fma.rn.f32" not in built.asm["ptx"], "a fused multiply-add would move ties"
+        assert "fma.rn.f32" not in built.asm["ptx"], "a fused multiply-add would change ties"
         print(describe(f"match{', overwrite' if overwrite else ''}", built, each))
 
 

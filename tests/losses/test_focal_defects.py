@@ -1,23 +1,22 @@
-"""Defects of public focal losses, each shown on the naive formula first and then absent here."""
+"""Defects of published focal losses: each is shown for the naive formula, and then shown to be absent here."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from focal_helpers import cpu_impls
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal
 
 from retina.losses import class_weights, sigmoid_focal_loss, softmax_focal_loss
 
-both = pytest.mark.parametrize("impl", ["reference", "chunked"])
-
 
 def gradient_of(loss: Tensor, logits: Tensor) -> Tensor:
     return torch.autograd.grad(loss, logits)[0]
 
 
-@both
+@cpu_impls
 @pytest.mark.parametrize("gamma", [0.1, 0.2, 0.5])
 def test_nan_gradient_below_gamma_one(impl: str, gamma: float) -> None:
     """The slope of (1 - p_t)^gamma is infinite at p_t = 1, where the cross entropy is 0."""
@@ -35,11 +34,11 @@ def test_nan_gradient_below_gamma_one_over_a_softmax() -> None:
     p = F.softmax(logits, dim=1)[0, 0]
     assert gradient_of((1 - p) ** 0.5 * -p.log(), logits).isnan().any()
     gradient = gradient_of(softmax_focal_loss(logits, torch.tensor([0]), gamma=0.5), logits)
-    assert gradient.isfinite().all() and gradient[0, 0] < 0  # still pushed up, not rounded to nothing
+    assert gradient.isfinite().all() and gradient[0, 0] < 0  # it raises the logit, and is not rounded to 0
 
 
 def test_alpha_on_both_sides() -> None:
-    """alpha * everything instead of alpha_t: the balance between the classes never changes."""
+    """alpha * everything instead of alpha_t: the balance between positives and negatives never changes."""
     logits, labels = torch.tensor([0.3, 0.3]), torch.tensor([1.0, 0.0])
 
     def naive(alpha: float) -> Tensor:
@@ -70,7 +69,7 @@ def test_focus_from_the_averaged_cross_entropy() -> None:
     assert easy_share(right) < 1e-3 * easy_share(plain)
 
 
-@both
+@cpu_impls
 def test_detached_p_t(impl: str) -> None:
     """With (1 - p_t)^gamma as a constant the gradient is off by a third and more; the loss looks the same."""
     logits = torch.tensor([[0.0]], requires_grad=True)
@@ -91,7 +90,7 @@ def test_log_of_softmax() -> None:
 
 
 def test_mean_over_rows_and_classes() -> None:
-    """.mean() over (N, C) after a one-hot: C times too small against F.cross_entropy."""
+    """.mean() over (N, C) after a one-hot: C times smaller than F.cross_entropy."""
     logits, labels = torch.randn(8, 5), torch.randint(0, 5, (8,))
     one_hot = F.one_hot(labels, 5)
     expected = F.cross_entropy(logits, labels)
@@ -107,7 +106,7 @@ def test_weighted_mean_divided_by_n() -> None:
     torch.testing.assert_close(softmax_focal_loss(logits, labels, gamma=0, class_weight=weight), expected)
 
 
-@both
+@cpu_impls
 def test_everything_ignored_by_the_sigmoid(impl: str) -> None:
     logits, labels = torch.randn(3, 4, requires_grad=True), torch.full((3,), -1)
     kept = labels != -1
@@ -124,7 +123,7 @@ def test_everything_ignored_by_the_softmax() -> None:
         assert loss.item() == 0 and not gradient_of(loss, logits).any()
 
 
-@both
+@cpu_impls
 def test_loss_underflows_in_float16(impl: str) -> None:
     """Computed in float16 the loss is 0 from a logit of 12 on."""
     logits = torch.tensor([[-12.0]], dtype=torch.float16, requires_grad=True)

@@ -1,4 +1,4 @@
-"""The fused kernel against the reference in float64: on a card where there is one, else in Triton's interpreter."""
+"""The fused kernel compared with the reference in float64: on a GPU, or in Triton's interpreter without one."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from retina.losses import focal_triton
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 fused = partial(sigmoid_focal_loss, impl="triton")
-# The interpreter cuts bfloat16 off where a card rounds to nearest.
+# The interpreter truncates to bfloat16 where a GPU rounds to nearest.
 STEP = {torch.float32: 1e-5, torch.bfloat16: 4.1e-3 if CUDA else 8.1e-3, torch.float16: 1e-3}
 
 
 def problem(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, scale: float = 4) -> tuple[Tensor, Tensor]:
-    """Fresh logits, and class ids with background and rows left out."""
+    """Fresh logits, and class ids with background and ignored rows."""
     logits = (scale * torch.randn(shape, device=DEVICE)).to(dtype).requires_grad_()
     return logits, torch.randint(-1, shape[-1] + 1, shape[:-1], device=DEVICE)
 
@@ -38,10 +38,10 @@ def compare(logits: Tensor, ids: Tensor, upstream: float = 1.0, **options: objec
     loss = fused(logits, ids, **options)  # type: ignore[arg-type]
     (gradient,) = torch.autograd.grad(loss, logits, torch.full_like(loss, upstream))
     exact = logits.detach().double().requires_grad_()
-    true = sigmoid_focal_loss(exact, ids, impl="reference", **options)  # type: ignore[arg-type]
-    (slope,) = torch.autograd.grad(true, exact, torch.full_like(true, upstream))
+    expected = sigmoid_focal_loss(exact, ids, impl="reference", **options)  # type: ignore[arg-type]
+    (slope,) = torch.autograd.grad(expected, exact, torch.full_like(expected, upstream))
     assert loss.dtype == torch.float32 and gradient.dtype == logits.dtype and gradient.shape == logits.shape
-    torch.testing.assert_close(loss.double(), true.detach(), rtol=2e-6, atol=1e-37)
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=2e-6, atol=1e-37)
     step = STEP[logits.dtype] * (2 if upstream != 1 and logits.dtype == torch.bfloat16 else 1)
     smallest = 6e-8 if logits.dtype == torch.float16 else 1e-37
     torch.testing.assert_close(gradient.double(), slope, rtol=step, atol=smallest)
@@ -83,7 +83,7 @@ def test_alpha_of_each_class_and_none() -> None:
         compare(logits, ids, alpha=alpha, reduction="sum")
 
 
-def test_nothing_to_learn() -> None:
+def test_empty_or_all_ignored() -> None:
     for shape, label in (((0, 4), 0), ((2, 0, 4), 0), ((3, 4), -1)):
         logits = torch.randn(shape, device=DEVICE, requires_grad=True)
         loss = fused(logits, torch.full(shape[:-1], label, device=DEVICE), avg_factor=1)
@@ -97,9 +97,9 @@ def test_extreme_logits(gamma: float) -> None:
     logits = torch.tensor(values, device=DEVICE)[:, None].repeat(1, 2).requires_grad_()
     for label in (0, 1, 2):
         compare(logits, torch.full((10,), label, device=DEVICE), gamma=gamma, reduction="sum")
-    left_out = torch.tensor([[torch.inf, -torch.inf], [torch.nan, 0.0]], device=DEVICE, requires_grad=True)
-    loss = fused(left_out, torch.tensor([-1, -1], device=DEVICE), gamma=gamma, reduction="sum")
-    assert loss.item() == 0 and not torch.autograd.grad(loss, left_out)[0].any()
+    ignored = torch.tensor([[torch.inf, -torch.inf], [torch.nan, 0.0]], device=DEVICE, requires_grad=True)
+    loss = fused(ignored, torch.tensor([-1, -1], device=DEVICE), gamma=gamma, reduction="sum")
+    assert loss.item() == 0 and not torch.autograd.grad(loss, ignored)[0].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -107,7 +107,7 @@ def test_upstream_gradients(dtype: torch.dtype) -> None:
     logits, ids = problem((40, 6), dtype)
     for upstream in (0.0, -2.5, 1024.0 if dtype == torch.float16 else 1e-3):
         compare(logits, ids, upstream=upstream)
-    values = torch.rand(3, device=DEVICE)  # the loss inside of a larger, non-scalar one
+    values = torch.rand(3, device=DEVICE)  # the loss as a factor of a non-scalar result
     (gradient,) = torch.autograd.grad((fused(logits, ids) * values).sum(), logits)
     exact = logits.detach().double().requires_grad_()
     (slope,) = torch.autograd.grad(sigmoid_focal_loss(exact, ids, impl="reference") * values.sum(), exact)
@@ -115,8 +115,8 @@ def test_upstream_gradients(dtype: torch.dtype) -> None:
     torch.testing.assert_close(gradient.double(), slope, rtol=2 * STEP[dtype], atol=smallest)
 
 
-def test_logits_are_read_in_any_strides() -> None:
-    """What a detector has: a level's own channels-last logits; and a part of a larger tensor, and a transposed one."""
+def test_logits_with_any_strides() -> None:
+    """Channels-last logits of a feature level, as in the detector; a part of a larger tensor; a transposed tensor."""
     nchw = torch.randn(2, 9 * 5, 6, 7, device=DEVICE).contiguous(memory_format=torch.channels_last)
     level = nchw.permute(0, 2, 3, 1).reshape(2, -1, 5)
     assert level.data_ptr() == nchw.data_ptr() and level.is_contiguous()
@@ -127,9 +127,9 @@ def test_logits_are_read_in_any_strides() -> None:
 
 
 def test_every_element_of_the_gradient_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = torch.empty_like
-    poisoned = lambda *given, **named: plain(*given, **named).fill_(torch.nan)  # noqa: E731
-    monkeypatch.setattr("retina.losses.focal_triton.torch.empty_like", poisoned)
+    empty_like = torch.empty_like
+    filled_with_nan = lambda *args, **kwargs: empty_like(*args, **kwargs).fill_(torch.nan)  # noqa: E731
+    monkeypatch.setattr("retina.losses.focal_triton.torch.empty_like", filled_with_nan)
     for shape in ((7, 3), (2, 50, 91)):
         logits, ids = problem(shape)
         (gradient,) = torch.autograd.grad(fused(logits, ids), logits)
@@ -145,7 +145,7 @@ def test_same_bits_every_run() -> None:
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
 
 
-def test_gradient_is_handed_out_once() -> None:
+def test_gradient_allows_one_backward() -> None:
     logits, ids = problem((4, 3))
     loss = fused(logits, ids)
     loss.backward(retain_graph=True)
@@ -155,7 +155,7 @@ def test_gradient_is_handed_out_once() -> None:
         torch.autograd.grad(fused(logits, ids), logits, create_graph=True)
 
 
-def test_no_gradient_is_made_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_gradient_is_computed_without_grad_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, ids = problem((4, 3))
     expected = fused(logits, ids).item()
     monkeypatch.setattr("retina.losses.focal_triton.torch.empty_like", lambda *_, **__: pytest.fail("gradient made"))
@@ -163,6 +163,7 @@ def test_no_gradient_is_made_where_none_is_wanted(monkeypatch: pytest.MonkeyPatc
         assert fused(logits, ids).item() == expected
 
 
+@pytest.mark.slow
 def test_compiles_without_a_graph_break() -> None:
     torch.compiler.reset()
     logits, ids = problem((30, 7))
@@ -174,7 +175,7 @@ def test_compiles_without_a_graph_break() -> None:
     torch.testing.assert_close((loss, gradient), (expected, torch.autograd.grad(expected, logits)[0]))
 
 
-def test_vectors_in_any_strides() -> None:
+def test_vectors_with_any_strides() -> None:
     """Expanded weights (one image of a detector), a column of class ids, one alpha for all classes."""
     logits, ids = problem((1, 50, 7))
     two = torch.randint(0, 8, (50, 2), device=DEVICE)
@@ -193,7 +194,7 @@ def test_rescale_of_more_blocks_than_programs() -> None:
     torch.testing.assert_close(gradient, expected)
 
 
-def test_backward_makes_nothing_but_the_gradient() -> None:
+def test_backward_allocates_no_tensor() -> None:
     logits, ids = problem((2, 30, 7))
     arguments = (logits, ids.reshape(-1), None, None, None, 0.25, 0.75, 2.0, -1, None, 1.0, True)
     loss, gradient = focal_triton._launch_forward(*arguments)
@@ -214,8 +215,9 @@ def test_operators_have_schemas_and_fakes() -> None:
     torch.library.opcheck(focal_triton._rescale, (torch.rand(8, device=DEVICE), upstream), test_utils=checks)
 
 
-def test_kernels_compile_for_a_card() -> None:
-    """To machine code of a Hopper card, without one: no spills, and no fused multiply-add in the matching."""
+@pytest.mark.slow
+def test_kernels_compile_for_a_gpu() -> None:
+    """For a Hopper GPU, on any machine: no spills, and no fused multiply-add in the matching."""
     script = Path(__file__).with_name("compile_kernels.py")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
@@ -223,8 +225,8 @@ def test_kernels_compile_for_a_card() -> None:
     assert done.stdout.count("stack 0") == done.stdout.count("\n") > 10
 
 
-@pytest.mark.skipif(not CUDA, reason="no CUDA device: nothing can wait for one, no graph can be captured")
-def test_no_host_synchronisation_and_a_cuda_graph() -> None:
+@pytest.mark.skipif(not CUDA, reason="no CUDA device")
+def test_no_host_synchronization_and_a_cuda_graph() -> None:
     logits, ids = problem((2, 500, 80), torch.bfloat16)
     factor = torch.tensor(30.0, device=DEVICE)
 

@@ -1,4 +1,4 @@
-"""Properties that hold for every input, tried on inputs that hypothesis looks for."""
+"""Properties that hold for every input, tested by hypothesis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMPL = st.sampled_from(["reference", "chunked"])
 
 @st.composite
 def problem(draw: st.DrawFn, background: bool = True) -> tuple[Tensor, Tensor]:
-    """(N, K) float64 logits and class ids with some left out; N may be 0, K may be 1."""
+    """(N, K) float64 logits and class ids, some of them ignored; N may be 0, K may be 1."""
     rows, classes = draw(st.integers(0, 12)), draw(st.integers(1, 7))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     scale = draw(st.sampled_from([0.1, 3.0, 30.0, 3000.0]))
@@ -62,7 +62,7 @@ def test_order_of_rows_and_classes_does_not_matter(
 
 
 @given(problem(), GAMMA, IMPL, st.integers(0, 12))
-def test_rows_add_up(case: tuple[Tensor, Tensor], gamma: float, impl: str, cut: int) -> None:
+def test_loss_is_additive_over_rows(case: tuple[Tensor, Tensor], gamma: float, impl: str, cut: int) -> None:
     logits, ids = case
     parts = [
         sigmoid_focal_loss(logits[part], ids[part], gamma=gamma, reduction="sum", impl=impl)
@@ -72,7 +72,7 @@ def test_rows_add_up(case: tuple[Tensor, Tensor], gamma: float, impl: str, cut: 
 
 
 @given(problem(), GAMMA, IMPL)
-def test_rows_left_out_have_gradient_zero_and_change_nothing(
+def test_ignored_rows_have_gradient_zero_and_change_nothing(
     case: tuple[Tensor, Tensor], gamma: float, impl: str
 ) -> None:
     logits, ids = case
@@ -84,14 +84,14 @@ def test_rows_left_out_have_gradient_zero_and_change_nothing(
 
 
 @given(problem(), GAMMA)
-def test_pieces_equal_the_reference(case: tuple[Tensor, Tensor], gamma: float) -> None:
+def test_chunked_equals_reference(case: tuple[Tensor, Tensor], gamma: float) -> None:
     logits, ids = case
     chunked, reference = (gradient_of(logits, ids, gamma=gamma, impl=impl) for impl in ("chunked", "reference"))
     torch.testing.assert_close(chunked, reference, rtol=1e-9, atol=1e-300)
 
 
 @given(problem(), GAMMA, IMPL, st.floats(0, 1))
-def test_alpha_weighs_positives_and_one_minus_alpha_negatives(
+def test_alpha_weights_positives_and_one_minus_alpha_negatives(
     case: tuple[Tensor, Tensor], gamma: float, impl: str, alpha: float
 ) -> None:
     logits, ids = case
@@ -104,7 +104,7 @@ def test_alpha_weighs_positives_and_one_minus_alpha_negatives(
 
 
 @given(problem(), GAMMA)
-def test_one_hot_and_class_ids_are_the_same(case: tuple[Tensor, Tensor], gamma: float) -> None:
+def test_one_hot_equals_class_ids(case: tuple[Tensor, Tensor], gamma: float) -> None:
     logits, ids = case
     kept = ids >= 0
     one_hot = F.one_hot(ids[kept], logits.shape[1] + 1)[:, :-1]
@@ -114,7 +114,7 @@ def test_one_hot_and_class_ids_are_the_same(case: tuple[Tensor, Tensor], gamma: 
 
 
 @given(problem(), GAMMA, GAMMA)
-def test_more_gamma_never_weighs_more(case: tuple[Tensor, Tensor], gamma: float, other: float) -> None:
+def test_loss_does_not_grow_with_gamma(case: tuple[Tensor, Tensor], gamma: float, other: float) -> None:
     logits, ids = case
     low, high = sorted((gamma, other))
     losses = [sigmoid_focal_loss(logits, ids, gamma=g, reduction="none") for g in (high, low)]

@@ -43,6 +43,7 @@ def value_and_gradient(loss: Callable[[Tensor], Tensor], logits: Tensor = LOGITS
     return value.detach(), torch.autograd.grad(value, x)[0]
 
 
+@pytest.mark.slow
 @each
 def test_compiles_without_a_graph_break(name: str) -> None:
     torch.compiler.reset()
@@ -75,7 +76,7 @@ def test_vmap_and_grad_of_the_reference() -> None:
     torch.testing.assert_close(gradients, expected)
     hessian = torch.func.hessian(one)(LOGITS[0], WITH_BACKGROUND[0])
     assert (hessian.diagonal() != 0).all() and not (hessian - hessian.diagonal().diag()).any()
-    # "auto" takes the reference there by itself
+    # "auto" selects the reference here
     auto = torch.func.vmap(lambda x, label: sigmoid_focal_loss(x, label, reduction="sum"))(LOGITS, WITH_BACKGROUND)
     torch.testing.assert_close(auto, rows)
 
@@ -93,7 +94,7 @@ def test_same_bits_every_run(name: str) -> None:
         assert torch.equal(first, again) and torch.equal(gradient, gradient_again)
 
 
-def test_same_bits_over_many_pieces() -> None:
+def test_same_bits_over_many_chunks() -> None:
     logits, labels = torch.randn(30_000, 40), torch.randint(-1, 41, (30_000,))
     runs = [value_and_gradient(lambda x: sigmoid_focal_loss(x, labels), logits) for _ in range(3)]
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
@@ -147,7 +148,7 @@ def test_weights_are_buffers_and_settings_are_shown() -> None:
     assert own.class_weight.tolist() == [1, 1]
 
 
-def test_wrong_settings_are_refused_when_built() -> None:
+def test_modules_check_their_settings() -> None:
     for build in (SigmoidFocalLoss, SoftmaxFocalLoss, FocalNLLLoss, FocalStarLoss):
         with pytest.raises(ValueError, match="gamma: given -1"):
             build(gamma=-1)
@@ -175,10 +176,11 @@ def _worker(rank: int, port: int, folder: str) -> None:
     (SigmoidFocalLoss(alpha=[0.3] * 5)(logits, ids) + SoftmaxFocalLoss()(logits, ids)).backward()
     if rank == 0:
         torch.save(model.module.weight.grad, f"{folder}/gradient.pt")
-    torch.distributed.barrier()  # neither leaves while the other still talks to it
+    torch.distributed.barrier()  # neither process ends while the other still communicates
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -9,7 +9,7 @@ from torchvision.ops import nms
 from retina.losses import OHEMLoss, ohem_loss
 
 
-def scene(images: int = 2, anchors: int = 300, classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+def problem(images: int = 2, anchors: int = 300, classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(images, anchors, classes, generator=generator)
     targets = torch.randint(-1, classes + 1, (images, anchors), generator=generator)
@@ -23,43 +23,44 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, y, reduction="none").sum(-1)
 
 
-def taken_by_torchvision(loss_R: Tensor, anchors: Tensor, candidates_R: Tensor, iou: float, count: int) -> set[int]:
+def selected_by_torchvision(loss_R: Tensor, anchors: Tensor, candidates_R: Tensor, iou: float, count: int) -> set[int]:
     index = candidates_R.nonzero()[:, 0]
     return set(index[nms(anchors[index], loss_R[index], iou)][:count].tolist())
 
 
 @pytest.mark.parametrize("iou", [0.3, 0.5, 0.7])
 @pytest.mark.parametrize("batch", [1, 16, 1000])
-def test_takes_what_torchvisions_nms_leaves_first(iou: float, batch: int) -> None:
-    logits, targets, anchors = scene()
+def test_selection_equals_torchvision_nms(iou: float, batch: int) -> None:
+    logits, targets, anchors = problem()
     none = ohem_loss(logits, targets, anchors, batch_size=batch, nms_iou=iou, reduction="none")
     losses = cross_entropy(logits, targets)
     for image in range(2):
-        expected = taken_by_torchvision(losses[image], anchors, targets[image] >= 0, iou, batch)
-        taken = set(none[image].nonzero()[:, 0].tolist())
-        assert taken == expected and len(taken) == min(batch, len(expected))
-        torch.testing.assert_close(none[image][list(taken)], losses[image][list(taken)])
+        expected = selected_by_torchvision(losses[image], anchors, targets[image] >= 0, iou, batch)
+        selected = set(none[image].nonzero()[:, 0].tolist())
+        assert selected == expected and len(selected) == min(batch, len(expected))
+        torch.testing.assert_close(none[image][list(selected)], losses[image][list(selected)])
 
 
-def test_one_to_three() -> None:
-    logits, targets, anchors = scene()
+def test_three_negatives_per_positive() -> None:
+    logits, targets, anchors = problem()
     none = ohem_loss(logits, targets, anchors, batch_size=32, negatives_per_positive=3, reduction="none")
     losses = cross_entropy(logits, targets)
     for image in range(2):
-        positives = taken_by_torchvision(losses[image], anchors, (targets[image] >= 0) & (targets[image] < 3), 0.5, 8)
-        negatives = taken_by_torchvision(losses[image], anchors, targets[image] == 3, 0.5, 3 * len(positives))
+        is_positive = (targets[image] >= 0) & (targets[image] < 3)
+        positives = selected_by_torchvision(losses[image], anchors, is_positive, 0.5, 8)
+        negatives = selected_by_torchvision(losses[image], anchors, targets[image] == 3, 0.5, 3 * len(positives))
         assert set(none[image].nonzero()[:, 0].tolist()) == positives | negatives and len(positives) == 8
 
 
-def test_image_without_positives_brings_three_negatives() -> None:
-    logits, targets, anchors = scene()
+def test_image_without_positives_selects_three_negatives() -> None:
+    logits, targets, anchors = problem()
     targets[0] = 3
     none = ohem_loss(logits, targets, anchors, batch_size=32, negatives_per_positive=3, reduction="none")
     assert none[0].count_nonzero() == 3 and none[1].count_nonzero() > 3
 
 
-def test_gradient_touches_only_what_is_taken() -> None:
-    logits, targets, anchors = scene()
+def test_only_selected_anchors_get_gradient() -> None:
+    logits, targets, anchors = problem()
     logits.requires_grad_()
     none = ohem_loss(logits, targets, anchors, batch_size=10, reduction="none")
     (gradient,) = torch.autograd.grad(ohem_loss(logits, targets, anchors, batch_size=10), logits)
@@ -67,8 +68,8 @@ def test_gradient_touches_only_what_is_taken() -> None:
     torch.testing.assert_close(ohem_loss(logits, targets, anchors, batch_size=10), none.sum() / 20)
 
 
-def test_weight_scales_but_does_not_choose() -> None:
-    logits, targets, anchors = scene()
+def test_weight_does_not_change_selection() -> None:
+    logits, targets, anchors = problem()
     weight = torch.rand(targets.shape)
     none = ohem_loss(logits, targets, anchors, batch_size=10, reduction="none")
     weighted = ohem_loss(logits, targets, anchors, batch_size=10, weight=weight, reduction="sum")
@@ -78,7 +79,7 @@ def test_weight_scales_but_does_not_choose() -> None:
 
 
 def test_boxes_of_each_image_and_the_module() -> None:
-    logits, targets, anchors = scene()
+    logits, targets, anchors = problem()
     moved = torch.stack([anchors, anchors.flip(0)])
     module = OHEMLoss(batch_size=12, nms_iou=0.4, negatives_per_positive=3, reduction="none")
     both = module(logits, targets, moved)
@@ -95,23 +96,23 @@ def test_float16_and_integer_anchors() -> None:
         assert none.count_nonzero() == 1
 
 
-def test_no_suppression_takes_the_hardest() -> None:
-    logits, targets, anchors = scene()
+def test_without_suppression_the_hardest_are_selected() -> None:
+    logits, targets, anchors = problem()
     none = ohem_loss(logits, targets, anchors, batch_size=9, nms_iou=1.0, reduction="none")
     losses = torch.where(targets >= 0, cross_entropy(logits, targets), 0)
     for image in range(2):
         assert set(none[image].nonzero()[:, 0].tolist()) == set(losses[image].topk(9).indices.tolist())
 
 
-def test_no_anchors_at_all() -> None:
+def test_no_anchors() -> None:
     logits = torch.zeros(2, 0, 3, requires_grad=True)
     loss = ohem_loss(logits, torch.zeros(2, 0, dtype=torch.long), torch.zeros(0, 4))
     loss.backward()
     assert loss.item() == 0 and logits.grad is not None
 
 
-def test_everything_ignored_is_zero_with_a_graph() -> None:
-    logits, targets, anchors = scene()
+def test_everything_ignored_gives_loss_and_gradient_zero() -> None:
+    logits, targets, anchors = problem()
     logits.requires_grad_()
     for ratio in (None, 3):
         loss = ohem_loss(logits, torch.full_like(targets, -1), anchors, negatives_per_positive=ratio)
@@ -119,7 +120,7 @@ def test_everything_ignored_is_zero_with_a_graph() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"targets_NR": torch.zeros(2, 4, dtype=torch.int64)}, r"given \(2, 5, 3\) with torch.int64 \(2, 4\)"),
         ({"anchors_R4": torch.zeros(4, 4)}, r"anchors: given shape \(4, 4\), expected \(5, 4\)"),
@@ -133,11 +134,11 @@ def test_everything_ignored_is_zero_with_a_graph() -> None:
         ({"targets_NR": torch.full((2, 5), 9)}, "class id 9"),
     ],
 )
-def test_errors_say_what_was_given(change: dict[str, object], says: str) -> None:
+def test_error_messages(change: dict[str, object], message: str) -> None:
     arguments: dict[str, object] = {
         "logits_NRK": torch.zeros(2, 5, 3),
         "targets_NR": torch.zeros(2, 5, dtype=torch.int64),
         "anchors_R4": torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(5, 4),
     }
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         ohem_loss(**(arguments | change))  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from retina.losses import class_weights, focal_nll_loss, prior_bias, softmax_foc
 GAMMAS = [0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
 
 
-def oracle(row: list[float], target: int, gamma: float) -> tuple[float, list[float]]:
+def exact_loss_and_gradient(row: list[float], target: int, gamma: float) -> tuple[float, list[float]]:
     """FL over a softmax and its gradient with 50 digits: the chain rule on (1 - p)^gamma log p."""
     with mpmath.workdps(50):
         exp = [mpmath.exp(mpmath.mpf(x) - max(row)) for x in row]
@@ -22,8 +22,8 @@ def oracle(row: list[float], target: int, gamma: float) -> tuple[float, list[flo
         miss = sum(p[:target] + p[target + 1 :])  # 1 - p_t without cancellation
         log_p = mpmath.log1p(-miss) if miss < 0.5 else mpmath.log(p[target])
         power = miss ** mpmath.mpf(gamma)
-        towards = power - (gamma * miss ** mpmath.mpf(gamma - 1) * p[target] * log_p if gamma and miss else 0)
-        slopes = [towards * (p[j] if j != target else -miss) for j in range(len(row))]
+        factor = power - (gamma * miss ** mpmath.mpf(gamma - 1) * p[target] * log_p if gamma and miss else 0)
+        slopes = [factor * (p[j] if j != target else -miss) for j in range(len(row))]
         return float(-power * log_p), [float(slope) for slope in slopes]
 
 
@@ -37,14 +37,15 @@ def test_values_and_gradients_match_fifty_digits(gamma: float, dtype: torch.dtyp
             logits = torch.tensor([row], dtype=dtype, requires_grad=True)
             loss = softmax_focal_loss(logits, torch.tensor([target]), gamma=gamma)
             (gradient,) = torch.autograd.grad(loss, logits)
-            value, slopes = oracle(logits[0].tolist(), target, gamma)
+            value, slopes = exact_loss_and_gradient(logits[0].tolist(), target, gamma)
             relative = 2e-14 if dtype == torch.float64 else 1.5e-6 if gamma == 5 else 1e-6
             assert abs(loss.item() - value) <= max(relative * value, tiny), (row, target)
             # Against the largest slope of the row: exp of a rounded difference has a relative error of its own.
             size = max(abs(slope) for slope in slopes)
-            own = torch.finfo(dtype)
-            step = max(relative * size, 0.51 * own.eps * max(size, own.tiny), tiny)
-            assert all(abs(g - s) <= step for g, s in zip(gradient[0].tolist(), slopes, strict=True)), (row, target)
+            rounding = torch.finfo(dtype)
+            tolerance = max(relative * size, 0.51 * rounding.eps * max(size, rounding.tiny), tiny)
+            for given, slope in zip(gradient[0].tolist(), slopes, strict=True):
+                assert abs(given - slope) <= tolerance, (row, target)
 
 
 @pytest.mark.parametrize("shape", [(20, 5), (4, 5, 6), (2, 5, 3, 4), (5,)], ids=str)
@@ -61,7 +62,7 @@ def test_gamma_zero_is_cross_entropy(shape: tuple[int, ...], reduction: str, wei
     distribution = torch.rand(shape, dtype=torch.float64, generator=generator).softmax(dim)
     weight = torch.rand(5, dtype=torch.float64, generator=generator) if weighted else None
     if weight is not None and len(shape) > 1:
-        weight[1] = 0  # a class that does not count is still not a row that is left out
+        weight[1] = 0  # a row of a class with weight 0 is not an ignored row
     for targets in (ids, distribution):
         options = {"label_smoothing": smoothing, "reduction": reduction}
         expected = F.cross_entropy(logits, targets, weight=weight, **options)
@@ -79,7 +80,7 @@ def test_gamma_zero_is_cross_entropy(shape: tuple[int, ...], reduction: str, wei
 
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_distribution_and_smoothing_are_the_sum_over_classes(gamma: float) -> None:
-    """By the definition: each class counts by its share, with its own modulating factor."""
+    """By the definition: each class is weighted by its target, with its own modulating factor."""
     logits = torch.randn(6, 4, dtype=torch.float64)
     p = logits.softmax(1)
     terms = (1 - p) ** gamma * -p.log()
@@ -100,7 +101,7 @@ def test_focal_nll_equals_softmax_focal_after_log_softmax() -> None:
     torch.testing.assert_close(focal_nll_loss(logits.log_softmax(1), ids, class_weight=weight), expected)
 
 
-def test_certain_log_probability_has_no_nan() -> None:
+def test_log_probability_zero_gives_no_nan() -> None:
     log_probs = torch.tensor([[0.0, -torch.inf], [0.0, -200.0]], requires_grad=True)
     for gamma in (0.1, 0.5, 1.0, 2.0):
         loss = focal_nll_loss(log_probs, torch.tensor([0, 0]), gamma=gamma)
@@ -108,7 +109,7 @@ def test_certain_log_probability_has_no_nan() -> None:
         assert loss.item() == 0 and gradient.isfinite().all()
 
 
-def test_impossible_class_with_a_zero_share() -> None:
+def test_class_with_zero_probability_with_target_zero() -> None:
     """A masked class (logit -inf) with target 0 gives 0 * inf in the plain formula."""
     logits, q = torch.tensor([[0.5, -torch.inf, 1.0]], requires_grad=True), torch.tensor([[0.3, 0.0, 0.7]])
     assert F.cross_entropy(logits, q).isnan()
@@ -116,7 +117,7 @@ def test_impossible_class_with_a_zero_share() -> None:
     assert loss.isfinite() and torch.autograd.grad(loss, logits)[0].isfinite().all()
 
 
-def test_impossible_truth_is_infinite_with_a_finite_slope() -> None:
+def test_true_class_with_zero_probability_has_an_infinite_loss_and_a_finite_gradient() -> None:
     logits = torch.tensor([[0.0, -torch.inf, 1.0]], requires_grad=True)
     for gamma in (0.0, 0.5, 2.0):
         for loss in (
@@ -126,14 +127,14 @@ def test_impossible_truth_is_infinite_with_a_finite_slope() -> None:
             assert loss.item() == math.inf and torch.autograd.grad(loss, logits)[0].isfinite().all()
 
 
-def test_one_class_is_certain() -> None:
+def test_a_single_class_has_loss_zero() -> None:
     logits = torch.randn(3, 1, requires_grad=True)
     for gamma in (0.0, 0.5, 2.0):
         loss = softmax_focal_loss(logits, torch.zeros(3, dtype=torch.long), gamma=gamma)
         assert loss.item() == 0 and not torch.autograd.grad(loss, logits)[0].any()
 
 
-def test_classes_that_share_the_top_logit() -> None:
+def test_classes_with_equal_logits() -> None:
     logits = torch.full((1, 4), 7.0, dtype=torch.float64, requires_grad=True)
     loss = softmax_focal_loss(logits, torch.tensor([2]))
     assert loss.item() == pytest.approx(0.75**2 * math.log(4))
@@ -157,7 +158,7 @@ def test_smoothed_and_soft_targets_match_fifty_digits(gamma: float) -> None:
     assert given.item() == pytest.approx(smooth, rel=2e-6)
 
 
-def test_ignored_rows_have_zero_gradient_whatever_their_logits() -> None:
+def test_ignored_rows_have_zero_gradient_for_any_logits() -> None:
     logits = torch.tensor([[1.0, 2.0], [torch.nan, 0.0], [torch.inf, 3.0]], requires_grad=True)
     loss = softmax_focal_loss(logits, torch.tensor([0, -100, -100]))
     (gradient,) = torch.autograd.grad(loss, logits)
@@ -168,7 +169,7 @@ X, IDS = torch.zeros(2, 3), torch.tensor([0, 2])
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"targets": torch.tensor([0, 3])}, r"class id 3 at \(1,\), expected 0\.\.2 or -100"),
         ({"targets": torch.zeros(2, 3, dtype=torch.int64)}, r"targets: given torch.int64 of shape \(2, 3\)"),
@@ -182,9 +183,9 @@ X, IDS = torch.zeros(2, 3), torch.tensor([0, 2])
         ({"reduction": "batchmean"}, "reduction: given 'batchmean'"),
     ],
 )  # fmt: skip
-def test_errors_say_what_was_given(change: dict[str, object], says: str) -> None:
+def test_error_messages(change: dict[str, object], message: str) -> None:
     arguments: dict[str, object] = {"logits": X, "targets": IDS} | change
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         softmax_focal_loss(**arguments)  # type: ignore[arg-type]
 
 
@@ -221,7 +222,7 @@ def test_schemes_by_hand() -> None:
     assert smooth == pytest.approx([1 / 4, 1])
 
 
-def test_normalised_weights_average_one() -> None:
+def test_normalized_weights_average_one() -> None:
     counts = torch.tensor([90.0, 10.0, 0.0])
     classes = class_weights(counts, 3, scheme="inverse", zero="ignore", normalize="classes")
     assert classes.sum().item() == pytest.approx(2) and classes[2] == 0  # two classes have examples
@@ -230,7 +231,7 @@ def test_normalised_weights_average_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "classes", "says"),
+    ("given", "classes", "message"),
     [
         ([0, 1, 5], 4, r"labels: given 0\.\.5, expected 0\.\.3"),
         ([0, -1, 1, 1], 2, r"labels: given -1\.\.1"),
@@ -243,12 +244,12 @@ def test_normalised_weights_average_one() -> None:
         ([0, 0, 0, 2], 3, "no examples of class 1"),
     ],
 )
-def test_counts_that_cannot_be_used(given: list[float], classes: int, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        class_weights(given, classes, zero="ignore" if "all" in says else "error")
+def test_invalid_counts(given: list[float], classes: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        class_weights(given, classes, zero="ignore" if "all" in message else "error")
 
 
-def test_smoothed_counts_are_normalised_over_the_real_ones() -> None:
+def test_smoothed_counts_are_normalized_over_the_original_ones() -> None:
     counts = torch.tensor([90.0, 10.0, 0.0])
     weights = class_weights(counts, 3, zero="smooth", normalize="examples")
     assert (weights * counts).sum().item() == pytest.approx(100)
@@ -257,18 +258,18 @@ def test_smoothed_counts_are_normalised_over_the_real_ones() -> None:
     assert class_weights(LABELS.to(torch.uint16), np.int64(3)).shape == (3,)
 
 
-def test_choices_of_class_weights() -> None:
-    for wrong, says in (({"scheme": "log"}, "scheme"), ({"zero": "skip"}, "zero"), ({"normalize": "sum"}, "normalize")):
-        with pytest.raises(ValueError, match=f"{says}: given"):
+def test_invalid_choices_of_class_weights() -> None:
+    for wrong, name in (({"scheme": "log"}, "scheme"), ({"zero": "skip"}, "zero"), ({"normalize": "sum"}, "normalize")):
+        with pytest.raises(ValueError, match=f"{name}: given"):
             class_weights([3.0, 1.0], 2, **wrong)
     with pytest.raises(ValueError, match=r"beta: given 1\.0"):
         class_weights([3.0, 1.0], 2, beta=1.0)
 
 
-def test_prior_bias_starts_at_pi() -> None:
+def test_sigmoid_of_prior_bias_is_pi() -> None:
     assert prior_bias(0.01) == pytest.approx(-4.59512, rel=1e-5)  # -log(99), the paper's
-    shares = torch.tensor([0.9, 0.09, 0.01])
-    torch.testing.assert_close(prior_bias(shares).sigmoid(), shares)
+    frequencies = torch.tensor([0.9, 0.09, 0.01])
+    torch.testing.assert_close(prior_bias(frequencies).sigmoid(), frequencies)
     for wrong in (0.0, 1.0, torch.tensor([0.5, 1.0]), math.nan):
         with pytest.raises(ValueError, match="pi: given"):
             prior_bias(wrong)

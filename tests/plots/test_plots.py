@@ -17,7 +17,7 @@ from retina.plots.run import plot_run
 from retina.plots.style import PALETTE, class_color
 from retina.shapes.outlines import CLASSES
 
-GREY = Image.new("RGB", (400, 300), (128, 128, 128))
+GRAY = Image.new("RGB", (400, 300), (128, 128, 128))
 
 
 def changed(image: Image.Image) -> np.ndarray:
@@ -25,7 +25,7 @@ def changed(image: Image.Image) -> np.ndarray:
 
 
 def test_outline_changes_pixels_at_the_box_and_not_inside() -> None:
-    image = GREY.copy()
+    image = GRAY.copy()
     drawn = np.asarray(draw_boxes(image, [[50, 100, 251, 221]], ["dog"]))
     assert (np.asarray(image) == 128).all(), "the input image is unchanged"
     color = ImageColor.getrgb(class_color("dog"))
@@ -42,14 +42,14 @@ def test_outline_changes_pixels_at_the_box_and_not_inside() -> None:
 
 
 def test_box_beyond_the_image_is_clipped_to_it() -> None:
-    drawn = draw_boxes(GREY, [[-50, 100, 900, 900]], ["dog"])
+    drawn = draw_boxes(GRAY, [[-50, 100, 900, 900]], ["dog"])
     color = ImageColor.getrgb(class_color("dog"))
     assert drawn.getpixel((0, 200)) == drawn.getpixel((399, 200)) == drawn.getpixel((200, 299)) == color
 
 
 def test_dashed_outline_has_gaps_and_corners() -> None:
-    solid = changed(draw_boxes(GREY, [[50, 100, 250, 220]], ["dog"]))[219, 50:250]
-    dashed = changed(draw_boxes(GREY, [[50, 100, 250, 220]], ["dog"], dashed=[True]))[219, 50:250]
+    solid = changed(draw_boxes(GRAY, [[50, 100, 250, 220]], ["dog"]))[219, 50:250]
+    dashed = changed(draw_boxes(GRAY, [[50, 100, 250, 220]], ["dog"], dashed=[True]))[219, 50:250]
     assert solid.all()
     assert 0.3 < dashed.mean() < 0.8
     assert dashed[0] and dashed[-1]
@@ -68,13 +68,13 @@ def test_any_mode_any_box_any_name(mode: str) -> None:
 def test_labels_lie_inside_the_image_and_do_not_overlap() -> None:
     """Boxes at all edges, two of them almost the same: the pixels of the label appear once for each box."""
     color = ImageColor.getrgb(class_color("Platelets"))
-    single = np.asarray(draw_boxes(GREY, [(150, 120, 152, 122)], ["Platelets"]))
+    single = np.asarray(draw_boxes(GRAY, [(150, 120, 152, 122)], ["Platelets"]))
     rows, columns = np.nonzero((single == color).all(axis=2))
     label = single[rows.min() : 120, columns.min() : columns.max() + 1]  # the pixels above the box
     assert label.shape[0] >= 10 and 40 < label.shape[1] < 100
 
     boxes = [(0, 0, 120, 60), (330, 0, 400, 60), (0, 250, 80, 300), (380, 240, 400, 300), (0, 0, 118, 58)]
-    drawn = np.asarray(draw_boxes(GREY, boxes, ["Platelets"] * 5))
+    drawn = np.asarray(draw_boxes(GRAY, boxes, ["Platelets"] * 5))
     windows = np.lib.stride_tricks.sliding_window_view(drawn, label.shape)[:, :, 0]
     candidates = np.argwhere((windows[:, :, 0, :, :] == label[0]).all(axis=(2, 3)))
     assert sum((windows[row, column] == label).all() for row, column in candidates) == 5
@@ -82,7 +82,7 @@ def test_labels_lie_inside_the_image_and_do_not_overlap() -> None:
 
 def test_lines_and_text_scale_with_the_image() -> None:
     small, large = (
-        draw_boxes(GREY.resize(size), [[0.25 * size[0], 0.4 * size[1], 0.75 * size[0], 0.8 * size[1]]], ["dog"])
+        draw_boxes(GRAY.resize(size), [[0.25 * size[0], 0.4 * size[1], 0.75 * size[0], 0.8 * size[1]]], ["dog"])
         for size in [(400, 300), (4000, 3000)]
     )
     ratio = changed(large).mean() / changed(small).mean()
@@ -92,31 +92,31 @@ def test_lines_and_text_scale_with_the_image() -> None:
 def test_highest_score_is_drawn_on_top() -> None:
     box = [[50, 100, 250, 220]] * 2
     for scores, winner in [([0.9, 0.2], "dog"), ([0.2, 0.9], "cat")]:
-        drawn = draw_boxes(GREY, box, ["dog", "cat"], scores)
+        drawn = draw_boxes(GRAY, box, ["dog", "cat"], scores)
         assert drawn.getpixel((50, 160)) == ImageColor.getrgb(class_color(winner))
 
 
 def test_no_boxes_and_wrong_lengths() -> None:
-    assert not changed(draw_boxes(GREY, [], [])).any()
-    assert not changed(draw_boxes(GREY, np.zeros((0, 4)), [], [])).any()
+    assert not changed(draw_boxes(GRAY, [], [])).any()
+    assert not changed(draw_boxes(GRAY, np.zeros((0, 4)), [], [])).any()
     for labels, scores, dashed in [([], None, None), (["a"], [], None), (["a"], [0.5], [True, False])]:
         with pytest.raises(ValueError, match=r"1 boxes, but"):
-            draw_boxes(GREY, [[0, 0, 5, 5]], labels, scores, dashed=dashed)
+            draw_boxes(GRAY, [[0, 0, 5, 5]], labels, scores, dashed=dashed)
     with pytest.raises(ValueError, match=r"not finite"):
-        draw_boxes(GREY, [[0, 0, 5, float("nan")]], ["a"])
+        draw_boxes(GRAY, [[0, 0, 5, float("nan")]], ["a"])
 
 
-def test_colors_depend_on_the_name_alone_and_differ_for_common_classes() -> None:
+def test_colors_depend_only_on_the_name_and_differ_for_common_classes() -> None:
     frequent = ["person", "chair", "car", "book", "bottle", "cup", "dining table", "bowl", "traffic light", "handbag"]
     for names in (["RBC", "WBC", "Platelets"], list(CLASSES), frequent):
         assert len({class_color(name) for name in names}) == len(names)
-    assert class_color("person") == "#0072B2", "pictures of older releases keep their colors"
+    assert class_color("person") == "#0072B2", "the colors of earlier figures do not change"
     assert len(set(PALETTE)) == len(PALETTE)
 
 
 @pytest.fixture
 def scenes(tmp_path: Path) -> Path:
-    """Six grey images: a grey PNG, a palette PNG, a tall JPEG, ..., the third with a crowd, the last one empty."""
+    """Six gray images: a gray JPEG, a tall palette PNG, ...; the third with a crowd, the last one empty."""
     (tmp_path / "images").mkdir()
     images, annotations = [], []
     for number, (size, mode) in enumerate([((90, 60), "L"), ((60, 90), "P")] + [((90, 60), "RGB")] * 4, start=1):
@@ -296,6 +296,7 @@ def test_a_loss_that_is_not_finite_does_not_hide_the_others(tmp_path: Path) -> N
     assert (picture(run) == (0x22, 0x22, 0x22)).all(axis=2).sum() > 200
 
 
+@pytest.mark.slow
 def test_import_loads_neither_torch_nor_pyplot() -> None:
     code = "import sys, retina.plots; print(sorted({'torch', 'matplotlib.pyplot'} & set(sys.modules)))"
     result = subprocess.run(

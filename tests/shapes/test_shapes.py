@@ -25,7 +25,13 @@ SIZE = 128
 
 @pytest.fixture(scope="module")
 def scenes() -> list[list[dict[str, Any]]]:
-    return [draw_scene(0, index, SIZE)[1] for index in range(800)]
+    """The annotations of 800 scenes, without drawing the images: the layout alone determines them."""
+    annotations = []
+    for index in range(800):
+        items, owner = layout.random_layout(np.random.default_rng(np.random.SeedSequence([0, index])), SIZE)
+        annotations.append([layout.annotate(item, number, owner) for number, item in enumerate(items, 1)])
+    assert annotations[:20] == [draw_scene(0, index, SIZE)[1] for index in range(20)]
+    return annotations
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +45,7 @@ def files(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_writes_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     write_shapes(tmp_path, train=40, val=3, size=SIZE, processes=2)
     written = files(tmp_path)
@@ -208,6 +215,7 @@ def test_arguments_out_of_range_are_named(tmp_path: Path, invalid: dict[str, int
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_tool_prints_class_counts_and_exits_with_2_for_other_settings(folder: Path) -> None:
     command = [sys.executable, REPOSITORY / "tools" / "make_shapes.py", "--output", folder, "--train", "40"]
     completed = subprocess.run(

@@ -20,16 +20,16 @@ TOOL = Path(__file__).parents[2] / "tools/ablate.py"
 URLS = pytest.mark.parametrize("url", [None, "sqlite:///{}/ledger.db"], ids=["journal", "sqlite"])
 
 
-def run_ablate(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run_ablate_process(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, TOOL, *map(str, arguments)], capture_output=True, text=True, timeout=200)
 
 
 def make_runner(study: Study, lease: float = 10, workers: int = 2) -> tuple[Runner, list[str]]:
-    """A runner of the fake tools beside the study file, and the list of its messages."""
+    """A runner of the fake tools in the folder of the study file, and the list of its messages."""
     messages: list[str] = []
     machine = Machine(workers, 1, [], study.file.parent)
     runner = Runner(study, TrialStorage(study, None, lease), machine, messages.append)
-    runner.pause = 0.02
+    runner.poll_interval = 0.02
     return runner, messages
 
 
@@ -52,14 +52,14 @@ def check_race(study: Study, url: str | None) -> None:
     """A process sees a free cell, a second process claims it, then the first adds its trial and must withdraw it."""
     cell = study.cells[0]
     slow, quick = TrialStorage(study, url, 10), TrialStorage(study, url, 10)
-    add_trial, owner = slow.optuna.add_trial, None
+    add_trial, owner = slow.optuna_study.add_trial, None
 
     def add_late(trial: FrozenTrial) -> None:
         nonlocal owner
         owner = quick.claim(cell)
         add_trial(trial)
 
-    slow.optuna.add_trial = add_late  # type: ignore[method-assign]
+    slow.optuna_study.add_trial = add_late  # type: ignore[method-assign]
     assert slow.claim(cell) is None and owner is not None
     assert quick.claim(cell) is None and slow.heartbeat(owner, 1)
     trials = quick.trials_by_cell()[cell.key]

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from study_helpers import TOOL, MakeStudy, run_ablate
+from command_helpers import run_main
+from study_helpers import TOOL, MakeStudy, run_ablate_process
 
 from retina.config_file import load_config
 from retina.study import outcome
@@ -21,6 +22,7 @@ from retina.study.report import write_report
 from retina.study.study_file import load_study
 from retina.train.loop import train
 
+pytestmark = pytest.mark.slow
 STUDIES = TOOL.parents[1] / "configs/ablations"
 
 
@@ -68,11 +70,11 @@ def test_each_worker_has_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_dry_run_lists_the_cells_and_measures_the_time(make_study: MakeStudy) -> None:
     study = make_study([0, 2])
-    done = run_ablate(study.file, "--dry-run", "--output", study.folder.parent, "train.steps=1000")
+    done = run_main("ablate.py", study.file, "--dry-run", "--output", study.folder.parent, "train.steps=1000")
     assert done.returncode == 0, done.stderr
     assert "gamma 0, seed 0" in done.stdout and "gamma 2, seed 0" in done.stdout
     assert "a cell of 1000 steps" in done.stdout and "for 2 cells" in done.stdout
-    assert [path.name for path in study.folder.parent.rglob("*")] == [study.folder.name], "nothing is left behind"
+    assert [path.name for path in study.folder.parent.rglob("*")] == [study.folder.name], "no temporary folder remains"
 
 
 def test_what_cannot_train_is_reported_before_the_start(make_study: MakeStudy, tmp_path: Path) -> None:
@@ -87,18 +89,18 @@ def test_what_cannot_train_is_reported_before_the_start(make_study: MakeStudy, t
         (["loss.gamma=3"], "study.yaml varies loss.gamma"),
         (["--storage", "sqlite:///x.db", "train.precision=auto"], "with --storage give train.precision"),
     ]:
-        done = run_ablate(study.file, *arguments, *output)
+        done = run_main("ablate.py", study.file, *arguments, *output)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not (tmp_path / "out/cells").exists()
 
 
-def test_a_copied_study_on_own_data(tiny_yaml: Path, tmp_path: Path) -> None:
+def test_a_copied_study_on_other_data(tiny_yaml: Path, tmp_path: Path) -> None:
     """Real runs, from the copied file to the report."""
     text = (STUDIES / "gamma_alpha.yaml").read_text().replace("base: base/shapes.yaml", f"base: {tiny_yaml}")
     text = text.replace("[0, 0.1, 0.2, 0.5, 1, 2, 5]", "[0, 2]")
     text = text.replace("[0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999]", "[0.25]")
     (tmp_path / "mine.yaml").write_text(text)
-    done = run_ablate(tmp_path / "mine.yaml", "--output", tmp_path / "out", "train.steps=3", "--workers", 2)
+    done = run_ablate_process(tmp_path / "mine.yaml", "--output", tmp_path / "out", "train.steps=3", "--workers", 2)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "out/mine-tiny"
     for name in ("report.html", "report.md", "results.csv", "trainings.csv"):
@@ -107,7 +109,7 @@ def test_a_copied_study_on_own_data(tiny_yaml: Path, tmp_path: Path) -> None:
     assert any(line.split()[:3] == ["2", "0.25", "1/1"] and "34.0" in line for line in lines), "the paper's AP is 34.0"
     csv = (folder / "trainings.csv").read_text().splitlines()
     assert len(csv) == 3 and all(",finished," in line for line in csv[1:])
-    again = run_ablate(tmp_path / "mine.yaml", "--output", tmp_path / "out", "train.steps=3", "--report")
+    again = run_main("ablate.py", tmp_path / "mine.yaml", "--output", tmp_path / "out", "train.steps=3", "--report")
     assert again.returncode == 0 and again.stdout.splitlines()[-3:] == lines[-3:]
 
 
@@ -115,9 +117,9 @@ def test_a_cell_on_two_processes(tiny_yaml: Path, tmp_path: Path) -> None:
     """Real runs under torchrun: the measurement of the step time, and the cell."""
     (tmp_path / "two.yaml").write_text(f"base: {tiny_yaml}\naxes: {{loss.gamma: [2]}}\ndevices: 2\n")
     output = ["--output", tmp_path / "out"]
-    dry = run_ablate(tmp_path / "two.yaml", "--dry-run", "train.steps=1000", *output)
+    dry = run_main("ablate.py", tmp_path / "two.yaml", "--dry-run", "train.steps=1000", *output)
     assert dry.returncode == 0 and "a cell of 1000 steps" in dry.stdout, dry.stderr
-    done = run_ablate(tmp_path / "two.yaml", "train.steps=3", *output)
+    done = run_main("ablate.py", tmp_path / "two.yaml", "train.steps=3", *output)
     assert done.returncode == 0 and ": AP " in done.stdout, done.stdout + done.stderr
 
 

@@ -1,4 +1,4 @@
-"""Real trainings killed at random, through the harness of benchmarks/; and the same on a PostgreSQL server."""
+"""Real runs killed at random, by benchmarks/kill_ablation.py; and the same on a PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_ablate import check_race, make  # noqa: F401  (a fixture)
+from study_helpers import MakeStudy, check_race
 
-from retina.study.cells import Study
-
-HARNESS = Path(__file__).parents[2] / "benchmarks/kill_ablation.py"
+pytestmark = pytest.mark.slow
+BENCHMARK = Path(__file__).parents[2] / "benchmarks/kill_ablation.py"
 SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
 
-def harness(cells: int, *arguments: object) -> None:
-    command = [sys.executable, HARNESS, "--cells", cells, *arguments]
+def run_benchmark(cells: int, *arguments: object) -> None:
+    command = [sys.executable, BENCHMARK, "--cells", cells, *arguments]
     run = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=500)
     print(run.stdout)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -31,13 +30,13 @@ def harness(cells: int, *arguments: object) -> None:
     assert run.stdout.splitlines()[-1] == f"{cells} of {cells} equal"
 
 
-def test_killed_workers_and_drivers_cost_no_cell_and_no_bit() -> None:
-    harness(2, "--workers", 2, "--kills", 3, "--pause", 1)  # less than a start takes, so that all come in time
+def test_killed_study_completes_with_the_same_bits() -> None:
+    run_benchmark(2, "--workers", 2, "--kills", 3, "--pause", 1)  # a run takes longer, so all kills happen
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """The URL of a PostgreSQL server of its own on loopback, which ends with the tests."""
+    """The URL of a PostgreSQL server on the loopback interface, which is stopped after the tests."""
     if not SERVERS:
         pytest.skip("no PostgreSQL server: apt-get install postgresql")
     folder = Path(tempfile.mkdtemp(prefix="postgres-"))
@@ -68,9 +67,9 @@ def server() -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-def test_two_processes_that_share_only_a_postgresql_and_the_folder(server: str) -> None:
-    harness(2, "--drivers", 2, "--workers", 1, "--kills", 3, "--pause", 1, "--storage", server)
+def test_two_drivers_with_a_postgresql_storage(server: str) -> None:
+    run_benchmark(2, "--drivers", 2, "--workers", 1, "--kills", 3, "--pause", 1, "--storage", server)
 
 
-def test_of_two_that_claim_at_once_on_postgresql(make: Callable[..., Study], server: str) -> None:  # noqa: F811
-    check_race(make([0, 1]), server)
+def test_of_two_claims_at_the_same_time_on_postgresql(make_study: MakeStudy, server: str) -> None:
+    check_race(make_study([0, 1]), server)

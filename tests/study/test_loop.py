@@ -15,6 +15,8 @@ from retina.study import loop
 from retina.study.cells import StudyError
 from retina.study.trial_storage import TrialStorage
 
+pytestmark = pytest.mark.slow
+
 
 def send_signal(number: int, seconds: float) -> None:
     threading.Timer(seconds, os.kill, (os.getpid(), number)).start()
@@ -45,7 +47,7 @@ def test_errors_are_retried_then_reported_and_the_other_cells_continue(make_stud
     assert study.cells[0].failure() is None
 
 
-def test_kills_are_retried_more_often_than_errors_but_not_for_ever(make_study: MakeStudy) -> None:
+def test_kills_are_retried_more_often_than_errors_but_not_forever(make_study: MakeStudy) -> None:
     study = make_study([0, 1], **{"g0.0": ["kill"] * 5 + ["finish"], "g1.0": ["kill"]})
     assert not run_cells(study)
     assert num_starts(study) == [6, loop.MAX_KILLS] and "too little memory" in str(study.cells[1].failure())

@@ -29,31 +29,31 @@ def study(config: Path, text: str, *overrides: str, base: Path | None = None) ->
     return load_study(file, base, overrides, config.parent / "out")
 
 
-def test_axes_are_all_combinations_seed_by_seed(base: Path) -> None:
-    found = study(base, "axes: {loss.gamma: [0, 2], loss.alpha: [0.25, null]}\nseeds: [5, 6]\n")
-    assert [(c.settings["loss.gamma"], c.settings["loss.alpha"], c.seed) for c in found.cells] == [
+def test_axes_give_all_combinations_seed_by_seed(base: Path) -> None:
+    loaded = study(base, "axes: {loss.gamma: [0, 2], loss.alpha: [0.25, null]}\nseeds: [5, 6]\n")
+    assert [(c.settings["loss.gamma"], c.settings["loss.alpha"], c.seed) for c in loaded.cells] == [
         (g, a, s) for s in (5, 6) for g in (0.0, 2.0) for a in (0.25, None)
     ]
-    for cell in found.cells:
+    for cell in loaded.cells:
         assert (cell.config.loss.gamma, cell.config.loss.alpha, cell.config.seed) == (
             *cell.settings.values(),
             cell.seed,
         )
         assert cell.folder == base.parent / "out/cells" / cell.key
-    assert found.name == "study-mine" and found.keys == ["loss.gamma", "loss.alpha"]
-    assert found.cells[1].label == "gamma 0, alpha none, seed 5"
+    assert loaded.name == "study-mine" and loaded.keys == ["loss.gamma", "loss.alpha"]
+    assert loaded.cells[1].label == "gamma 0, alpha none, seed 5"
 
 
-def test_cells_set_and_what_differs_at_a_base(base: Path) -> None:
+def test_cells_set_and_at(base: Path) -> None:
     text = (
         "set: {train.lr: 0.5}\ncells: [{anchors.ratios: [1]}, {anchors.ratios: [0.5, 1, 2]}]\n"
         "at: {mine: {set: {model.backbone: resnet101}, seeds: [3]}, other: {axes: {loss.gamma: [1]}}}\n"
     )
-    found = study(base, text, "train.steps=7")
-    assert {(c.config.train.lr, c.config.train.steps, c.config.model.backbone, c.seed) for c in found.cells} == {
+    loaded = study(base, text, "train.steps=7")
+    assert {(c.config.train.lr, c.config.train.steps, c.config.model.backbone, c.seed) for c in loaded.cells} == {
         (0.5, 7, "resnet101", 3)
     }
-    assert [c.settings["anchors.ratios"] for c in found.cells] == [[1.0], [0.5, 1.0, 2.0]]
+    assert [c.settings["anchors.ratios"] for c in loaded.cells] == [[1.0], [0.5, 1.0, 2.0]]
     other = base.with_name("other.yaml")
     other.write_text(base.read_text())
     (cell,) = study(base, text, base=other).cells
@@ -61,32 +61,32 @@ def test_cells_set_and_what_differs_at_a_base(base: Path) -> None:
 
 
 def test_cells_may_name_their_keys_in_any_order(base: Path) -> None:
-    found = study(base, "cells: [{loss.gamma: 0, loss.alpha: 0.75}, {loss.alpha: 0.25, loss.gamma: 2}]\n")
-    assert [list(cell.settings.items()) for cell in found.cells] == [
+    loaded = study(base, "cells: [{loss.gamma: 0, loss.alpha: 0.75}, {loss.alpha: 0.25, loss.gamma: 2}]\n")
+    assert [list(cell.settings.items()) for cell in loaded.cells] == [
         [("loss.gamma", 0.0), ("loss.alpha", 0.75)],
         [("loss.gamma", 2.0), ("loss.alpha", 0.25)],
     ]
 
 
-def test_without_seeds_it_is_the_bases(base: Path) -> None:
+def test_default_seed_is_that_of_the_base(base: Path) -> None:
     base.write_text(base.read_text() + "seed: 5\n")
     (cell,) = study(base, "axes: {loss.gamma: [1]}\n").cells
     assert cell.seed == cell.config.seed == 5
 
 
-def test_one_training_is_one_folder_whatever_study_asks_for_it(base: Path) -> None:
+def test_equal_runs_share_a_folder(base: Path) -> None:
     (one,) = study(base, "axes: {loss.gamma: [2]}\n").cells
-    (twin,) = study(base, "cells: [{loss.alpha: 0.25}]\n", "data.workers=7").cells
-    assert one.key == twin.key, "the defaults, and a number of workers that changes nothing"
+    (equal,) = study(base, "cells: [{loss.alpha: 0.25}]\n", "data.workers=7").cells
+    assert one.key == equal.key, "the defaults, and a number of workers that changes nothing"
     (other,) = study(base, "axes: {loss.gamma: [2]}\n", "train.lr=0.5").cells
-    (seeded,) = study(base, "axes: {loss.gamma: [2]}\nseeds: [1]\n").cells
+    (other_seed,) = study(base, "axes: {loss.gamma: [2]}\nseeds: [1]\n").cells
     (base.parent / "train.json").write_text('{"images": []}')
-    (redrawn,) = study(base, "axes: {loss.gamma: [2]}\n").cells
-    assert len({one.key, other.key, seeded.key, redrawn.key}) == 4
+    (other_annotations,) = study(base, "axes: {loss.gamma: [2]}\n").cells
+    assert len({one.key, other.key, other_seed.key, other_annotations.key}) == 4
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "messages"),
     [
         ("axes: {loss.gama: [0]}", ["study.yaml 'loss.gama=0'", "unknown key loss.gama", "did you mean loss.gamma?"]),
         ("axes: {loss.gamma: [0, -1]}", ["study.yaml 'loss.gamma=-1'", "given -1", "greater than or equal to 0"]),
@@ -97,7 +97,7 @@ def test_one_training_is_one_folder_whatever_study_asks_for_it(base: Path) -> No
         ("seeds: [0]", ["axes", "cells"]),
         ("axes: {loss.gamma: [1]}\ncells: [{loss.gamma: 1}]", ["not both"]),
         ("cells: [{loss.gamma: 1}, {loss.alpha: 1}]", ["the same keys"]),
-        ("axes: {loss.gamma: [0, 0.0]}", ["the same training", "gamma 0, seed 0"]),
+        ("axes: {loss.gamma: [0, 0.0]}", ["two cells are the same run: gamma 0, seed 0, and gamma 0, seed 0"]),
         ("axes: {seed: [0, 1]}", ["seed", "seeds:"]),
         ("set: {seed: 4}\naxes: {loss.gamma: [0]}", ["seed", "seeds:"]),
         ("cells: [{loss: {gamma: 0}}]", ["loss is a section", "loss.gamma: 2"]),
@@ -108,38 +108,38 @@ def test_one_training_is_one_folder_whatever_study_asks_for_it(base: Path) -> No
         ("axes: [", ["not readable as YAML"]),
     ],
 )
-def test_mistakes_are_named(base: Path, text: str, says: list[str]) -> None:
+def test_error_messages(base: Path, text: str, messages: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
         study(base, text)
-    for part in ["study.yaml", *says]:
+    for part in ["study.yaml", *messages]:
         assert part in str(error.value)
 
 
-def test_no_such_study_names_those_there_are() -> None:
-    with pytest.raises(StudyError, match=r"table9\.yaml: no such study file; there is .*table1a\.yaml"):
+def test_a_missing_study_file_is_an_error() -> None:
+    with pytest.raises(StudyError, match=r"table9\.yaml: no such study file; the folder has .*table1a\.yaml"):
         load_study(STUDIES / "table9.yaml")
 
 
-def test_the_papers_tables_are_the_papers() -> None:
-    """Against the numbers as they were typed in from the paper a second time, where that file is at hand."""
+def test_tables_equal_the_paper() -> None:
+    """Compared with a second transcription of the paper's numbers, if that file exists."""
     reference = REPOSITORY.parent / "shared/reference/paper_tables.yaml"
     if not reference.is_file():
-        pytest.skip(f"no {reference.name} beside the repository")
-    typed, ours = yaml.safe_load(reference.read_text()), paper_tables()
+        pytest.skip("no second transcription of the paper's tables")
+    transcribed, ours = yaml.safe_load(reference.read_text()), paper_tables()
     for name in ("table1a", "table1b", "table1c", "table1d", "table1e", "table3"):
-        assert ours[name]["columns"] == typed[name]["columns"]
+        assert ours[name]["columns"] == transcribed[name]["columns"]
         rows = [(row["set"], row["result"]) for row in ours[name]["rows"]]
         if name == "table1a":
             assert {str(s["loss.alpha"]): r for s, r in rows} == {
-                str(float(k)): v for k, v in typed[name]["rows"].items()
+                str(float(k)): v for k, v in transcribed[name]["rows"].items()
             }
             continue
         names = {
             "gamma": "loss.gamma", "alpha": "loss.alpha", "beta": "loss.beta", "method": "loss.cls",
             "batch": "loss.ohem_batch", "nms": "loss.ohem_nms", "scales": "anchors.scales",
         }  # fmt: skip
-        assert len(rows) == len(typed[name]["rows"])
-        for (settings, result), row in zip(rows, typed[name]["rows"], strict=True):
+        assert len(rows) == len(transcribed[name]["rows"])
+        for (settings, result), row in zip(rows, transcribed[name]["rows"], strict=True):
             assert result == row["result"]
             for key, value in row.items():
                 if key in names:
@@ -155,22 +155,22 @@ def test_the_papers_tables_are_the_papers() -> None:
 
 @pytest.mark.parametrize("name", ["table1a", "table1b", "table1c", "table1d", "table1e", "table3"])
 def test_every_row_of_a_table_has_its_cell(name: str) -> None:
-    """On COCO each cell of a study stands beside the paper's number, and every row of the table is there."""
-    found = load_study(STUDIES / f"{name}.yaml", STUDIES / "base/coco.yaml")
-    tables = [paper_tables()[table] for table in found.paper]
-    results = [str(paper_row(tables, cell.config)) for cell in found.cells]
+    """On COCO each cell of a study is compared with a number of the paper, and every row of the table has a cell."""
+    loaded = load_study(STUDIES / f"{name}.yaml", STUDIES / "base/coco.yaml")
+    tables = [paper_tables()[table] for table in loaded.paper]
+    results = [str(paper_row(tables, cell.config)) for cell in loaded.cells]
     assert "None" not in results
     for row in paper_tables()[name]["rows"]:
         assert str(dict(zip(paper_tables()[name]["columns"], row["result"], strict=True))) in results
 
 
-def test_data_that_is_missing_is_named_for_every_cell(base: Path) -> None:
-    found = study(base, "axes: {data.val_images: [here, there]}\n")
-    assert {"data.val_images: no here", "data.val_images: no there"} <= set(found.missing_data())
-    assert not any("annotations" in sentence for sentence in found.missing_data())
+def test_missing_data_is_named_for_every_cell(base: Path) -> None:
+    loaded = study(base, "axes: {data.val_images: [here, there]}\n")
+    assert {"data.val_images: no here", "data.val_images: no there"} <= set(loaded.missing_data())
+    assert not any("annotations" in message for message in loaded.missing_data())
 
 
-def test_shown_as_a_reader_writes_it() -> None:
+def test_format_value() -> None:
     assert [format_value(v) for v in (0.25, None, 2.0, [0.5, 1.0], "ohem", 128)] == [
         "0.25",
         "none",

@@ -22,7 +22,7 @@ def test_of_two_claims_at_the_same_time_the_first_gets_the_cell(make_study: Make
 
 
 @URLS
-def test_silence_loses_a_cell_and_a_heartbeat_keeps_it(make_study: MakeStudy, url: str | None) -> None:
+def test_a_cell_is_lost_without_a_heartbeat_and_kept_with_one(make_study: MakeStudy, url: str | None) -> None:
     study = make_study([0, 1])
     url = url and url.format(study.file.parent)
     owner, observer = TrialStorage(study, url, 0.4), TrialStorage(study, url, 10)  # the lease of the owner counts
@@ -34,7 +34,7 @@ def test_silence_loses_a_cell_and_a_heartbeat_keeps_it(make_study: MakeStudy, ur
         expired += [trial.user_attrs["label"] for trial in observer.fail_expired(set(), 0.03)]
         time.sleep(0.03)
     assert expired == ["gamma 0, seed 0"]
-    assert not owner.heartbeat(dead, 99), "tells its owner"
+    assert not owner.heartbeat(dead, 99), "the owner sees that it lost the trial"
     assert trial_states(study, url) == [["FAIL"], ["RUNNING"]]
     assert observer.claim(study.cells[0]) is not None
 
@@ -91,7 +91,7 @@ def test_an_incomplete_line_in_the_journal_is_removed(make_study: MakeStudy) -> 
     study = make_study([0, 1])
     storage = TrialStorage(study, None, 10)
     assert storage.claim(study.cells[0])
-    with Path(storage.where).open("a") as file:
+    with Path(storage.location).open("a") as file:
         file.write('{"op_code":4,"worker')
     assert storage.claim(study.cells[1])
     assert trial_states(study) == [["RUNNING"], ["RUNNING"]]
@@ -117,5 +117,5 @@ def test_trials_have_the_parameters_that_optunas_dashboard_shows(make_study: Mak
     study = make_study([0.5])
     storage = TrialStorage(study, None, 10)
     assert storage.claim(study.cells[0])
-    (trial,) = storage.optuna.get_trials()
+    (trial,) = storage.optuna_study.get_trials()
     assert trial.params == {"loss.gamma": "0.5", "seed": "0"} and trial.state == TrialState.RUNNING

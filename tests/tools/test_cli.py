@@ -1,4 +1,4 @@
-"""The commands of tools/, each run as a process."""
+"""The commands of tools/: one test of each starts a process, the others call its main()."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_helpers import run_main
 from PIL import Image
 
 from retina.config import COCO_METRICS
 from retina.config_file import load_config
 
+pytestmark = pytest.mark.slow
 TOOLS = Path(__file__).parents[2] / "tools"
 
 
-def run(tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run_process(tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, TOOLS / tool, *map(str, arguments)], capture_output=True, text=True, timeout=200
     )
@@ -29,7 +31,7 @@ def trained(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     folder = tmp_path_factory.mktemp("cli")
     config = folder / "custom.yaml"
     config.write_text(f"base: {tiny_yaml}\noutput_dir: {folder}/run\ndetect: {{score_threshold: 0.001}}\n")
-    done = run("train.py", config, "train.steps=4", "--resume")
+    done = run_process("train.py", config, "train.steps=4", "--resume")
     assert done.returncode == 0, done.stderr
     assert "step 4/4" in done.stdout and "evaluation at step 4" in done.stdout
     assert "learning rate 0.01 for 4 images a step, 0.01 for 4" in done.stdout
@@ -37,7 +39,7 @@ def trained(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 def test_print_config_reads_back(tiny_yaml: Path, tmp_path: Path) -> None:
-    shown = run("train.py", tiny_yaml, "train.lr=0.5", "--print-config")
+    shown = run_main("train.py", tiny_yaml, "train.lr=0.5", "--print-config")
     assert shown.returncode == 0
     (tmp_path / "shown.yaml").write_text(shown.stdout)
     assert load_config(tmp_path / "shown.yaml") == load_config(tiny_yaml, ["train.lr=0.5"])
@@ -56,13 +58,13 @@ def test_a_run_ends_with_the_process_that_started_it(tiny_yaml: Path, tmp_path: 
 
 
 @pytest.mark.skipif(not hasattr(fcntl, "F_SETSIG"), reason="only Linux sends a signal for a closed pipe")
-def test_it_ends_even_while_an_import_blocks_all_threads() -> None:
+def test_it_ends_even_while_all_threads_are_blocked() -> None:
     code = (
-        "import ctypes; from retina.study.parent_process import end_with_parent; end_with_parent(); "
-        "print('armed', flush=True); ctypes.PyDLL(None).sleep(60)"  # a call through PyDLL holds the GIL
+        "import ctypes; from retina.parent_process import end_with_parent; end_with_parent(); "
+        "print('ready', flush=True); ctypes.PyDLL(None).sleep(60)"  # a call through PyDLL holds the GIL
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None and process.stdin is not None and process.stdout.readline() == b"armed\n"
+    assert process.stdout is not None and process.stdin is not None and process.stdout.readline() == b"ready\n"
     process.stdin.close()
     assert process.wait(20) == -9
     process.stdout.close()
@@ -71,14 +73,14 @@ def test_it_ends_even_while_an_import_blocks_all_threads() -> None:
 def test_a_used_run_folder_is_refused(trained: tuple[Path, Path]) -> None:
     config, folder = trained
     before = sorted(path.stat().st_mtime_ns for path in folder.iterdir())
-    again = run("train.py", config, "train.steps=4")
+    again = run_main("train.py", config, "train.steps=4")
     assert again.returncode == 2 and "is not empty; --resume continues" in again.stderr and "Trace" not in again.stderr
     assert sorted(path.stat().st_mtime_ns for path in folder.iterdir()) == before
 
 
 def test_eval_writes_metrics_and_results(trained: tuple[Path, Path], tmp_path: Path) -> None:
     config, folder = trained
-    done = run("eval.py", config, "--checkpoint", folder / "last.pt", "--output", tmp_path / "out")
+    done = run_process("eval.py", config, "--checkpoint", folder / "last.pt", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert list(metrics) == [*COCO_METRICS, "per_class"]
@@ -92,11 +94,11 @@ def test_eval_writes_metrics_and_results(trained: tuple[Path, Path], tmp_path: P
 
 def test_eval_measures_time_when_asked(trained: tuple[Path, Path], tmp_path: Path) -> None:
     config, folder = trained
-    done = run("eval.py", config, "--checkpoint", folder / "last.pt", "--output", tmp_path / "out", "--time")
+    done = run_main("eval.py", config, "--checkpoint", folder / "last.pt", "--output", tmp_path / "out", "--time")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert list(metrics) == [*COCO_METRICS, "per_class", "milliseconds"] and metrics["milliseconds"] > 0
-    assert f"{metrics['milliseconds']:.1f} ms an image at batch 1" in done.stdout
+    assert f"{metrics['milliseconds']:.1f} ms per image at batch 1, from normalization to NMS" in done.stdout
 
 
 def test_predict_draws_and_lists_detections(trained: tuple[Path, Path], coco_root: Path, tmp_path: Path) -> None:
@@ -104,7 +106,7 @@ def test_predict_draws_and_lists_detections(trained: tuple[Path, Path], coco_roo
     gray = tmp_path / "gray.png"
     Image.new("L", (70, 50)).save(gray)
     arguments = [config, coco_root / "val", gray, "--checkpoint", folder / "last.pt", "--output", tmp_path / "out"]
-    done = run("predict.py", *arguments, "--score", "0")
+    done = run_process("predict.py", *arguments, "--score", "0")
     assert done.returncode == 0, done.stderr
     entries = json.loads((tmp_path / "out/predictions.json").read_text())
     assert len(entries) == 11 and any(entry["detections"] for entry in entries)
@@ -119,7 +121,7 @@ def test_predict_draws_and_lists_detections(trained: tuple[Path, Path], coco_roo
 
 def test_plot_draws_the_run(trained: tuple[Path, Path]) -> None:
     config, folder = trained
-    done = run("plot.py", config, "--count", 2)
+    done = run_process("plot.py", config, "--count", 2)
     assert done.returncode == 0, done.stderr
     for name in ("results.png", "detections.png"):
         with Image.open(folder / name) as picture:
@@ -144,17 +146,17 @@ def test_plot_draws_the_run(trained: tuple[Path, Path]) -> None:
         ("predict.py", ["CONFIG", "CONFIG", "--score", "3"], 2, "--score: given 3"),
     ],
 )
-def test_mistakes_give_a_message(
+def test_error_messages(
     tiny_yaml: Path, tmp_path: Path, tool: str, arguments: list[str], status: int, expected: str
 ) -> None:
     command = [part.replace("CONFIG", str(tiny_yaml)).replace("OUT", str(tmp_path / "run")) for part in arguments]
-    done = run(tool, *command)
+    done = run_main(tool, *command)
     assert done.returncode == status and expected in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 def test_checkpoint_of_other_anchors_is_refused(trained: tuple[Path, Path]) -> None:
     config, folder = trained
-    done = run("eval.py", config, "anchors.octave_base=2", "--checkpoint", folder / "last.pt")
+    done = run_main("eval.py", config, "anchors.octave_base=2", "--checkpoint", folder / "last.pt")
     assert done.returncode == 1 and "anchors.octave_base was 4.0, is 2.0" in done.stderr
 
 
@@ -164,7 +166,7 @@ def test_images_of_the_same_name_do_not_overwrite_each_other(trained: tuple[Path
         (tmp_path / name).mkdir()
         Image.new("RGB", (40, 40), (name == "a" and "red") or "blue").save(tmp_path / name / "same.png")
     arguments = [config, tmp_path / "a", tmp_path / "b", "--checkpoint", folder / "last.pt", "--output", tmp_path / "a"]
-    assert run("predict.py", *arguments).returncode == 0
+    assert run_main("predict.py", *arguments).returncode == 0
     assert Image.open(tmp_path / "a/same.png").getpixel((20, 20)) == (255, 0, 0)  # the input itself
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
         "predictions.json", "same.png", "same_2.png", "same_3.png"
@@ -176,5 +178,5 @@ def test_checkpoint_of_other_classes_is_refused(trained: tuple[Path, Path], coco
     tree = json.loads((coco_root / "val.json").read_text())
     tree["categories"][0]["name"] = "purple"
     (tmp_path / "val.json").write_text(json.dumps(tree))
-    done = run("eval.py", config, f"data.val_annotations={tmp_path}/val.json", "--checkpoint", folder / "last.pt")
+    done = run_main("eval.py", config, f"data.val_annotations={tmp_path}/val.json", "--checkpoint", folder / "last.pt")
     assert done.returncode == 1 and "was trained on other categories" in done.stderr

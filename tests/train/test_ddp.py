@@ -18,29 +18,30 @@ from retina.data.loader import Batch, Target, train_batches
 from retina.model.retinanet import RetinaNet
 from retina.train.step import train_step
 
+pytestmark = pytest.mark.slow
 NORMALIZERS = ("batch", "image", "ema")
 
 
-class KeepGradients(torch.optim.SGD):
+class RecordGradients(torch.optim.SGD):
     """An optimizer that stores its gradients and updates nothing."""
 
-    kept: dict[int, torch.Tensor]
+    gradients: dict[int, torch.Tensor]
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         parameters = self.param_groups[0]["params"]
-        self.kept = {i: p.grad.clone() for i, p in enumerate(parameters) if p.grad is not None}
+        self.gradients = {i: p.grad.clone() for i, p in enumerate(parameters) if p.grad is not None}
 
 
 def one_step(config: Config, data: CocoDataset, rank: int, world: int, only_first: bool) -> dict[str, Any]:
     torch.manual_seed(0)
     plain = RetinaNet(config, data.num_classes)
     model: nn.Module = DistributedDataParallel(plain) if world > 1 else plain
-    optimizer = KeepGradients(plain.parameters(), lr=1.0)
+    optimizer = RecordGradients(plain.parameters(), lr=1.0)
     (batches,) = train_batches(data, config, 0, rank, world)
     if only_first:  # all objects of the batch are in its first half: the second process has no positives
         batches = without_objects(batches, rank, world)
     losses = train_step(model, optimizer, batches, data.num_classes, torch.tensor(100.0), config, 0)
-    return {"losses": {k: v.item() for k, v in losses.items()}, "gradients": optimizer.kept}
+    return {"losses": {k: v.item() for k, v in losses.items()}, "gradients": optimizer.gradients}
 
 
 def without_objects(batches: list[Batch], rank: int, world: int) -> list[Batch]:
@@ -88,15 +89,24 @@ def two_processes(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return results
 
 
+@pytest.fixture(scope="module")
+def one_process(tiny_yaml: Path) -> dict[str, Any]:
+    config = settings(tiny_yaml, "batch", 1)
+    data = CocoDataset(config.data.train_annotations, config.data.train_images)
+    return {
+        f"{mode} {only_first}": one_step(settings(tiny_yaml, mode, 1), data, 0, 1, only_first)
+        for mode in NORMALIZERS
+        for only_first in (False, True)
+    }
+
+
 @pytest.mark.parametrize("only_first", [False, True], ids=["all", "one process without positives"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("mode", NORMALIZERS)
 def test_two_processes_equal_one(
-    two_processes: dict[str, Any], tiny_yaml: Path, mode: str, accumulate: int, only_first: bool
+    one_process: dict[str, Any], two_processes: dict[str, Any], mode: str, accumulate: int, only_first: bool
 ) -> None:
-    config = settings(tiny_yaml, mode, 1)
-    data = CocoDataset(config.data.train_annotations, config.data.train_images)
-    one = one_step(config, data, 0, 1, only_first)
+    one = one_process[f"{mode} {only_first}"]
     two = two_processes[f"{mode} {only_first} {accumulate}"]
     for name in ("loss", "loss_cls", "loss_box", "positives"):
         assert two["losses"][name] == pytest.approx(one["losses"][name], rel=1e-5), name

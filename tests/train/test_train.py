@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,8 @@ from retina.train.loop import train
 from retina.train.schedule import build_optimizer, learning_rate, update_ema
 from retina.train.step import train_step
 
+pytestmark = pytest.mark.slow
+
 
 def settings(yaml: Path, run: Path, *flags: str) -> Config:
     return load_config(yaml, [f"output_dir={run}", *flags])
@@ -35,6 +40,28 @@ def settings(yaml: Path, run: Path, *flags: str) -> Config:
 
 def weights(run: Path) -> str:
     return checkpoint.digest(checkpoint.load(run / checkpoint.LAST)["model"])
+
+
+@pytest.fixture(scope="module")
+def finished_run(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run, to compare with. A test must not change it."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(settings(tiny_yaml, folder))
+    return folder
+
+
+@contextlib.contextmanager
+def stop_after(last_step: int) -> Iterator[None]:
+    """Every run stops after this step, as if a signal had come."""
+    step_function = loop.train_step
+
+    def train_step(*args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        losses = step_function(*args, **kwargs)
+        return losses | {"stop": torch.tensor(float(args[6] == last_step - 1))}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_step", train_step)
+        yield
 
 
 def test_files_of_a_run(tiny: Config) -> None:
@@ -74,8 +101,8 @@ def test_a_used_folder_is_refused_and_resume_needs_the_same_settings(tiny: Confi
     assert weights(tiny.run_dir) == before
 
 
-def test_a_folder_in_which_another_process_trains_is_refused(tiny: Config, tiny_yaml: Path) -> None:
-    train(settings(tiny_yaml, tiny.run_dir))
+def test_a_folder_in_which_another_process_trains_is_refused(tiny: Config, finished_run: Path) -> None:
+    shutil.copytree(finished_run, tiny.run_dir)
     before = {path: path.read_bytes() for path in tiny.run_dir.iterdir()}
     code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, 2); print('has', flush=True); input()"
     command = [sys.executable, "-c", code, str(tiny.run_dir / ".lock")]
@@ -88,32 +115,35 @@ def test_a_folder_in_which_another_process_trains_is_refused(tiny: Config, tiny_
     train(tiny, resume=True)
 
 
-def test_resume_skips_a_damaged_checkpoint(tiny: Config, tiny_yaml: Path, tmp_path: Path) -> None:
-    train(tiny)
-    again = settings(tiny_yaml, tmp_path / "again")
-    train(again)
-    (tmp_path / "again/last.pt").write_bytes((tmp_path / "again/last.pt").read_bytes()[:1000])
-    train(again, resume=True)
-    assert weights(tmp_path / "again") == weights(tiny.run_dir)
-    assert (tmp_path / "again/metrics.csv").read_bytes() == (tiny.run_dir / "metrics.csv").read_bytes()
+def test_resume_skips_a_damaged_checkpoint(tiny: Config, finished_run: Path) -> None:
+    shutil.copytree(finished_run, tiny.run_dir)
+    (tiny.run_dir / "last.pt").write_bytes((finished_run / "last.pt").read_bytes()[:1000])
+    train(tiny, resume=True)
+    assert weights(tiny.run_dir) == weights(finished_run)
+    assert (tiny.run_dir / "metrics.csv").read_bytes() == (finished_run / "metrics.csv").read_bytes()
 
 
-def test_the_seed_changes_the_weights(tiny: Config, tiny_yaml: Path, tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_weights_and_others_do_not(
+    tiny: Config, tiny_yaml: Path, tmp_path: Path, finished_run: Path
+) -> None:
     train(tiny)
+    assert weights(tiny.run_dir) == weights(finished_run)
     train(settings(tiny_yaml, tmp_path / "other", "seed=1"))
-    assert weights(tmp_path / "other") != weights(tiny.run_dir)
+    assert weights(tmp_path / "other") != weights(finished_run)
 
 
 def test_loss_falls_and_gradients_are_accumulated_exactly(tiny: Config, tiny_yaml: Path, tmp_path: Path) -> None:
     flags = ["train.steps=24", "train.eval_every=0", "train.lr=2e-3", "train.optimizer=adamw", "data.zoom=[1,1]",
-             "data.photometric=0", "train.schedule=cosine"]  # fmt: skip
+             "data.photometric=0", "train.schedule=cosine", "train.checkpoint_every=1000"]  # fmt: skip
     runs = {name: settings(tiny_yaml, tmp_path / name, *flags, f"train.accumulate={name}") for name in ("1", "2")}
+    train(runs["1"])
+    with stop_after(3):
+        train(runs["2"])
     losses = {}
     for name, config in runs.items():
-        train(config)
         losses[name] = [float(row["loss"]) for row in csv.DictReader((config.run_dir / "metrics.csv").open())]
     assert sum(losses["1"][-5:]) < 0.8 * sum(losses["1"][:5])
-    assert losses["2"][:3] == pytest.approx(losses["1"][:3], rel=1e-3)
+    assert losses["2"] == pytest.approx(losses["1"][:3], rel=1e-3)
 
 
 def test_non_finite_loss_stops_before_the_update_and_names_the_images(
@@ -139,9 +169,8 @@ def test_non_finite_loss_stops_before_the_update_and_names_the_images(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_writes_a_checkpoint_and_ends_cleanly(
-    tiny: Config, tiny_yaml: Path, tmp_path: Path, number: signal.Signals
+    tiny_yaml: Path, tmp_path: Path, finished_run: Path, number: signal.Signals
 ) -> None:
-    train(tiny)
     config = settings(tiny_yaml, tmp_path / "stopped", "train.checkpoint_every=1000")
 
     def at_step_two() -> None:
@@ -157,25 +186,16 @@ def test_a_signal_writes_a_checkpoint_and_ends_cleanly(
     stopped_at = checkpoint.load(config.run_dir / checkpoint.LAST)["step"]
     assert 2 <= stopped_at < 6
     train(config, resume=True)
-    assert weights(config.run_dir) == weights(tiny.run_dir)
+    assert weights(config.run_dir) == weights(finished_run)
 
 
-def test_a_stop_before_an_evaluation_changes_nothing(tiny: Config, tiny_yaml: Path, tmp_path: Path) -> None:
-    train(tiny)
-    config = settings(tiny_yaml, tmp_path / "stopped")
-    step = loop.train_step
-
-    def stop_at_three(*args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
-        losses = step(*args, **kwargs)
-        return losses | {"stop": torch.tensor(float(args[6] == 2))}  # an evaluation is due after step 3
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train_step", stop_at_three)
-        train(config)
-    assert json.loads((config.run_dir / "eval.json").read_text()) == []
-    train(config, resume=True)
-    assert (config.run_dir / "eval.json").read_text() == (tiny.run_dir / "eval.json").read_text()
-    assert weights(config.run_dir) == weights(tiny.run_dir)
+def test_a_stop_before_an_evaluation_changes_nothing(tiny: Config, finished_run: Path) -> None:
+    with stop_after(3):  # when an evaluation is due
+        train(tiny)
+    assert json.loads((tiny.run_dir / "eval.json").read_text()) == []
+    train(tiny, resume=True)
+    assert (tiny.run_dir / "eval.json").read_text() == (finished_run / "eval.json").read_text()
+    assert weights(tiny.run_dir) == weights(finished_run)
 
 
 def test_a_signal_to_the_whole_process_group_stops_cleanly(tiny_yaml: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A few training steps on real images; skipped if the images are not there."""
+"""A few training steps on real images; skipped without the images."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from retina.config_file import load_config
 from retina.convert.voc import convert_voc
 from retina.train.loop import train
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 BCCD = next(
     (path for path in (ROOT / "data/BCCD_Dataset/BCCD", ROOT.parent / "shared/data/BCCD") if path.is_dir()), None

@@ -1,0 +1,143 @@
+"""The figures and the HTML page of the report of a study."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.axes import Axes
+from PIL import Image
+from report_helpers import (
+    ALPHAS,
+    GRID,
+    ONE_SEED,
+    THREE_SEEDS,
+    UNSAFE_NAME,
+    finish_all,
+    report_markdown,
+    write_failure,
+    write_finished,
+    write_study,
+)
+
+from retina.study.report import write_report
+from retina.study.study_file import load_study
+
+
+def test_figures_depend_on_the_axes(tmp_path: Path) -> None:
+    """Two axes: a heat map, and a curve over each key with numbers; keys that change together: one; words: none."""
+    pairs = "cells: [" + ", ".join(f"{{loss.gamma: {g}, loss.alpha: {0.75 - g / 4}}}" for g in (0, 1, 2)) + "]"
+    gap = "cells: [" + ", ".join(
+        f"{{loss.gamma: {g}, loss.alpha: {a}}}" for g in (0, 1, 2) for a in (0.2, 0.7)[g % 2 :]
+    )
+    for text, expected in [
+        (gap + "]", {"heat_map.png", "AP_over_gamma.png"}),
+        (GRID, {"heat_map.png", "AP_over_gamma.png"}),
+        (pairs, {"AP_over_gamma.png"}),
+        (
+            "axes: {loss.gamma: [0, 1, 2, 3, 4, 5, 6, 7], loss.alpha: [0.1, 0.5, 0.9]}",
+            {"heat_map.png", "AP_over_gamma.png"},
+        ),
+        ("axes: {loss.box: [giou, l1, smooth_l1]}", set()),
+        ("axes: {loss.box: [giou, l1, smooth_l1], loss.gamma: [1, 2]}", {"heat_map.png"}),
+    ]:
+        study = write_study(tmp_path, f"{text}\n{ONE_SEED}")
+        for index, cell in enumerate(study.cells):
+            write_finished(cell, 20 + index)
+        files = write_report(study)
+        assert {file.name for file in files[4:]} == expected | {"classes.png", "losses.png"}, text
+        sentence = "The figures show the best cell, the worst, and 5 evenly spaced by rank between them: "
+        assert (sentence in (study.folder / "report.md").read_text()) == (len(study.cells) > 7)
+        for file in files[4:]:
+            with Image.open(file) as image:
+                assert 600 < image.width < 2200 and not {"date", "Creation Time"} & set(image.info)
+
+
+def test_classes_are_sorted_by_frequency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = finish_all(write_study(tmp_path, ALPHAS + THREE_SEEDS))
+    seen: list[list[str]] = []
+    original = Axes.set_xticks
+
+    def spy(self: Axes, ticks: Any, labels: Any = None, **others: Any) -> Any:
+        seen.append(list(labels or []))
+        return original(self, ticks, labels, **others)
+
+    monkeypatch.setattr(Axes, "set_xticks", spy)
+    write_report(study)
+    assert ["often\n(6)", f"{UNSAFE_NAME}\n(3)", "rare\n(1)"] in seen
+
+
+def test_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:
+    study = finish_all(write_study(tmp_path, ALPHAS + THREE_SEEDS))
+    first = {path: path.read_bytes() for path in write_report(study)}
+    assert len(first) == 7 and first == {path: path.read_bytes() for path in write_report(study)}
+    assert {path.name for path in study.folder.iterdir()} == {path.name for path in first}, "no temporary file remains"
+
+
+def test_missing_data_does_not_stop_a_report(tmp_path: Path) -> None:
+    study = finish_all(write_study(tmp_path, ALPHAS + THREE_SEEDS))
+    missing = tmp_path / "elsewhere"
+    (tmp_path / "base.yaml").write_text(f"data: {{train_annotations: {missing}.json}}")
+    study = load_study(tmp_path / "study.yaml", output=tmp_path / "out")
+    finish_all(study)
+    for cell in study.cells:
+        (cell.folder / "metrics.csv").unlink()
+    text = report_markdown(study)
+    assert "an unknown number of training images" in text and "classes.png" in text and "losses.png" not in text
+
+
+INSPECTION = """<script>addEventListener("load", () => {
+  const page = {
+    images: [...document.images].map(image => image.complete && image.naturalWidth > 0 && image.alt !== ""),
+    rows: [...document.querySelectorAll("table")].map(table => table.tBodies[0].rows.length),
+    width: [document.documentElement.scrollWidth, document.documentElement.clientWidth],
+    remote: performance.getEntriesByType("resource").map(entry => entry.name).filter(name => name.startsWith("http")),
+    title: document.title, lang: document.documentElement.lang, text: document.body.innerText,
+  };
+  const box = document.createElement("pre");
+  box.id = "inspection";
+  box.textContent = btoa(unescape(encodeURIComponent(JSON.stringify(page))));
+  document.body.append(box);
+});</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@pytest.mark.parametrize("width", [500, 1300])
+def test_page_in_a_browser(tmp_path: Path, width: int) -> None:
+    study = write_study(tmp_path, GRID + THREE_SEEDS)
+    for cell in study.cells[1:]:
+        write_finished(cell, 20 + cell.seed, milliseconds=9.0)
+    write_failure(study.cells[0], f"No <b>{UNSAFE_NAME}</b> " + "word " * 40)
+    write_report(study)
+    copy = tmp_path / "copy.html"
+    copy.write_text((study.folder / "report.html").read_text() + INSPECTION)
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", "--disable-quic", f"--user-data-dir={tmp_path}/chromium",
+             f"--window-size={width},900", "--dump-dom"]  # fmt: skip
+    done = subprocess.run(["chromium", *flags, copy.as_uri()], capture_output=True, text=True, timeout=120)
+    match = re.search(r'<pre id="inspection">([^<]+)</pre>', done.stdout)
+    assert match, done.stderr[-2000:]
+    page = json.loads(base64.b64decode(match[1]))
+    assert page["images"] == [True] * 4, "heat map, curve, classes, losses"
+    assert page["rows"] == [6, 1, 6, 18], "main, failed, speed, all runs"
+    assert page["width"][0] <= page["width"][1] <= width, "only tables scroll sideways"
+    assert page["remote"] == []
+    assert (page["title"], page["lang"]) == ("study-base", "en")
+    assert f"No <b>{UNSAFE_NAME}</b> word" in page["text"]
+
+
+@pytest.mark.slow
+def test_import_loads_no_torch_optuna_or_pyplot() -> None:
+    code = "import sys, retina.study.report; print(sorted({'torch', 'optuna', 'matplotlib.pyplot'} & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    assert result.stdout.strip() == "[]"
