@@ -141,9 +141,9 @@ def _cached_epoch_order(dataset: CocoDataset, size: int, seed: int, epoch: int) 
 def epoch_order(is_landscape: Sequence[bool], size: int, seed: int, epoch: int) -> list[list[int]]:
     """Batches of image indices for one epoch, in random order.
 
-    Landscape and portrait images are in separate batches, to save padding. The images left over from both are mixed
-    in one more batch if there are enough. Fewer than `size` images are omitted, at random in each epoch. A data set
-    with fewer than `size` images is repeated to fill one batch.
+    Fewer than `size` images are omitted, chosen at random among all. Landscape and portrait images are in separate
+    batches, to save padding; what these leave over is mixed in one more batch. A data set with fewer than `size` images
+    is repeated to fill one batch.
 
     Args:
         is_landscape: for each image whether its width is at least its height.
@@ -158,14 +158,15 @@ def epoch_order(is_landscape: Sequence[bool], size: int, seed: int, epoch: int) 
     order = rng.permutation(len(is_landscape))
     if len(order) < size:
         return [np.resize(order, size).tolist()]
+    order = order[: len(order) - len(order) % size]
     batches, remaining = [], []
     for orientation in (True, False):
         group = [int(i) for i in order if is_landscape[i] == orientation]
         num_batched = len(group) - len(group) % size
         batches += [group[i : i + size] for i in range(0, num_batched, size)]
         remaining += group[num_batched:]
-    if len(remaining) >= size:
-        batches.append(remaining[:size])
+    if remaining:  # exactly `size` images
+        batches.append(remaining)
     return [batches[i] for i in rng.permutation(len(batches))]
 
 

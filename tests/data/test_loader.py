@@ -76,6 +76,9 @@ def test_an_epoch_omits_less_than_a_batch() -> None:
     assert epoch_order(wide, 8, 0, 4) != batches and epoch_order(wide, 8, 1, 3) != batches
     seen = {i for epoch in range(12) for batch in epoch_order(wide, 8, 0, epoch) for i in batch}
     assert seen == set(range(50))
+    rare = (True,) * 99 + (False,)  # one portrait image must not be the one that is omitted in every epoch
+    used = sum(99 in batch for epoch in range(100) for batch in epoch_order(rare, 16, 0, epoch))
+    assert 90 <= used < 100  # 4 of 100 images are omitted
     assert epoch_order((True, False, True), 8, 0, 0)[0].count(0) in (2, 3)  # fewer images than a batch: repeated
 
 
