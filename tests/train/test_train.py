@@ -1,23 +1,17 @@
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import math
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from train_helpers import settings, stop_after, weights
 
 from retina.config import Config, Train
 from retina.config_file import load_config
@@ -25,43 +19,12 @@ from retina.data.coco import CocoDataset
 from retina.data.loader import train_batches
 from retina.model import checkpoint
 from retina.model.retinanet import RetinaNet
-from retina.train import loop
-from retina.train.errors import RunError, RunFolderError
+from retina.train.errors import RunError
 from retina.train.loop import train
 from retina.train.schedule import build_optimizer, learning_rate, update_ema
 from retina.train.step import train_step
 
 pytestmark = pytest.mark.slow
-
-
-def settings(yaml: Path, run: Path, *flags: str) -> Config:
-    return load_config(yaml, [f"output_dir={run}", *flags])
-
-
-def weights(run: Path) -> str:
-    return checkpoint.digest(checkpoint.load(run / checkpoint.LAST)["model"])
-
-
-@pytest.fixture(scope="module")
-def finished_run(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an uninterrupted run, to compare with. A test must not change it."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    train(settings(tiny_yaml, folder))
-    return folder
-
-
-@contextlib.contextmanager
-def stop_after(last_step: int) -> Iterator[None]:
-    """Every run stops after this step, as if a signal had come."""
-    step_function = loop.train_step
-
-    def train_step(*args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
-        losses = step_function(*args, **kwargs)
-        return losses | {"stop": torch.tensor(float(args[6] == last_step - 1))}
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train_step", train_step)
-        yield
 
 
 def test_files_of_a_run(tiny: Config) -> None:
@@ -85,42 +48,6 @@ def test_files_of_a_run(tiny: Config) -> None:
     assert {"val/precision_recall_at_iou_50", "detections/0000.png"} <= set(tags["images"])
     state = checkpoint.load(tiny.run_dir / checkpoint.LAST)
     assert state["categories"] == [[3, "red"], [7, "green"], [20, "blue"]]
-
-
-def test_a_used_folder_is_refused_and_resume_needs_the_same_settings(tiny: Config, tiny_yaml: Path) -> None:
-    tiny.run_dir.mkdir()
-    (tiny.run_dir / "notes.txt").write_text("notes")
-    with pytest.raises(RunError, match=r"not empty; --resume"):
-        train(tiny)
-    assert (tiny.run_dir / "notes.txt").read_text() == "notes"
-    train(tiny, resume=True)  # no checkpoint: starts at step 0
-    before = weights(tiny.run_dir)
-    with pytest.raises(RunError, match=r"train\.lr was 0\.01, is 0\.02"):
-        train(settings(tiny_yaml, tiny.run_dir, "train.lr=0.02"), resume=True)
-    train(settings(tiny_yaml, tiny.run_dir, "data.workers=1"), resume=True)  # finished already: nothing changes
-    assert weights(tiny.run_dir) == before
-
-
-def test_a_folder_in_which_another_process_trains_is_refused(tiny: Config, finished_run: Path) -> None:
-    shutil.copytree(finished_run, tiny.run_dir)
-    before = {path: path.read_bytes() for path in tiny.run_dir.iterdir()}
-    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, 2); print('has', flush=True); input()"
-    command = [sys.executable, "-c", code, str(tiny.run_dir / ".lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None and other.stdout.readline() == b"has\n"
-        with pytest.raises(RunFolderError, match=r"another process is training here"):
-            train(tiny, resume=True)
-        other.kill()
-    assert {path: path.read_bytes() for path in tiny.run_dir.iterdir()} == before
-    train(tiny, resume=True)
-
-
-def test_resume_skips_a_damaged_checkpoint(tiny: Config, finished_run: Path) -> None:
-    shutil.copytree(finished_run, tiny.run_dir)
-    (tiny.run_dir / "last.pt").write_bytes((finished_run / "last.pt").read_bytes()[:1000])
-    train(tiny, resume=True)
-    assert weights(tiny.run_dir) == weights(finished_run)
-    assert (tiny.run_dir / "metrics.csv").read_bytes() == (finished_run / "metrics.csv").read_bytes()
 
 
 def test_equal_seeds_give_equal_weights_and_others_do_not(
@@ -165,54 +92,6 @@ def test_non_finite_loss_stops_before_the_update_and_names_the_images(
         train(tiny)
     saved = json.loads((tiny.run_dir / "nonfinite_step_1.json").read_text())
     assert saved["image_ids"] == [i for batch in batches for i in batch.image_ids]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_writes_a_checkpoint_and_ends_cleanly(
-    tiny_yaml: Path, tmp_path: Path, finished_run: Path, number: signal.Signals
-) -> None:
-    config = settings(tiny_yaml, tmp_path / "stopped", "train.checkpoint_every=1000")
-
-    def at_step_two() -> None:
-        path = config.run_dir / "metrics.csv"
-        while not path.exists() or path.read_text().count("\n") < 3:
-            pass
-        os.kill(os.getpid(), number)
-
-    watcher = threading.Thread(target=at_step_two)
-    watcher.start()
-    train(config)
-    watcher.join()
-    stopped_at = checkpoint.load(config.run_dir / checkpoint.LAST)["step"]
-    assert 2 <= stopped_at < 6
-    train(config, resume=True)
-    assert weights(config.run_dir) == weights(finished_run)
-
-
-def test_a_stop_before_an_evaluation_changes_nothing(tiny: Config, finished_run: Path) -> None:
-    with stop_after(3):  # when an evaluation is due
-        train(tiny)
-    assert json.loads((tiny.run_dir / "eval.json").read_text()) == []
-    train(tiny, resume=True)
-    assert (tiny.run_dir / "eval.json").read_text() == (finished_run / "eval.json").read_text()
-    assert weights(tiny.run_dir) == weights(finished_run)
-
-
-def test_a_signal_to_the_whole_process_group_stops_cleanly(tiny_yaml: Path, tmp_path: Path) -> None:
-    """torchrun, Slurm and `timeout` signal the whole group. The loader's workers must ignore the signal."""
-    tool = Path(__file__).parents[2] / "tools/train.py"
-    flags = ["train.steps=2000", "data.workers=2", "train.eval_every=0", f"output_dir={tmp_path}/run"]
-    process = subprocess.Popen(
-        [sys.executable, tool, tiny_yaml, *flags], start_new_session=True, stdout=subprocess.PIPE
-    )
-    metrics = tmp_path / "run/metrics.csv"
-    while not metrics.exists() or metrics.read_text().count("\n") < 4:
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGTERM)
-    output = process.communicate()[0].decode()
-    assert process.returncode == 0 and "stopped by a signal" in output
-    assert checkpoint.load(tmp_path / "run" / checkpoint.LAST)["step"] >= 3
 
 
 def test_random_frozen_stages_are_refused(tiny_yaml: Path, tmp_path: Path) -> None:
