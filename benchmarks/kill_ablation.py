@@ -28,7 +28,7 @@ import torch
 from kill_resume import SETTINGS, differences, digest_run, run_to_end
 from optuna.trial import TrialState
 
-from retina.shapes.writing import write_shapes
+from retina.shapes import ShapesSettings, write_shapes
 from retina.study.cells import Study
 from retina.study.study_file import load_study
 from retina.study.trial_storage import TrialStorage
@@ -73,7 +73,7 @@ def main() -> int:
 
 def make_study(root: Path, cells: int) -> Study:
     """A small data set and a study of `cells` short runs on it."""
-    write_shapes(root / "shapes", train=22, val=6, size=96, processes=1)
+    write_shapes(root / "shapes", ShapesSettings(train=22, val=6, size=96), processes=1)
     (root / "base.yaml").write_text(SETTINGS.format(root=root / "shapes", precision="fp32"))
     gammas = [round(0.25 * i, 2) for i in range(cells)]
     (root / "kill.yaml").write_text(f"base: base.yaml\naxes: {{loss.gamma: {gammas}}}\n")

@@ -26,7 +26,7 @@ import torch
 from retina.config import Config
 from retina.config_file import load_config
 from retina.model import checkpoint
-from retina.shapes.writing import write_shapes
+from retina.shapes import ShapesSettings, write_shapes
 from retina.train.loop import train
 
 THREADS = torch.get_num_threads()
@@ -55,7 +55,7 @@ def main() -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_shapes(root / "shapes", train=22, val=6, size=96, processes=1)
+        write_shapes(root / "shapes", ShapesSettings(train=22, val=6, size=96), processes=1)
         (root / "kill.yaml").write_text(SETTINGS.format(root=root / "shapes", precision=arguments.precision))
         start_time = time.perf_counter()
         expected = run_to_end(run_config(root, "uninterrupted", 0))

@@ -19,10 +19,11 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 # These keys change no number of a run, so a resumed run may change them.
-KEYS_WITHOUT_EFFECT = ("output_dir", "data.workers", "train.checkpoint_every")
+KEYS_WITHOUT_EFFECT = ("output_dir", "data.workers", "data.cache", "train.checkpoint_every", "train.keep")
 # The twelve numbers of pycocotools, in its order.
 COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 Backbone = Literal[
+    "resnet10",  # half of resnet18; no pretrained weights
     "resnet18",
     "resnet34",
     "resnet50",
@@ -72,6 +73,12 @@ class Data(Section):
         "error", description="an image file that cannot be used; skip: it adds nothing to the loss"
     )
     workers: Annotated[int, Field(ge=0)] = 2
+    cache: str | None = Field(
+        None, description="folder for the decoded images of a small data set, 3 bytes per pixel; null: no cache"
+    )
+    shapes: str | None = Field(
+        None, description="settings file of a generated data set, which is made where it is missing; null: other data"
+    )
 
     @field_validator("zoom")
     @classmethod
@@ -86,6 +93,9 @@ class Model(Section):
     weights: str | None = Field(
         "IMAGENET1K_V1",
         description="a torchvision weights name (IMAGENET1K_V1, COCO_V1, ...), a file, or null",
+    )
+    base_channels: Annotated[int, Field(ge=8, multiple_of=8)] = Field(
+        64, description="width of the first stage of resnet10; the others have 64"
     )
     norm: Literal["frozen", "frozen_stats", "batch", "group"] = Field(
         "frozen",
@@ -196,6 +206,9 @@ class Train(Section):
     log_every: PositiveInt = 50
     eval_every: Annotated[int, Field(ge=0)] = Field(5000, description="steps; 0: only after the last step")
     checkpoint_every: PositiveInt = 1000
+    keep: Literal["all", "weights"] = Field(
+        "all", description="when the run has finished; weights: only last.pt, with the evaluated weights alone"
+    )
     eval_batch: PositiveInt = 8
 
 

@@ -23,7 +23,7 @@ PACKAGES = {
     "losses": Package(
         ["arguments", "box", "class_weights", "focal_cpu", "focal_triton", "focal", "softmax", "mining", "modules"], []
     ),
-    "data": Package(["coco", "augment", "loader"], ["base"]),
+    "data": Package(["coco", "cache", "augment", "loader"], ["base"]),
     "model": Package(["backbone", "anchors", "retinanet", "pretrained", "checkpoint"], ["base", "losses"]),
     "detector": Package(["assign_triton", "assign", "criterion", "detect"], ["base", "losses", "data", "model"]),
     "evaluate": Package(
@@ -34,7 +34,7 @@ PACKAGES = {
         ["errors", "distributed", "schedule", "logbook", "step", "state", "loop"],
         ["base", "data", "model", "detector", "evaluate", "plots"],
     ),
-    "shapes": Package(["outlines", "layout", "painting", "scene", "writing"], ["base"]),
+    "shapes": Package(["outlines", "settings", "layout", "painting", "scene", "writing"], ["base"]),
     "convert": Package(["voc"], []),
     "study": Package(
         ["cells", "paper", "study_file", "trial_storage", "launch", "outcome", "estimate", "loop", "results", "figures",

@@ -45,6 +45,9 @@ def main() -> int:
         exit_with_error(f"--lease {arguments.lease:g}: expected 1 or more seconds")
     try:
         study = load_study(arguments.study, arguments.base, arguments.overrides, arguments.output)
+        if not (arguments.report or arguments.dry_run) and make_missing_data(study):
+            # The hashes of the cells contain that of the data.
+            study = load_study(arguments.study, arguments.base, arguments.overrides, arguments.output)
         if arguments.report:
             check_data(study)
             study.folder.mkdir(parents=True, exist_ok=True)
@@ -75,6 +78,12 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         for cell in study.cells:
             print(f"  {cell.key}  {cell.label}{'' if cell in open_cells else '  (finished)'}")
+        if missing := study.missing_data():
+            made = all(cell.config.data.shapes for cell in study.cells)
+            print("\n".join(missing))
+            print("the data is made when the study starts" if made else "the study needs this data to start")
+            print("the time, and the keys of the cells, are known when the data is there")
+            return 0
     check_data(study)
     if arguments.storage and any(cell.config.train.precision == "auto" for cell in study.cells):
         raise StudyError("machines may choose different precisions: with --storage give train.precision=bf16 or fp32")
@@ -101,6 +110,17 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
         raise
     report(study)
     return 0 if finished else 1
+
+
+def make_missing_data(study: Study) -> bool:
+    """Make the generated data sets of the cells where they are missing; True if one was made."""
+    from retina.shapes import make_missing_shapes
+
+    data_settings = {(data.shapes, data.train_annotations): data for data in (cell.config.data for cell in study.cells)}
+    try:
+        return sum(make_missing_shapes(data) for data in data_settings.values()) > 0
+    except FileExistsError as error:
+        raise StudyError(str(error)) from None
 
 
 def check_data(study: Study) -> None:

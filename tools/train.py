@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from retina.command_line import EXIT_FOLDER_IN_USE, config_parser, exit_with_error, load_config_or_exit
+from retina.config_file import ConfigError
 from retina.parent_process import end_with_parent
 
 
@@ -22,6 +23,14 @@ def main() -> int:
     if arguments.print_config:
         print(config.to_yaml(), end="")
         return 0
+
+    if config.data.shapes is not None:
+        from retina.shapes import make_missing_shapes
+
+        try:
+            make_missing_shapes(config.data)
+        except (ConfigError, FileExistsError) as error:
+            exit_with_error(str(error))
 
     from retina.data import DataError  # torch is imported late, so that a usage error is reported at once
     from retina.model import WeightsError

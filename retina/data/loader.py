@@ -23,6 +23,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -34,6 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from retina.config import Config, Data
 from retina.data.augment import MEAN, STD, eval_transform, random_short_side, resized_size, train_transform
+from retina.data.cache import ImageCache
 from retina.data.coco import CocoDataset, DataError, Record, read_image
 
 
@@ -192,12 +194,16 @@ class _Sample(NamedTuple):
 class _SampleDataset(Dataset[_Sample]):
     def __init__(self, dataset: CocoDataset, config: Config, train: bool) -> None:
         self.dataset, self.config, self.train = dataset, config, train
+        self.cache = ImageCache(dataset.records, Path(config.data.cache)) if config.data.cache else None
 
     def __getitem__(self, key: SampleKey) -> _Sample:
         record = self.dataset.records[key.position]
         no_objects = _empty_target()
         try:
-            image = read_image(record.path, (record.width, record.height))
+            if self.cache is not None:
+                image = self.cache.read(key.position)
+            else:
+                image = read_image(record.path, (record.width, record.height))
         except DataError as error:
             if self.config.data.unreadable == "error":
                 raise

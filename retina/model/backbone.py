@@ -14,6 +14,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import ops
+from torchvision.models import resnet
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
@@ -61,7 +62,7 @@ class ResNetFPN(nn.Module):
 
     def __init__(self, config: Model) -> None:
         super().__init__()
-        self.body: Any = torchvision.models.get_model(config.backbone, weights=None, norm_layer=_norm_layer(config))
+        self.body: Any = _build_resnet(config)
         width = self.body.fc.in_features
         del self.body.fc
         self.fpn = FeaturePyramidNetwork(
@@ -80,6 +81,24 @@ class ResNetFPN(nn.Module):
         c4 = body.layer3(c3)
         c5 = body.layer4(c4)
         return list(self.fpn(OrderedDict(c3=c3, c4=c4, c5=c5)).values())
+
+
+def _build_resnet(config: Model) -> Any:
+    norm_layer = _norm_layer(config)
+    if config.backbone != "resnet10":
+        return torchvision.models.get_model(config.backbone, weights=None, norm_layer=norm_layer)
+    width = config.base_channels
+    body = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], norm_layer=norm_layer)
+    if width != 64:  # torchvision has no argument for it
+        body.inplanes = width
+        body.conv1, body.bn1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False), norm_layer(width)
+        for stage, stride in enumerate((1, 2, 2, 2)):
+            layer = body._make_layer(resnet.BasicBlock, width * 2**stage, 1, stride=stride)
+            setattr(body, f"layer{stage + 1}", layer)
+        for conv in (module for module in body.modules() if isinstance(module, nn.Conv2d)):
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        body.fc = nn.Linear(width * 8, 1)
+    return body
 
 
 def _norm_layer(config: Model) -> Callable[[int], nn.Module]:

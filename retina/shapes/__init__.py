@@ -8,6 +8,15 @@ like any other COCO data set.
 from retina.shapes.layout import CATEGORIES
 from retina.shapes.outlines import CLASSES
 from retina.shapes.scene import draw_scene
-from retina.shapes.writing import write_shapes
+from retina.shapes.settings import ShapesSettings, load_settings
+from retina.shapes.writing import make_missing_shapes, write_shapes
 
-__all__ = ["CATEGORIES", "CLASSES", "draw_scene", "write_shapes"]
+__all__ = [
+    "CATEGORIES",
+    "CLASSES",
+    "ShapesSettings",
+    "draw_scene",
+    "load_settings",
+    "make_missing_shapes",
+    "write_shapes",
+]

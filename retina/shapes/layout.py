@@ -1,6 +1,6 @@
 """Places the objects of a scene and makes their annotations.
 
-`random_layout`: a random generator and the side of the image in pixels -> the objects, and which one is visible in each
+`random_layout`: a random generator and the settings of the data set -> the objects, and which one is visible in each
 pixel. `annotate`: one object -> its COCO annotation, with its box in pixels of the image.
 """
 
@@ -13,15 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retina.shapes.outlines import CLASSES, CONTOURS, Points, Rng, crowd_contours, random_pose
+from retina.shapes.settings import ShapesSettings
 
 CATEGORIES: tuple[dict[str, Any], ...] = tuple(
     {"id": category_id, "name": name, "supercategory": "shape"}  # ids with gaps, as in COCO
-    for category_id, name in zip((1, 2, 4, 7, 8, 13, 16, 21), CLASSES, strict=True)
+    for category_id, name in zip((1, 2, 4, 7, 8, 13, 16, 21, 22, 27, 33, 34), CLASSES, strict=True)
 )
-CLASS_IMBALANCE = 5.0  # frequency of the most frequent class over that of the rarest
-MIN_OBJECT_SIZE = 8  # pixels, longer side
-CLASS_FREQUENCY = CLASS_IMBALANCE ** -np.linspace(0, 1, len(CLASSES))
-CLASS_FREQUENCY /= CLASS_FREQUENCY.sum()
 Slices = tuple[slice, slice]  # rows and columns of an array
 
 
@@ -87,7 +84,7 @@ def _candidate_positions(rng: Rng, size: int, patch: NDArray[Any], items: list[I
         yield int(x), int(y)
 
 
-def random_layout(rng: Rng, size: int) -> tuple[list[Item], NDArray[np.int16]]:
+def random_layout(rng: Rng, settings: ShapesSettings) -> tuple[list[Item], NDArray[np.int16]]:
     """Choose classes, sizes and positions of the objects of a scene.
 
     An item is placed only where enough of it and of every earlier item stays visible. If none of the candidate
@@ -95,28 +92,31 @@ def random_layout(rng: Rng, size: int) -> tuple[list[Item], NDArray[np.int16]]:
 
     Args:
         rng: draws everything.
-        size: side of the image in pixels.
+        settings: the size of the image, and how many objects of which classes and sizes.
 
     Returns:
         The items in the order in which they are painted, and the owner of each pixel, int16 (size, size): i + 1 where
         item i is visible, 0 for the background.
     """
+    size, (smallest, most_likely, largest) = settings.size, settings.size_range
+    frequency = settings.class_imbalance ** -np.linspace(0, 1, settings.classes)
+    frequency /= frequency.sum()
     items: list[Item] = []
     owner = np.zeros((size, size), np.int16)
     visible, required = np.array([size * size]), np.array([0.0])  # pixels of each owner
-    objects = int(rng.triangular(1, 10, 25)) if rng.random() > 0.05 else 0
+    objects = int(rng.triangular(*settings.objects)) if rng.random() > 0.05 else 0
     crowds = 1 if objects and rng.random() < 0.06 else 0
     large = 0
     for crowd in [True] * crowds + [False] * objects:
-        label = int(rng.choice(len(CLASSES), p=CLASS_FREQUENCY))
+        label = int(rng.choice(settings.classes, p=frequency))
         contours = CONTOURS[CLASSES[label]]
-        longest = size / (4 if large == 2 else 2)
+        longest = size / 4 if large == 2 else largest
         # The log scale covers the whole range; most objects are neither tiny nor huge.
-        extent = math.exp(rng.triangular(math.log(MIN_OBJECT_SIZE), math.log(size / 6), math.log(longest)))
+        extent = math.exp(rng.triangular(math.log(smallest), math.log(most_likely), math.log(longest)))
         coverage, box = rasterize(rng, crowd_contours(rng, contours) if crowd else random_pose(rng, contours, extent))
         solid = coverage > 127
         # The classes of tiny shapes can be distinguished only by nearly all of their pixels.
-        min_visible = solid.sum() * (0.8 if crowd else np.interp(extent, [MIN_OBJECT_SIZE, 48], [0.95, 0.5]))
+        min_visible = solid.sum() * (0.8 if crowd else np.interp(extent, [8, 48], [0.95, 0.5]))
         for x, y in _candidate_positions(rng, size, solid, items):
             in_image, in_patch = overlap_slices(size, x, y, solid)
             inside = solid[in_patch]  # the pixels of the shape that are inside of the image

@@ -9,7 +9,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-CLASSES = ("circle", "square", "triangle", "heart", "crescent", "star", "arrow", "ring")
+CLASSES = (
+    "circle", "square", "triangle", "heart", "crescent", "star",
+    "arrow", "ring", "cross", "hourglass", "chevron", "gear",
+)  # fmt: skip
 Points = NDArray[np.float64]  # (n, 2), x and y
 Rng = np.random.Generator
 
@@ -35,6 +38,11 @@ def _heart() -> Points:
     return np.stack([16 * np.sin(t) ** 3, -y], 1)
 
 
+def _gear() -> Points:
+    """Eight teeth."""
+    return arc(0, 2 * math.pi, 33)[:32] * np.where(np.arange(32) % 4 < 2, 1.0, 0.72)[:, None]
+
+
 def _star() -> Points:
     return arc(0, 2 * math.pi, 11)[:10] * np.where(np.arange(10) % 2, 0.45, 1.0)[:, None]
 
@@ -49,7 +57,14 @@ CONTOURS: dict[str, list[Points]] = {
     "crescent": [_crescent()],
     "star": [_star()],
     "ring": [arc(0, 2 * math.pi), arc(0, 2 * math.pi, radius=0.55)],
-}
+    "cross": [
+        np.array([(-1.0, -0.32), (-0.32, -0.32), (-0.32, -1), (0.32, -1), (0.32, -0.32), (1, -0.32), (1, 0.32),
+                  (0.32, 0.32), (0.32, 1), (-0.32, 1), (-0.32, 0.32), (-1, 0.32)])
+    ],
+    "hourglass": [np.array([(-1.0, -1.0), (1, -1), (0.2, 0), (1, 1), (-1, 1), (-0.2, 0)])],
+    "chevron": [np.array([(-1.0, -1.0), (-0.1, -1), (1, 0), (-0.1, 1), (-1, 1), (0.1, 0)])],
+    "gear": [_gear()],
+}  # fmt: skip
 
 
 def random_pose(rng: Rng, contours: list[Points], extent: float) -> list[Points]:

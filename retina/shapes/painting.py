@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from retina.shapes.layout import overlap_slices
 from retina.shapes.outlines import CLASSES, CONTOURS, Points, Rng, arc, random_pose
+from retina.shapes.settings import ShapesSettings
 
-CLASS_COLOR_PROBABILITY = 0.95  # share of objects whose hue is near the one of their class; others: any hue
 MIN_CONTRAST = 70.0  # of 255, in the channel that differs most, between an object and the pixels under it
 PATTERNS = ("plain", "gradient", "clouds", "stripes", "checks", "dots")
 FloatImage = NDArray[np.float32]  # (height, width, 3), RGB, or (height, width)
@@ -77,7 +77,15 @@ def _choose_colors(rng: Rng, background: FloatImage, hue: float) -> FloatImage:
     return np.stack([first, first + rng.uniform(0.3, 0.7) * (second - first)])
 
 
-def paint_shape(rng: Rng, canvas: FloatImage, coverage: NDArray[np.uint8], x: int, y: int, label: int | None) -> None:
+def paint_shape(
+    rng: Rng,
+    canvas: FloatImage,
+    coverage: NDArray[np.uint8],
+    x: int,
+    y: int,
+    label: int | None,
+    settings: ShapesSettings,
+) -> None:
     """Paint a textured shape on the canvas, in place.
 
     Args:
@@ -87,25 +95,29 @@ def paint_shape(rng: Rng, canvas: FloatImage, coverage: NDArray[np.uint8], x: in
         x: column of the canvas at which the coverage begins; may be negative.
         y: row of the canvas at which the coverage begins; may be negative.
         label: index into CLASSES; None for clutter, which has any hue.
+        settings: the number of classes, and how often an object has the hue of its class.
     """
     in_canvas, in_coverage = overlap_slices(len(canvas), x, y, coverage)
     background = canvas[in_canvas]
     longer_side = max(coverage.shape)
     step = max(1, longer_side // 16)  # a sample of the pixels is enough to choose a color
-    use_class_hue = label is not None and rng.random() < CLASS_COLOR_PROBABILITY
-    hue = 360 * (label or 0) / len(CLASSES) if use_class_hue else rng.uniform(0, 360)
+    use_class_hue = label is not None and rng.random() < settings.class_color
+    hue = 360 * (label or 0) / settings.classes if use_class_hue else rng.uniform(0, 360)
     colors = _choose_colors(rng, background[::step, ::step].reshape(-1, 3), hue)
     fill = _texture(rng, background.shape[0], background.shape[1], colors, longer_side * rng.uniform(0.2, 0.5))
     canvas[in_canvas] = _blend(background, fill, coverage[in_coverage][..., None].astype(np.float32) / np.float32(255))
 
 
-def random_clutter(rng: Rng, size: int) -> tuple[list[Points], float]:
-    """Contours that resemble objects but are not annotated, and the width of their stroke; in pixels, 0 is filled."""
+def random_clutter(rng: Rng, size: int, classes: int) -> tuple[list[Points], float]:
+    """Contours that resemble objects but are not annotated, and the width of their stroke; in pixels, 0 is filled.
+
+    `classes`: number of classes that they may resemble.
+    """
     extent = math.exp(rng.uniform(math.log(14), math.log(size / 3)))
     stroke = rng.uniform(1.2, 1.5 + extent / 25)
     match rng.choice(["outline", "arc", "lines", "blob"]):
         case "outline":  # of a class, with a part missing
-            (corners,) = random_pose(rng, CONTOURS[rng.choice(CLASSES)][:1], extent)
+            (corners,) = random_pose(rng, CONTOURS[rng.choice(CLASSES[:classes])][:1], extent)
             next_corners = np.roll(corners, -1, axis=0)
             path = np.linspace(corners, next_corners, 12, endpoint=False, axis=1).reshape(-1, 2)
             num_kept = int(len(path) * rng.uniform(0.35, 0.75))

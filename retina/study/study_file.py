@@ -8,8 +8,8 @@
 `cells:` instead of `axes:` lists the combinations one by one. `set:` gives keys that all cells share. `at:` holds what
 differs for a base of a certain name, for example `at: {coco: {set: {model.backbone: resnet101}}}`.
 
-A cell is one run. Its folder is named by a hash of its resolved config and of its annotation files. So equal cells of
-different studies share a folder and are run once.
+A cell is one run. Its folder is named by a hash of its settings and its annotation files (and the manifest of generated
+data). So equal cells of different studies share a folder and are run once.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def load_study(
         config = load_config(base_path, [*shared, *flags, *overrides]) if overrides else config
         flat = config.flat()
         configs.append(({key: flat[key] for key in settings}, config))
-    annotations = {name for _, c in configs for name in (c.data.train_annotations, c.data.val_annotations)}
-    digests = {name: _file_digest(Path(name)) for name in annotations}
+    files = {file for _, config in configs for file in _data_files(config)}
+    digests = {file: _file_digest(file) for file in files}
     cells = []
     seeds = at_base.seeds or study_file.seeds or [configs[0][1].seed]
     if len(set(seeds)) < len(seeds):
@@ -164,11 +164,27 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _cell_hash(config: Config, digests: dict[str, str]) -> str:
-    """Two runs with the same hash give the same numbers. Keys that change no number are excluded."""
-    flat = {key: value for key, value in config.flat().items() if key not in (*KEYS_WITHOUT_EFFECT, "name")}
-    annotations = [digests[config.data.train_annotations], digests[config.data.val_annotations]]
-    identity = {"config": flat, "annotations": annotations, "version": __version__}
+def _data_files(config: Config) -> list[Path]:
+    """The files that identify the data of a run: the annotations, and the manifest of a generated data set."""
+    files = [Path(config.data.train_annotations), Path(config.data.val_annotations)]
+    if config.data.shapes is not None:
+        files.append(files[0].parent.parent / "manifest.json")
+    return files
+
+
+def _cell_hash(config: Config, digests: dict[Path, str]) -> str:
+    """Two runs with the same hash give the same numbers. Keys that change no number are excluded.
+
+    Only the settings that differ from their defaults count, so that a new setting does not start every study again. A
+    change of a default, or of what a setting does, needs another version of the program.
+    """
+    defaults = Config().flat()
+    flat = {
+        key: value
+        for key, value in config.flat().items()
+        if key not in (*KEYS_WITHOUT_EFFECT, "name") and value != defaults[key]
+    }
+    identity = {"settings": flat, "data": [digests[file] for file in _data_files(config)], "version": __version__}
     if config.model.weights is not None and Path(config.model.weights).is_file():
         identity["weights"] = _file_digest(Path(config.model.weights))
     text = json.dumps(identity, sort_keys=True)

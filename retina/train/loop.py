@@ -47,8 +47,15 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
         model: nn.Module = DistributedDataParallel(state.model) if world > 1 else state.model
 
         def save_checkpoint() -> None:
-            if rank == 0:
-                checkpoint.save_last(config.run_dir, state.state_dict() | checkpoint_metadata(config, train_set))
+            if rank != 0:
+                return
+            metadata = checkpoint_metadata(config, train_set)
+            if config.train.keep == "weights" and state.evaluated_step == config.train.steps:
+                checkpoint.save(config.run_dir / checkpoint.LAST, state.evaluated_weights() | metadata)
+                for name in (checkpoint.PREVIOUS, checkpoint.BEST):
+                    (config.run_dir / name).unlink(missing_ok=True)
+            else:
+                checkpoint.save_last(config.run_dir, state.state_dict() | metadata)
 
         log.open(state.step)
         if state.evaluated_step < state.step and _is_due(state.step, config.train.eval_every, config):

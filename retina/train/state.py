@@ -58,12 +58,17 @@ class TrainState:
             "evaluated": self.evaluated_step,
         }
 
+    def evaluated_weights(self) -> dict[str, Any]:
+        """`state_dict` of a finished run with the weights of `eval_model` only."""
+        return {**self.state_dict(), "model": self.eval_model.state_dict(), "ema": {}, "optimizer": {}}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set this state to a checkpoint, which has the keys of `state_dict`."""
         self.model.load_state_dict(state["model"])
         if self.ema_model:
-            self.ema_model.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+            self.ema_model.load_state_dict(state["ema"] or state["model"])
+        if state["optimizer"]:  # empty in a finished run with train.keep=weights
+            self.optimizer.load_state_dict(state["optimizer"])
         self.ema_positives.copy_(state["positives"])
         self.step, self.best_ap, self.evaluated_step = state["step"], state["best"], state["evaluated"]
 

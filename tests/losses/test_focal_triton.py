@@ -21,6 +21,7 @@ if importlib.util.find_spec("triton") is None:
 
 from retina.losses import focal_triton
 
+pytestmark = pytest.mark.slow
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 fused = partial(sigmoid_focal_loss, impl="triton")
@@ -163,7 +164,6 @@ def test_no_gradient_is_computed_without_grad_mode(monkeypatch: pytest.MonkeyPat
         assert fused(logits, ids).item() == expected
 
 
-@pytest.mark.slow
 def test_compiles_without_a_graph_break() -> None:
     torch.compiler.reset()
     logits, ids = problem((30, 7))
@@ -215,7 +215,6 @@ def test_operators_have_schemas_and_fakes() -> None:
     torch.library.opcheck(focal_triton._rescale, (torch.rand(8, device=DEVICE), upstream), test_utils=checks)
 
 
-@pytest.mark.slow
 def test_kernels_compile_for_a_gpu() -> None:
     """For a Hopper GPU, on any machine: no spills, and no fused multiply-add in the matching."""
     script = Path(__file__).with_name("compile_kernels.py")

@@ -40,6 +40,22 @@ def test_outputs_have_the_order_of_the_anchors() -> None:
     assert logits.nonzero().tolist() == [[0, (1 * 4 + 2) * 9 + 7 // 5, 7 % 5]]
 
 
+@pytest.mark.parametrize("width", [64, 16])
+def test_resnet10_is_half_of_resnet18(width: int) -> None:
+    model = build(backbone="resnet10", norm="batch", base_channels=width)
+    body = model.backbone.body
+    assert [layer[0].conv1.out_channels for layer in (body.layer1, body.layer2, body.layer3, body.layer4)] == [
+        width, 2 * width, 4 * width, 8 * width,
+    ]  # fmt: skip
+    convs = [module for module in body.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convs) == 1 + 4 * 2 + 3 and all(  # the stem, two a stage, and the shortcuts of three of them
+        conv.weight.std().item() == pytest.approx((2 / (conv.out_channels * conv.kernel_size[0] ** 2)) ** 0.5, rel=0.2)
+        for conv in convs
+    )
+    outputs = model(torch.randn(1, 3, 64, 96))
+    assert [logits.shape[1] for logits in outputs.logits] == [9 * n for n in (8 * 12, 4 * 6, 2 * 3, 1 * 2, 1 * 1)]
+
+
 def test_forward_is_the_same_in_training_and_evaluation() -> None:
     model = build(norm="group", head_norm="group")
     images = torch.randn(2, 3, 64, 96)

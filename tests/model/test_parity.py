@@ -72,6 +72,7 @@ def images(size: tuple[int, int], count: int = 2) -> Tensor:
     return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(size[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @torch.inference_mode()
 def test_logits_deltas_anchors_and_detections(
@@ -106,6 +107,7 @@ def test_logits_deltas_anchors_and_detections(
         assert same.any(dim=0).all() and same.any(dim=1).all()
 
 
+@pytest.mark.slow
 def test_training_loss_and_gradients(pair: tuple[TorchvisionRetinaNet, RetinaNet, Config]) -> None:
     theirs, ours, config = pair
     batch = images((256, 352))

@@ -77,6 +77,39 @@ def test_dry_run_lists_the_cells_and_measures_the_time(make_study: MakeStudy) ->
     assert [path.name for path in study.folder.parent.rglob("*")] == [study.folder.name], "no temporary folder remains"
 
 
+def test_dry_run_needs_no_data(make_study: MakeStudy) -> None:
+    study = make_study([0, 2])
+    missing = ["data.train_annotations=no/annotations/train.json", "--output", study.folder.parent]
+    done = run_main("ablate.py", study.file, "--dry-run", *missing)
+    assert done.returncode == 0, done.stderr
+    assert "gamma 0, seed 0" in done.stdout and "data.train_annotations: no no/annotations" in done.stdout
+    assert "the study needs this data to start" in done.stdout
+    generated = run_main("ablate.py", study.file, "--dry-run", "data.shapes=settings.yaml", *missing)
+    assert "the data is made when the study starts" in generated.stdout
+
+
+def test_generated_data_is_made_and_identifies_the_cells(make_study: MakeStudy, tmp_path: Path) -> None:
+    study, settings, root = make_study([2]), tmp_path / "settings.yaml", tmp_path / "shapes"
+    settings.write_text("{train: 4, val: 2, size: 64}")
+    overrides = [
+        f"data.shapes={settings}", "train.steps=2", "train.keep=weights", f"data.cache={tmp_path / 'cache'}",
+        *(f"data.{split}_annotations={root}/annotations/{split}.json" for split in ("train", "val")),
+        *(f"data.{split}_images={root}/{split}" for split in ("train", "val")),
+    ]  # fmt: skip
+    done = run_main("ablate.py", study.file, *overrides, "--output", study.folder.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{root} is missing: making it as {settings} says" in done.stdout and ": AP " in done.stdout
+    (first,) = load_study(study.file, None, overrides, study.folder.parent).cells
+    assert first.result() is not None and [path.name for path in first.folder.glob("*.pt")] == ["last.pt"]
+    manifest = root / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"sha256"', '"SHA256"'))
+    (second,) = load_study(study.file, None, overrides, study.folder.parent).cells
+    assert second.key != first.key
+    settings.write_text("{train: 5, val: 2, size: 64}")
+    refused = run_main("ablate.py", study.file, *overrides, "--output", study.folder.parent)
+    assert refused.returncode == 2 and "train is 4, requested 5" in refused.stderr
+
+
 def test_what_cannot_train_is_reported_before_the_start(make_study: MakeStudy, tmp_path: Path) -> None:
     study = make_study([0])
     output = ["--output", tmp_path / "out"]
