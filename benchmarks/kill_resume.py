@@ -34,7 +34,8 @@ SETTINGS = """
 data: {{train_annotations: {root}/annotations/train.json, train_images: {root}/train,
   val_annotations: {root}/annotations/val.json, val_images: {root}/val, short_side: [64, 96], zoom: [0.8, 1.25],
   photometric: 0.5, workers: 0}}
-model: {{backbone: resnet18, weights: null, norm: batch, frozen_stages: -1, channels: 32, head_convs: 1}}
+model: {{backbone: resnet10, base_channels: 16, weights: null, norm: batch, frozen_stages: -1, channels: 32,
+  head_convs: 1}}
 loss: {{normalizer: ema}}
 train: {{steps: 16, batch_size: 4, reference_batch: 4, lr: 1e-3, optimizer: adamw, schedule: cosine, warmup_steps: 3,
   ema: 0.9, clip_norm: 10, log_every: 1, eval_every: 6, checkpoint_every: 3, precision: {precision}}}

@@ -114,6 +114,14 @@ class Model(Section):
         0.01, description="initial probability of each class; pi in section 4.1 of the paper"
     )
 
+    @model_validator(mode="after")
+    def _base_channels_fit(self) -> Self:
+        if self.base_channels != 64 and self.backbone != "resnet10":
+            raise ValueError(f"base_channels {self.base_channels}: only resnet10 takes another width than 64")
+        if self.norm == "group" and self.base_channels % 32:
+            raise ValueError(f"norm group has 32 groups: base_channels {self.base_channels} is not a multiple of 32")
+        return self
+
 
 class Anchors(Section):
     octave_base: PositiveFloat = Field(4.0, description="anchor side / stride at the first scale")

@@ -52,8 +52,8 @@ data:
   zoom: [0.8, 1.25]
   photometric: 0.5
   workers: 0
-model: {{backbone: resnet18, weights: null, norm: group, frozen_stages: -1, channels: 32, head_convs: 1,
-  head_norm: group}}
+model: {{backbone: resnet10, base_channels: 32, weights: null, norm: group, frozen_stages: -1, channels: 32,
+  head_convs: 1, head_norm: group}}
 train: {{steps: 6, batch_size: 4, reference_batch: 4, lr: 0.01, warmup_steps: 2, precision: fp32, log_every: 1,
   eval_every: 3, checkpoint_every: 2, ema: 0.9, clip_norm: 10}}
 """)

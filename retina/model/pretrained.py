@@ -74,9 +74,10 @@ def load_pretrained(model: RetinaNet, backbone: str, source: str, names: list[st
     elif source in TORCHVISION_DETECTORS:
         state = download(TORCHVISION_DETECTORS[source])
     else:
-        known = torchvision.models.get_model_weights(backbone)
-        if source not in known.__members__:
-            choices = ", ".join([*known.__members__, *TORCHVISION_DETECTORS])
+        # torchvision has no resnet10
+        known = {} if backbone == "resnet10" else torchvision.models.get_model_weights(backbone).__members__
+        if source not in known:
+            choices = ", ".join([*known, *TORCHVISION_DETECTORS])
             raise FileNotFoundError(
                 f"model.weights: {source!r} is neither a file nor a weights name of {backbone}: {choices}"
             )

@@ -25,6 +25,7 @@ from retina.train.schedule import build_optimizer, learning_rate, update_ema
 from retina.train.step import train_step
 
 pytestmark = pytest.mark.slow
+RESNET18 = ("model.backbone=resnet18", "model.base_channels=64")
 
 
 def test_files_of_a_run(tiny: Config) -> None:
@@ -108,7 +109,7 @@ def test_missing_weights_are_explained(tiny_yaml: Path, tmp_path: Path, monkeypa
     with pytest.raises(
         FileNotFoundError, match=r"'nowhere.pth' is neither a file nor a weights name of resnet18: IMAGENET1K_V1"
     ):
-        train(settings(tiny_yaml, tmp_path / "a", "model.weights=nowhere.pth"))
+        train(settings(tiny_yaml, tmp_path / "a", "model.weights=nowhere.pth", *RESNET18))
 
     def refuse(*_: object, **__: object) -> None:
         raise ConnectionError("no network")
@@ -116,7 +117,9 @@ def test_missing_weights_are_explained(tiny_yaml: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     with pytest.raises(FileNotFoundError, match=r"put it at .*cache/hub/checkpoints/resnet18-.*\.pth"):
-        train(settings(tiny_yaml, tmp_path / "b", "model.weights=IMAGENET1K_V1"))
+        train(settings(tiny_yaml, tmp_path / "b", "model.weights=IMAGENET1K_V1", *RESNET18))
+    with pytest.raises(FileNotFoundError, match=r"neither a file nor a weights name of resnet10: COCO_V1"):
+        train(settings(tiny_yaml, tmp_path / "c", "model.weights=IMAGENET1K_V1"))
 
 
 def test_learning_rate_by_hand() -> None:
