@@ -1,6 +1,7 @@
 # make demo   install, generate data, train, evaluate, draw pictures    make check  what CI runs: lint, types, tests
 # make test   the test suite                                           make gpu    CUDA tests and benchmarks
 # make quick  the fast tests (no training, no server), in under a minute
+# make ablate-smoke   a study in three minutes: its data, two short runs, the report
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
@@ -8,7 +9,7 @@ BIN := .venv/bin
 # Each test file runs in one process, so that its fixtures are made once. The slow files start first (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test quick lint check gpu
+.PHONY: demo test quick lint check gpu ablate-smoke
 demo: .venv/ready
 	$(BIN)/python tools/make_shapes.py --output data/shapes
 	$(BIN)/python tools/train.py configs/shapes.yaml --resume
@@ -29,6 +30,9 @@ lint: .venv/ready
 		|| { echo 'torch.load without weights_only=True runs code from files'; exit 1; }
 
 check: lint test
+
+ablate-smoke: .venv/ready
+	$(BIN)/python tools/ablate.py configs/ablations/smoke.yaml --workers 2
 
 gpu:
 	bash benchmarks/gpu.sh

@@ -8,6 +8,7 @@ import pytest
 
 from retina.config import Config
 from retina.config_file import ConfigError, load_config
+from retina.shapes import load_settings
 from retina.study.study_file import load_study
 
 REPOSITORY = Path(__file__).parents[1]
@@ -99,7 +100,8 @@ def test_config_error_exits_2_before_torch_is_imported(tmp_path: Path) -> None:
 
 
 STUDIES = sorted(REPOSITORY.glob("configs/ablations/*.yaml"))
-CONFIGS = sorted(set(REPOSITORY.glob("configs/**/*.yaml")) - set(STUDIES))
+GENERATED_DATA = sorted(REPOSITORY.glob("configs/data/*.yaml"))
+CONFIGS = sorted(set(REPOSITORY.glob("configs/**/*.yaml")) - {*STUDIES, *GENERATED_DATA})
 
 
 @pytest.mark.parametrize("path", [*CONFIGS, *STUDIES], ids=lambda path: path.name)
@@ -113,3 +115,10 @@ def test_shipped_configs_load_and_name_their_command(path: Path) -> None:
     assert (
         header.startswith("#") and f"python tools/{tool}.py {path.relative_to(REPOSITORY)}" in header
     ) or "tools/eval.py" in header
+
+
+@pytest.mark.parametrize("path", GENERATED_DATA, ids=lambda path: path.name)
+def test_shipped_settings_of_generated_data_load_and_are_used(path: Path) -> None:
+    load_settings(path)
+    name = str(path.relative_to(REPOSITORY))
+    assert path.read_text().startswith("#") and any(load_config(config).data.shapes == name for config in CONFIGS)

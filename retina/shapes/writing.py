@@ -109,7 +109,7 @@ def _check_existing(root: Path, paths: dict[str, Path], settings: ShapesSettings
         if differing:
             raise FileExistsError(
                 f"{path} was written with other settings ({'; '.join(differing)}). "
-                f"Write to another folder, or delete {root} first."
+                f"Write to another folder, or delete {root} first; data.shapes=null uses it as it is."
             )
     return all(path.exists() for path in paths.values())
 

@@ -162,7 +162,7 @@ def test_every_shipped_study_trains(path: Path, tiny_yaml: Path, tmp_path: Path)
     tiny = load_config(tiny_yaml).data
     data = [
         f"data.{name}={getattr(tiny, name)}" for name in tiny.model_dump() if name.split("_")[0] in ("train", "val")
-    ]
+    ] + ["data.shapes=null", "data.cache=null"]
     small = ["train.batch_size=2", "train.precision=fp32", "data.zoom=[1,1]"]
     study = load_study(path, overrides=[*data, *small], output=tmp_path)
     cell = study.cells[-1]
