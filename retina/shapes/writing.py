@@ -68,7 +68,7 @@ def write_shapes(root: Path, settings: ShapesSettings, processes: int | None = N
 
 
 def make_missing_shapes(data: Data) -> bool:
-    """Write the data set that `data.shapes` describes if its folder lacks it; True if it was written.
+    """Write the data set that `data.shapes` describes if its folder lacks it; True if something was written.
 
     The folder is the one above that of `data.train_annotations`. Of several processes that call this at the same time,
     one writes and the others wait.
@@ -80,9 +80,11 @@ def make_missing_shapes(data: Data) -> bool:
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
-        if (root / MANIFEST).exists() and _check_existing(root, _annotation_paths(root), settings):
+        complete = _check_existing(root, _annotation_paths(root), settings)
+        if complete and (root / MANIFEST).exists():
             return False
-        print(f"{root} is missing: making it as {data.shapes} says", flush=True)
+        if not complete:
+            print(f"{root} is missing: making it as {data.shapes} says", flush=True)
         write_shapes(root, settings)
         return True
 
