@@ -19,7 +19,16 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 # These keys change no number of a run, so a resumed run may change them.
-KEYS_WITHOUT_EFFECT = ("output_dir", "data.workers", "data.cache", "train.checkpoint_every", "train.keep")
+KEYS_WITHOUT_EFFECT = (
+    "output_dir",
+    "data.workers",
+    "data.cache",
+    "data.shapes",
+    "train.checkpoint_every",
+    "train.keep",
+)
+# In the folder of a generated data set; it identifies the data.
+SHAPES_MANIFEST = "manifest.json"
 # The twelve numbers of pycocotools, in its order.
 COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 Backbone = Literal[
@@ -77,8 +86,13 @@ class Data(Section):
         None, description="folder for the decoded images of a small data set, 3 bytes per pixel; null: no cache"
     )
     shapes: str | None = Field(
-        None, description="settings file of a generated data set, which is made where it is missing; null: other data"
+        None, description="settings file, from the current folder, of a generated data set, which is made where missing"
     )
+
+    @property
+    def shapes_root(self) -> Path | None:
+        """The folder of the generated data set, the one above that of the annotations; None for other data."""
+        return None if self.shapes is None else Path(self.train_annotations).parent.parent
 
     @field_validator("zoom")
     @classmethod

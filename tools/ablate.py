@@ -16,6 +16,7 @@ from pathlib import Path
 
 from retina.command_line import exit_with_error
 from retina.config_file import ConfigError
+from retina.shapes.settings import load_settings
 from retina.study import Study, StudyError, load_study
 
 
@@ -80,6 +81,8 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
             print(f"  {cell.key}  {cell.label}{'' if cell in open_cells else '  (finished)'}")
         if missing := study.missing_data():
             made = all(cell.config.data.shapes for cell in study.cells)
+            for settings in {cell.config.data.shapes for cell in study.cells} - {None}:
+                load_settings(settings)  # raises for a wrong one
             print("\n".join(missing))
             print("the data is made when the study starts" if made else "the study needs this data to start")
             print("the time, and the keys of the cells, are known when the data is there")

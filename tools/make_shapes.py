@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from retina.config_file import ConfigError
 from retina.shapes import ShapesSettings, load_settings, write_shapes
+from retina.shapes.settings import messages
+from retina.shapes.writing import ANNOTATIONS
 
 
 def main() -> int:
@@ -32,12 +34,13 @@ def main() -> int:
     try:
         base = load_settings(arguments.settings) if arguments.settings else ShapesSettings()
         settings = ShapesSettings.model_validate(base.model_dump() | flags)
-        paths = write_shapes(arguments.output, settings, arguments.processes)
+        if not write_shapes(arguments.output, settings, arguments.processes):
+            print(f"{arguments.output} is already complete with these settings: nothing to do")
     except ValidationError as error:
-        parser.error("; ".join(f"--{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()))
-    except (ConfigError, ValueError, FileExistsError) as error:
+        parser.error("; ".join(f"--{message.replace('_', '-')}" for message in messages(error)))
+    except (ConfigError, ValueError, OSError) as error:
         parser.error(str(error))  # exits with 2
-    print_summary(paths)
+    print_summary({split: arguments.output / name for split, name in ANNOTATIONS.items()})
     return 0
 
 

@@ -29,8 +29,8 @@ def main() -> int:
 
         try:
             make_missing_shapes(config.data)
-        except (ConfigError, FileExistsError) as error:
-            exit_with_error(str(error))
+        except (ConfigError, OSError) as error:
+            exit_with_error(f"data.shapes={config.data.shapes}: {error}")
 
     from retina.data import DataError  # torch is imported late, so that a usage error is reported at once
     from retina.model import WeightsError

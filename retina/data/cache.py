@@ -13,20 +13,24 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
+from PIL import features
 
 from retina.atomic_files import atomic_file
 from retina.data.coco import DataError, Record, read_image
+
+READ_IMAGE_VERSION = 1  # increase it when `read_image` returns other pixels
 
 
 class ImageCache:
     """The images of `records` by their position, as `read_image` returns them.
 
-    The file is in `folder`. Its name is a hash of the paths, sizes and modification times of the image files, so a
-    changed file is never read from an old cache.
+    The file is in `folder`. Its name is a hash of the paths, sizes and modification times of the image files and of the
+    version of the decoder, so a changed file is never read from an old cache.
 
     Raises:
-        DataError: the disk has not enough free space.
+        DataError: `folder` cannot be written, or the disk has not enough free space.
     """
 
     def __init__(self, records: list[Record], folder: Path) -> None:
@@ -35,11 +39,18 @@ class ImageCache:
         self.starts = np.concatenate([[0], ends])
         self.path = folder / f"{_identity(records)}.images"
         self._bytes: NDArray[np.uint8] | None = None  # mapped at the first use, in each process
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX)
-            if not self.path.exists():
-                self._write()
+        if self.path.exists():
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / ".cache.lock").open("w") as lock:
+                fcntl.lockf(lock, fcntl.LOCK_EX)
+                if not self.path.exists():
+                    self._write()
+        except OSError as error:
+            raise DataError(
+                f"data.cache={folder}: cannot be written: {error.strerror}; use data.cache=null or another folder"
+            ) from error
 
     def read(self, position: int) -> NDArray[np.uint8]:
         """A copy of the image, uint8 RGB (H, W, 3). Raises DataError for an image that cannot be read."""
@@ -72,7 +83,7 @@ class ImageCache:
 
 
 def _identity(records: list[Record]) -> str:
-    files = []
+    files: list[list[object]] = [["decoder", PIL.__version__, features.version("jpg"), READ_IMAGE_VERSION]]
     for record in records:
         try:
             status = record.path.stat()

@@ -26,7 +26,8 @@ def measure_latency(
 
     Raises DataError if none of the images can be read.
     """
-    single = config.model_copy(update={"train": config.train.model_copy(update={"eval_batch": 1})})
+    train, data = config.train.model_copy(update={"eval_batch": 1}), config.data.model_copy(update={"cache": None})
+    single = config.model_copy(update={"train": train, "data": data})
     # All images are read before the first is timed, because the workers of the loader would compete for the CPU.
     batches = [b for b in eval_batches(dataset.evenly_spaced(images), single) if not b.unreadable]
     if not batches:

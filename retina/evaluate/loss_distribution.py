@@ -100,7 +100,9 @@ def measure_loss_distribution(
     records, classes = {record.image_id: record for record in dataset.records}, dataset.num_classes
     positives, negatives = ({gamma: LossHistogram() for gamma in GAMMAS} for _ in range(2))
     images = anchors = 0
-    for batch in progress(eval_batches(dataset, config)):
+    # Without the cache: the data set may be a part of another, and would fill a file of its own.
+    uncached = config.model_copy(update={"data": config.data.model_copy(update={"cache": None})})
+    for batch in progress(eval_batches(dataset, uncached)):
         targets = [ground_truth(records[i], size) for i, size in zip(batch.image_ids, batch.sizes, strict=True)]
         batch = batch._replace(targets=targets).to(device)
         level_anchors = make_anchors(config.anchors, *batch.images.shape[2:], device)

@@ -77,7 +77,7 @@ def load_pretrained(model: RetinaNet, backbone: str, source: str, names: list[st
         # torchvision has no resnet10
         known = {} if backbone == "resnet10" else torchvision.models.get_model_weights(backbone).__members__
         if source not in known:
-            choices = ", ".join([*known, *TORCHVISION_DETECTORS])
+            choices = ", ".join([*known, *TORCHVISION_DETECTORS]) if known else "it has none; use model.weights=null"
             raise FileNotFoundError(
                 f"model.weights: {source!r} is neither a file nor a weights name of {backbone}: {choices}"
             )

@@ -110,7 +110,7 @@ def random_layout(rng: Rng, settings: ShapesSettings) -> tuple[list[Item], NDArr
     for crowd in [True] * crowds + [False] * objects:
         label = int(rng.choice(settings.classes, p=frequency))
         contours = CONTOURS[CLASSES[label]]
-        longest = size / 4 if large == 2 else largest
+        longest = max(size / 4, most_likely) if large == 2 else largest
         # The log scale covers the whole range; most objects are neither tiny nor huge.
         extent = math.exp(rng.triangular(math.log(smallest), math.log(most_likely), math.log(longest)))
         coverage, box = rasterize(rng, crowd_contours(rng, contours) if crowd else random_pose(rng, contours, extent))

@@ -16,6 +16,7 @@ from retina.shapes.outlines import CLASSES
 
 MAX_IMAGES = 1_000_000  # of a split
 MIN_SIZE = 64
+MIN_OBJECT_SIZE = 4
 
 
 class ShapesSettings(Section):
@@ -28,7 +29,8 @@ class ShapesSettings(Section):
         5.0, description="frequency of the most frequent class / that of the rarest"
     )
     objects: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = Field(
-        (1, 10, 25), description="objects per image: fewest, most likely, most (triangular distribution)"
+        (1, 10, 25),
+        description="objects per image: fewest, most likely, limit that is not reached (triangular distribution)",
     )
     object_size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
         None,
@@ -43,8 +45,9 @@ class ShapesSettings(Section):
             low, mode, high = getattr(self, name) or (0, 1, 2)
             if not low <= mode <= high or low == high:
                 raise ValueError(f"{name}: expected three ascending numbers, given {[low, mode, high]}")
-        if self.object_size is not None and self.object_size[2] > self.size:
-            raise ValueError(f"object_size: the largest, {self.object_size[2]}, is above the image size {self.size}")
+        smallest, _, largest = self.size_range
+        if not MIN_OBJECT_SIZE <= smallest <= largest <= self.size:
+            raise ValueError(f"object_size: expected {MIN_OBJECT_SIZE} to {self.size}, given {[smallest, largest]}")
         return self
 
     @property
@@ -59,10 +62,18 @@ def load_settings(path: str | Path) -> ShapesSettings:
     try:
         return ShapesSettings.model_validate(tree)
     except ValidationError as error:
-        known = ", ".join(ShapesSettings.model_fields)
-        messages = [
-            f"{path}: {'.'.join(map(str, item['loc']))}: "
-            + (f"unknown key; known: {known}" if item["type"] == "extra_forbidden" else item["msg"])
-            for item in error.errors()
-        ]
-        raise ConfigError("\n".join(messages)) from None
+        raise ConfigError("\n".join(f"{path}: {message}" for message in messages(error))) from None
+
+
+def messages(error: ValidationError) -> list[str]:
+    """Each error as "key: given value; what is accepted"."""
+    known = ", ".join(ShapesSettings.model_fields)
+    result = []
+    for item in error.errors():
+        key = f"{item['loc'][0]}: " if item["loc"] else ""
+        given = "" if isinstance(item["input"], dict) else f"given {item['input']!r}; "
+        text = item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        result.append(
+            f"{key}unknown key; known: {known}" if item["type"] == "extra_forbidden" else f"{key}{given}{text}"
+        )
+    return result

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retina.config import KEYS_WITHOUT_EFFECT, Config
+from retina.config import KEYS_WITHOUT_EFFECT, SHAPES_MANIFEST, Config
 from retina.config_file import ConfigError
 
 Settings = dict[str, Any]  # values by their keys, as on the command line: {"loss.gamma": 2.0}
@@ -75,6 +75,8 @@ class Study:
         """A message for each file or folder of the cells' data that does not exist."""
         names = ("train_annotations", "train_images", "val_annotations", "val_images")
         paths = {(name, getattr(cell.config.data, name)): None for cell in self.cells for name in names}
+        roots = (cell.config.data.shapes_root for cell in self.cells)
+        paths |= {("shapes", str(root / SHAPES_MANIFEST)): None for root in roots if root is not None}
         return [f"data.{name}: no {path}" for name, path in paths if not Path(path).exists()]
 
     def summary(self) -> dict[str, Any]:

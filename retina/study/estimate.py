@@ -61,13 +61,15 @@ def measure_step_time(study: Study, machine: Machine) -> tuple[float, int]:
 
 
 def check_disk_space(study: Study, checkpoint_bytes: int) -> None:
-    """StudyError if the disk cannot hold three checkpoints for each open cell.
+    """StudyError if the disk cannot hold three checkpoints for each open cell, or one with train.keep=weights.
 
     The size of a checkpoint is `checkpoint_bytes`, or that of the largest existing one if it is larger.
     """
     existing = [path.stat().st_size for cell in study.cells if (path := cell.folder / "last.pt").exists()]
     largest = max([checkpoint_bytes, *existing])
-    needed = max(MIN_FREE_BYTES, 3 * largest * sum(not study.is_done(cell) for cell in study.cells))
+    open_cells = [cell for cell in study.cells if not study.is_done(cell)]
+    files = sum(3 if cell.config.train.keep == "all" else 1 for cell in open_cells)
+    needed = max(MIN_FREE_BYTES, files * largest)
     free = shutil.disk_usage(study.folder).free
     if free < needed:
         raise StudyError(

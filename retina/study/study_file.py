@@ -24,7 +24,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from retina import __version__
-from retina.config import KEYS_WITHOUT_EFFECT, Config
+from retina.config import KEYS_WITHOUT_EFFECT, SHAPES_MANIFEST, Config
 from retina.config_file import load_config, read_yaml
 from retina.study.cells import Cell, Settings, Study, StudyError
 from retina.study.paper import paper_tables
@@ -167,8 +167,8 @@ def _file_digest(path: Path) -> str:
 def _data_files(config: Config) -> list[Path]:
     """The files that identify the data of a run: the annotations, and the manifest of a generated data set."""
     files = [Path(config.data.train_annotations), Path(config.data.val_annotations)]
-    if config.data.shapes is not None:
-        files.append(files[0].parent.parent / "manifest.json")
+    if config.data.shapes_root is not None:
+        files.append(config.data.shapes_root / SHAPES_MANIFEST)
     return files
 
 

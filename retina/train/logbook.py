@@ -1,7 +1,7 @@
 """The run folder: every file that a run writes, and its lines in the terminal. train/state.py has the checkpoints.
 
     config.yaml      the resolved configuration
-    last.pt previous.pt best.pt
+    last.pt previous.pt best.pt     of a finished run with train.keep=weights only last.pt
     metrics.csv      a line for each logged step; without wall-clock time, so that equal runs write equal bytes
     eval.json        a list with the COCO numbers of each evaluation
     detections.json  the detections of the last evaluation, as COCO results

@@ -51,9 +51,10 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
                 return
             metadata = checkpoint_metadata(config, train_set)
             if config.train.keep == "weights" and state.evaluated_step == config.train.steps:
-                checkpoint.save(config.run_dir / checkpoint.LAST, state.evaluated_weights() | metadata)
+                # In this order: after a kill in between, last.pt is still complete and the end of the run is repeated.
                 for name in (checkpoint.PREVIOUS, checkpoint.BEST):
                     (config.run_dir / name).unlink(missing_ok=True)
+                checkpoint.save(config.run_dir / checkpoint.LAST, state.evaluated_weights() | metadata)
             else:
                 checkpoint.save_last(config.run_dir, state.state_dict() | metadata)
 
@@ -61,6 +62,8 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
         if state.evaluated_step < state.step and _is_due(state.step, config.train.eval_every, config):
             _evaluate(state, val_set, config, device, log)  # the run was stopped before this evaluation
             save_checkpoint()
+        if state.step == config.train.steps and config.train.keep == "weights":
+            save_checkpoint()  # the run had finished with train.keep=all
         for batches in train_batches(train_set, config, state.step, rank, world):
             batches = [batch.to(device) for batch in batches]
             try:

@@ -58,6 +58,12 @@ def test_an_unreadable_image_is_an_error_when_it_is_needed(dataset: CocoDataset,
         images.read(0)
 
 
+def test_a_folder_that_cannot_be_written_is_an_error_that_says_what_to_do(dataset: CocoDataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"data\.cache=.*file: cannot be written: .*; use data\.cache=null or another"):
+        ImageCache(dataset.records, tmp_path / "file")
+
+
 def test_a_full_disk_is_an_error_that_says_what_to_do(
     dataset: CocoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +82,7 @@ def test_a_run_has_equal_bits_with_and_without(tiny: Config, tmp_path: Path) -> 
     )
     train(tiny)
     train(cached)
+    assert len(list((tmp_path / "cache").glob("*.images"))) == 2, "one for each data set"
     for name in ("metrics.csv", "eval.json", "detections.json"):
         assert (cached.run_dir / name).read_bytes() == (tiny.run_dir / name).read_bytes()
     dataset = CocoDataset(tiny.data.train_annotations, tiny.data.train_images)

@@ -84,8 +84,12 @@ def test_dry_run_needs_no_data(make_study: MakeStudy) -> None:
     assert done.returncode == 0, done.stderr
     assert "gamma 0, seed 0" in done.stdout and "data.train_annotations: no no/annotations" in done.stdout
     assert "the study needs this data to start" in done.stdout
-    generated = run_main("ablate.py", study.file, "--dry-run", "data.shapes=settings.yaml", *missing)
+    settings = study.file.with_name("settings.yaml")
+    settings.write_text("{train: 4, val: 2, size: 64}")
+    generated = run_main("ablate.py", study.file, "--dry-run", f"data.shapes={settings}", *missing)
     assert "the data is made when the study starts" in generated.stdout
+    wrong = run_main("ablate.py", study.file, "--dry-run", "data.shapes=no.yaml", *missing)
+    assert wrong.returncode == 2 and "no.yaml: no such settings file" in wrong.stderr
 
 
 def test_generated_data_is_made_and_identifies_the_cells(make_study: MakeStudy, tmp_path: Path) -> None:
@@ -98,7 +102,7 @@ def test_generated_data_is_made_and_identifies_the_cells(make_study: MakeStudy, 
     ]  # fmt: skip
     done = run_main("ablate.py", study.file, *overrides, "--output", study.folder.parent)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{root} is missing: making it as {settings} says" in done.stdout and ": AP " in done.stdout
+    assert f"{root}: writing 4 + 2 images" in done.stdout and ": AP " in done.stdout
     (first,) = load_study(study.file, None, overrides, study.folder.parent).cells
     assert first.result() is not None and [path.name for path in first.folder.glob("*.pt")] == ["last.pt"]
     manifest = root / "manifest.json"

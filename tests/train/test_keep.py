@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from train_helpers import settings, stop_after, weights
 
 from retina.config import Config
 from retina.config_file import load_config
@@ -14,6 +16,7 @@ from retina.model import checkpoint
 from retina.train.loop import train
 
 pytestmark = pytest.mark.slow
+UNLINK = Path.unlink
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +60,36 @@ def test_a_finished_run_has_nothing_to_resume(finished: dict[str, Config]) -> No
 def test_a_run_that_was_stopped_keeps_everything(tiny_yaml: Path, tmp_path: Path, finished: dict[str, Config]) -> None:
     """A kill before the last evaluation: last.pt must still have the optimizer, and the resumed run ends the same."""
     config = load_config(tiny_yaml, [f"output_dir={tmp_path / 'run'}", "train.keep=weights"])
-    stopped = config.model_copy(update={"train": config.train.model_copy(update={"keep": "all"})})
-    train(stopped)
-    (config.run_dir / "last.pt").unlink()  # previous.pt is from step 4 of 6
+    with stop_after(4):
+        train(config)
+    assert checkpoint.load(config.run_dir / "last.pt")["optimizer"]
     train(config, resume=True)
     assert [path.name for path in config.run_dir.glob("*.pt")] == ["last.pt"]
     assert (config.run_dir / "last.pt").read_bytes() and checkpoint.digest(
         checkpoint.load(config.run_dir / "last.pt")["model"]
     ) == checkpoint.digest(checkpoint.load(finished["weights"].run_dir / "last.pt")["model"])
+
+
+def test_a_kill_at_the_end_is_repaired(tiny_yaml: Path, tmp_path: Path, finished: dict[str, Config]) -> None:
+    """Killed between the last evaluation and the last checkpoint, or before the files that go are deleted."""
+    config = settings(tiny_yaml, tmp_path / "run", "train.keep=weights")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="killed"):
+        patch.setattr(Path, "unlink", fail_for_best)
+        train(config)
+    train(config, resume=True)
+    assert sorted(path.name for path in config.run_dir.glob("*.pt")) == ["last.pt"]
+    assert (config.run_dir / "last.pt").read_bytes() and weights(config.run_dir) == weights(finished["weights"].run_dir)
+
+
+def fail_for_best(path: Path, missing_ok: bool = False) -> None:
+    if path.name == checkpoint.BEST:
+        raise OSError("killed")
+    if path.exists() or not missing_ok:
+        UNLINK(path)
+
+
+def test_a_finished_run_can_be_reduced_later(finished: dict[str, Config], tmp_path: Path) -> None:
+    shutil.copytree(finished["all"].run_dir, tmp_path / "run")
+    train(finished["weights"].model_copy(update={"output_dir": str(tmp_path / "run")}), resume=True)
+    assert sorted(path.name for path in (tmp_path / "run").glob("*.pt")) == ["last.pt"]
+    assert weights(tmp_path / "run") == weights(finished["weights"].run_dir)
