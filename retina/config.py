@@ -199,7 +199,7 @@ class Detect(Section):
     nms_iou: Probability = 0.5
     max_detections: PositiveInt = 100
     max_ratio: Annotated[float, Field(gt=1)] = Field(
-        62.5, description="largest box side / anchor side, 1000 / 16; used by losses on decoded boxes (GIoU) too"
+        62.5, description="largest box side / anchor side, 1000 / 16; used by losses on decoded boxes too"
     )
 
 

@@ -70,7 +70,7 @@ def detection_loss(
         assignment: of these anchors to the ground truth.
         normalizer_N: from `normalizer`; one value for all images unless `config.normalizer` is "image".
         config: the loss functions and their numbers.
-        max_ratio: `detect.max_ratio`; limits the sides of the boxes that a loss on decoded boxes (GIoU) uses.
+        max_ratio: `detect.max_ratio`; limits the sides of the boxes that a loss on decoded boxes uses.
 
     Returns: float32 scalars: loss_cls, loss_box and loss = `cls_weight` * loss_cls + `box_weight` * loss_box.
     """

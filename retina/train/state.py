@@ -4,8 +4,8 @@ A checkpoint is the dict `TrainState.state_dict() | checkpoint_metadata()`. trai
 empty "optimizer"; a finished run with train.keep=weights has only last.pt, see `evaluated_weights`. Its readers are
 `TrainState.load_state_dict` and `_check_saved_state` here, when a run resumes, and `load_detector` in
 evaluate/inference.py, for evaluation and prediction. model/checkpoint.py writes and reads the file and does not depend
-on the keys. A new key needs a default in `load_state_dict` for older files. If no default is possible, increase FORMAT
-in that file: older files are then refused.
+on the keys. A new key needs a default for older files in `load_state_dict`, or in `create_train_state` if it needs the
+config. If no default is possible, increase FORMAT in that file: older files are then refused.
 """
 
 from __future__ import annotations
