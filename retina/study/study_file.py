@@ -29,6 +29,7 @@ from retina.config_file import load_config, read_yaml
 from retina.study.cells import Cell, Settings, Study, StudyError
 from retina.study.paper import paper_tables
 
+DEFAULTS = Config().flat()
 RESERVED = ("seed", "output_dir", "name")
 SECTIONS = [name for name, field in Config.model_fields.items() if isinstance(field.default, BaseModel)]
 
@@ -178,11 +179,10 @@ def _cell_hash(config: Config, digests: dict[Path, str]) -> str:
     Only the settings that differ from their defaults count, so that a new setting does not start every study again. A
     change of a default, or of what a setting does, needs another version of the program.
     """
-    defaults = Config().flat()
     flat = {
         key: value
         for key, value in config.flat().items()
-        if key not in (*KEYS_WITHOUT_EFFECT, "name") and value != defaults[key]
+        if key not in (*KEYS_WITHOUT_EFFECT, "name") and value != DEFAULTS[key]
     }
     identity = {"settings": flat, "data": [digests[file] for file in _data_files(config)], "version": __version__}
     if config.model.weights is not None and Path(config.model.weights).is_file():

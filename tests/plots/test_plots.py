@@ -232,6 +232,7 @@ def picture(run: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
+@pytest.mark.slow
 def test_run_at_every_stage_and_with_missing_values(tmp_path: Path) -> None:
     classes = {f"class {index}": index / 80 for index in range(80)}
     stages = {

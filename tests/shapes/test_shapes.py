@@ -75,6 +75,7 @@ def visible_coverage(monkeypatch: pytest.MonkeyPatch, index: int, size: int) -> 
     return masks
 
 
+@pytest.mark.slow
 def test_boxes_are_tight_around_the_pixels_that_show_the_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = []
     for index in range(25):

@@ -31,6 +31,7 @@ from retina.study.report import write_report
 from retina.study.study_file import load_study
 
 
+@pytest.mark.slow
 def test_figures_depend_on_the_axes(tmp_path: Path) -> None:
     """Two axes: a heat map, and a curve over each key with numbers; keys that change together: one; words: none."""
     pairs = "cells: [" + ", ".join(f"{{loss.gamma: {g}, loss.alpha: {0.75 - g / 4}}}" for g in (0, 1, 2)) + "]"
@@ -74,6 +75,7 @@ def test_classes_are_sorted_by_frequency(tmp_path: Path, monkeypatch: pytest.Mon
     assert ["often\n(6)", f"{UNSAFE_NAME}\n(3)", "rare\n(1)"] in seen
 
 
+@pytest.mark.slow
 def test_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:
     study = finish_all(write_study(tmp_path, ALPHAS + THREE_SEEDS))
     first = {path: path.read_bytes() for path in write_report(study)}
