@@ -1,4 +1,4 @@
-"""Shared by the tests of tools/: runs a command without starting a process, which would import torch again."""
+"""Runs a command without starting a process, which would import torch again; lists what an import loads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import importlib
 import io
 import signal
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +31,11 @@ def run_main(tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return subprocess.CompletedProcess(command, status, output.getvalue(), errors.getvalue())
+
+
+def loaded_by(module: str, candidates: set[str]) -> str:
+    """Which of the candidates the import of `module` loads, in a process of its own, as a sorted list."""
+    code = f"import sys, {module}; print(sorted({candidates!r} & set(sys.modules)))"
+    command = [sys.executable, "-c", code]
+    root = Path(__file__).parents[1]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout.strip()

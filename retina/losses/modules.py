@@ -57,9 +57,8 @@ class SigmoidFocalLoss(_Loss):
         impl: Impl = "auto",
     ) -> None:
         super().__init__(gamma=gamma, reduction=reduction, ignore_index=ignore_index)
-        self(
-            torch.zeros(0, self.register_per_class("alpha", alpha)), torch.zeros(0, dtype=torch.long)
-        )  # raises for invalid settings
+        # Raises for invalid settings.
+        self(torch.zeros(0, self.register_per_class("alpha", alpha)), torch.zeros(0, dtype=torch.long))
         check_choice("impl", impl, get_args(Impl))
         self.settings["impl"] = impl
 

@@ -2,12 +2,11 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_helpers import loaded_by
 from PIL import Image, ImageColor
 
 from retina.plots.boxes import draw_boxes
@@ -299,8 +298,4 @@ def test_a_loss_that_is_not_finite_does_not_hide_the_others(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_import_loads_neither_torch_nor_pyplot() -> None:
-    code = "import sys, retina.plots; print(sorted({'torch', 'matplotlib.pyplot'} & set(sys.modules)))"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
-    )
-    assert result.stdout.strip() == "[]"
+    assert loaded_by("retina.plots", {"torch", "matplotlib.pyplot"}) == "[]"

@@ -7,11 +7,11 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_helpers import loaded_by
 from matplotlib.axes import Axes
 from PIL import Image
 from report_helpers import (
@@ -138,8 +138,4 @@ def test_page_in_a_browser(tmp_path: Path, width: int) -> None:
 
 @pytest.mark.slow
 def test_import_loads_no_torch_optuna_or_pyplot() -> None:
-    code = "import sys, retina.study.report; print(sorted({'torch', 'optuna', 'matplotlib.pyplot'} & set(sys.modules)))"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
-    )
-    assert result.stdout.strip() == "[]"
+    assert loaded_by("retina.study.report", {"torch", "optuna", "matplotlib.pyplot"}) == "[]"
