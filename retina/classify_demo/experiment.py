@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retina.classify_demo.problems import Problem, split
-from retina.losses import class_weights, focal_nll_loss, softmax_focal_loss
+from retina.losses import class_counts, class_weights, focal_nll_loss, softmax_focal_loss
 
 LOSSES = ("CE", "weighted CE", "focal", "weighted focal")
 GAMMA, STEPS, BATCH_SIZE, LEARNING_RATE = 2.0, 800, 128, 3e-3
@@ -77,7 +77,7 @@ def run_experiment(problem: Problem, seeds: int, steps: int = STEPS) -> Result:
         train_indices, test_indices = split(problem, seed)
         y = problem.labels[test_indices].numpy()
         labels.append(y)
-        weights = class_weights(problem.labels[train_indices], problem.num_classes)
+        weights = class_weights(class_counts(problem.labels[train_indices], problem.num_classes))
         for name, loss in build_losses(problem, weights).items():
             model = train(problem, train_indices, loss, seed, steps)
             with torch.no_grad():

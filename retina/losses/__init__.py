@@ -5,7 +5,7 @@ explains which loss fits which task.
 """
 
 from retina.losses.box import giou_loss, l1_loss, smooth_l1_loss
-from retina.losses.class_weights import class_weights, prior_bias
+from retina.losses.class_weights import class_counts, class_weights, prior_bias
 from retina.losses.focal import focal_star_loss, sigmoid_focal_loss
 from retina.losses.mining import ohem_loss
 from retina.losses.modules import FocalNLLLoss, FocalStarLoss, OHEMLoss, SigmoidFocalLoss, SoftmaxFocalLoss
@@ -17,6 +17,7 @@ __all__ = [
     "OHEMLoss",
     "SigmoidFocalLoss",
     "SoftmaxFocalLoss",
+    "class_counts",
     "class_weights",
     "focal_nll_loss",
     "focal_star_loss",

@@ -1,7 +1,8 @@
-"""Class weights and initial biases from the number of examples of each class."""
+"""The number of examples of each class, and class weights and initial biases from it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, get_args, overload
 
@@ -15,21 +16,54 @@ Zero = Literal["error", "ignore", "smooth"]
 Normalize = Literal["classes", "examples"]
 
 
+def class_counts(labels: Sequence[int] | Tensor, num_classes: int) -> Tensor:
+    """Returns the number of examples of each class, int64 (K,), on the CPU.
+
+    No labels give zeros, so the counts of the parts of a data set can be added.
+
+    Args:
+        labels: class ids 0..K-1, integers of any shape. Ignored labels and background must be dropped before.
+        num_classes: K.
+
+    Raises: ValueError for labels other than integers from 0 to K-1, with the values and how often they occur. Booleans
+        are refused, because they may be two classes or a one-hot matrix.
+    """
+    check_count("num_classes", num_classes)
+    values = _as_tensor("labels", labels, "integers")
+    if not isinstance(labels, Tensor) and not values.numel():  # torch makes floats of []
+        values = values.long()
+    if values.dtype == torch.bool:
+        raise ValueError(
+            "labels: given torch.bool, expected integers: labels.long() if they are two classes; a one-hot matrix "
+            "(N, K) has the counts labels.sum(0)"
+        )
+    if values.is_floating_point() or values.is_complex():
+        raise ValueError(f"labels: given {values.dtype}, expected integers: labels.long() if they are class ids")
+    values = values.flatten().long().cpu()
+    outside = Counter(values[(values < 0) | (values >= num_classes)].tolist())
+    if outside:
+        shown = _shorten([f"{label} ({times} x)" for label, times in sorted(outside.items())])
+        raise ValueError(
+            f"labels: {outside.total()} of {len(values)} are not in 0..{num_classes - 1}: {shown}; "
+            f"drop ignored labels and background first: labels[labels != {min(outside)}]"
+        )
+    return torch.bincount(values, minlength=num_classes)
+
+
 def class_weights(
-    labels_or_counts: Sequence[float] | Tensor,
-    num_classes: int,
-    *,
+    counts: Sequence[float] | Tensor,
     scheme: Scheme = "balanced",
+    *,
     beta: float = 0.999,
     zero: Zero = "error",
     normalize: Normalize | None = None,
+    num_classes: None = None,
 ) -> Tensor:
-    """Returns a weight for each class, float32 (K,); rarer classes get larger weights.
+    """Returns a weight for each class, float32 (K,), on the CPU; rarer classes get larger weights.
 
     Args:
-        labels_or_counts: class ids 0..K-1 of any shape (integers); or K counts: floats, or integers of which one is K
-            or more. K integers that could be labels or counts raise an error: pass counts as floats.
-        num_classes: K.
+        counts: (K,) integers or floats, the number of examples of each class: finite, at least 0, and at least one
+            above 0. For labels: `class_weights(class_counts(labels, K))`.
         scheme: with n_c examples of class c and n in total: "balanced" n / (K n_c), as compute_class_weight of
             scikit-learn; "inverse" 1 / n_c; "inverse_sqrt" 1 / sqrt(n_c); "effective_number"
             (1 - beta) / (1 - beta^n_c) (Cui et al., CVPR 2019, arXiv 1901.05555).
@@ -38,70 +72,86 @@ def class_weights(
             in K; "smooth" adds 1 to the count of every class.
         normalize: None; "classes" scales the weights to an average of 1 over the classes that have examples;
             "examples" to an average of 1 over the examples, so that the learning rate need not change.
+        num_classes: removed. It raises an error that says how to change the call.
 
     Raises: ValueError for invalid arguments, with the classes and values concerned.
     """
+    if num_classes is not None:
+        raise ValueError(f"num_classes: given {num_classes!r}; it was removed: leave it out; {_COUNTS_ONLY}")
+    if not isinstance(scheme, str):  # an earlier version had num_classes here
+        raise ValueError(
+            f"scheme: given {scheme!r}, expected one of {', '.join(get_args(Scheme))}; if this is num_classes, "
+            f"leave it out; {_COUNTS_ONLY}"
+        )
     check_choice("scheme", scheme, get_args(Scheme))
     check_choice("zero", zero, get_args(Zero))
     if normalize is not None:
         check_choice("normalize", normalize, get_args(Normalize))
     if not 0 <= beta < 1:
         raise ValueError(f"beta: given {beta!r}, expected a number from 0 to below 1")
-    original_counts = counts = _counts(torch.as_tensor(labels_or_counts), num_classes)
-    empty_classes = (counts == 0).nonzero()[:, 0].tolist()
+    original = n = _check_counts(counts)
+    empty_classes = (n == 0).nonzero()[:, 0].tolist()
     if zero == "smooth":
-        counts = counts + 1
+        n = n + 1
     elif empty_classes and zero == "error":
         raise ValueError(
-            f"no examples of class {', '.join(map(str, empty_classes))}: pass zero='ignore' or zero='smooth'"
+            f"counts: no examples of class {_shorten(empty_classes)}: pass zero='ignore' or zero='smooth'; "
+            f"{_COUNTS_ONLY}"
         )
-    present = counts > 0
+    present = n > 0
     if scheme == "balanced":
-        weights = counts.sum() / (present.sum() * counts)
+        weights = n.sum() / (present.sum() * n)
     elif scheme == "inverse":
-        weights = 1 / counts
+        weights = 1 / n
     elif scheme == "inverse_sqrt":
-        weights = counts.rsqrt()
+        weights = n.rsqrt()
     else:
-        weights = (1 - beta) / (1 - beta**counts)
+        weights = (1 - beta) / (1 - beta**n)
     weights = torch.where(present, weights, 0)
     if normalize == "classes":
-        weights = weights * (original_counts > 0).sum() / weights[original_counts > 0].sum()
+        weights = weights * (original > 0).sum() / weights[original > 0].sum()
     elif normalize == "examples":
-        weights = weights * original_counts.sum() / (weights * original_counts).sum()
+        weights = weights * original.sum() / (weights * original).sum()
     return weights.float()
 
 
-def _counts(labels_or_counts: Tensor, num_classes: int) -> Tensor:
-    check_count("num_classes", num_classes)
-    values = labels_or_counts
-    if not values.numel():
-        raise ValueError("labels_or_counts: empty; weights need at least one example")
-    if values.is_floating_point():
-        if values.shape != (num_classes,) or not (values.isfinite() & (values >= 0)).all():
-            raise ValueError(
-                f"counts (floats): given shape {tuple(values.shape)}, expected {num_classes} finite "
-                "numbers of at least 0; labels are integers"
-            )
-        counts = values.double()
-    else:
-        values = values.long()
-        low, high = int(values.min()), int(values.max())
-        one_per_class = values.shape == (num_classes,)
-        if low < 0 or (high >= num_classes and not one_per_class):
-            raise ValueError(
-                f"labels: given {low}..{high}, expected 0..{num_classes - 1} (drop ignored ones first); "
-                f"counts: expected {num_classes} values of at least 0"
-            )
-        if one_per_class and high < num_classes:
-            raise ValueError(
-                f"{values.tolist()} may be {num_classes} labels or {num_classes} counts: pass counts as floats, or "
-                "labels as torch.bincount(labels, minlength=num_classes).float()"
-            )
-        counts = (values if one_per_class else torch.bincount(values.flatten(), minlength=num_classes)).double()
-    if not counts.sum() > 0:
-        raise ValueError("counts: all are 0; weights need at least one example")
-    return counts.cpu()
+_COUNTS_ONLY = (
+    "class_weights takes counts, one for each class; for labels: class_weights(class_counts(labels, num_classes))"
+)
+
+
+def _check_counts(counts: Sequence[float] | Tensor) -> Tensor:
+    """Returns the counts as float64 (K,) on the CPU."""
+    values = _as_tensor("counts", counts, "numbers")
+    if values.dim() != 1 or values.dtype == torch.bool or values.is_complex():
+        raise ValueError(
+            f"counts: given {values.dtype} of shape {tuple(values.shape)}, expected integers or floats of shape (K,); "
+            f"{_COUNTS_ONLY}"
+        )
+    values = values.cpu().double()
+    invalid = (~(values.isfinite() & (values >= 0))).nonzero()[:, 0].tolist()
+    if invalid:
+        shown = _shorten([f"{values[c].item():g} for class {c}" for c in invalid])
+        raise ValueError(f"counts: given {shown}, expected finite numbers of at least 0; {_COUNTS_ONLY}")
+    if not (values > 0).any():
+        given = "all are 0" if len(values) else "empty"
+        raise ValueError(f"counts: {given}; weights need at least one example")
+    return values
+
+
+def _as_tensor(name: str, values: object, kind: str) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name}: given {type(values).__name__}, expected a tensor, an array or a sequence of {kind} ({error})"
+        ) from error
+
+
+def _shorten(items: Sequence[object], most: int = 5) -> str:
+    """The first items, and how many there are if that is not all."""
+    shown = ", ".join(map(str, items[:most]))
+    return shown if len(items) <= most else f"{shown}, ... ({len(items)} in all)"
 
 
 @overload

@@ -18,7 +18,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from retina.classify_demo import experiment, figure, problems, summary
 from retina.classify_demo.experiment import LOSSES, RAREST, Loss, Result
 from retina.classify_demo.problems import Problem
-from retina.losses import class_weights
+from retina.losses import class_counts, class_weights
 
 TOOL = Path(__file__).parents[2] / "tools/classify_demo.py"
 
@@ -75,7 +75,7 @@ def test_problems_are_as_described(all_problems: list[Problem]) -> None:
             percent = torch.bincount(problem.labels[indices]) / len(indices) * 100
             torch.testing.assert_close(percent, torch.tensor(expected).float(), rtol=0, atol=0.6)
         assert (problem.labels[test_indices] == problem.num_classes - 1).sum() >= 100
-        weights = class_weights(problem.labels[train_indices], problem.num_classes)
+        weights = class_weights(class_counts(problem.labels[train_indices], problem.num_classes))
         y = problem.labels[train_indices].numpy()
         np.testing.assert_allclose(weights, compute_class_weight("balanced", classes=np.unique(y), y=y), rtol=1e-6)
 

@@ -8,78 +8,140 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
-from retina.losses import class_weights, prior_bias
+from retina.losses import class_counts, class_weights, prior_bias
 
 LABELS = torch.tensor([0] * 90 + [1] * 9 + [2])
 
 
+def test_counts_equal_numpy() -> None:
+    for labels in (
+        LABELS,
+        LABELS.view(10, 10).to(torch.uint8),
+        LABELS.to(torch.uint16),
+        LABELS.tolist(),
+        LABELS.numpy(),
+    ):
+        counts = class_counts(labels, 4)
+        assert counts.dtype == torch.int64
+        assert counts.tolist() == np.bincount(LABELS, minlength=4).tolist() == [90, 9, 1, 0]
+    assert class_counts([0, 0, 2], 3).tolist() == [2, 0, 1]
+    assert class_counts([0, 0, 2], np.int64(3)).tolist() == [2, 0, 1]  # type: ignore[arg-type]
+
+
+def test_counts_of_parts_can_be_added() -> None:
+    for empty in ([], torch.zeros(0, 5, dtype=torch.int64), LABELS[:0]):
+        assert class_counts(empty, 3).tolist() == [0, 0, 0]
+    torch.testing.assert_close(class_counts(LABELS[:95], 3) + class_counts(LABELS[95:], 3), class_counts(LABELS, 3))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            [0, -100, 5, -100],
+            r"labels: 3 of 4 are not in 0\.\.2: -100 \(2 x\), 5 \(1 x\); drop .* labels\[labels != -100\]",
+        ),
+        ([0, 1, 3], r"labels: 1 of 3 are not in 0\.\.2: 3 \(1 x\)"),
+        (list(range(10)), r"7 of 10 .*: 3 \(1 x\), .* 7 \(1 x\), \.\.\. \(7 in all\)"),
+        (torch.tensor([255], dtype=torch.uint8), r"255 \(1 x\)"),
+        ([0.0, 1.0], r"labels: given torch\.float32, expected integers: labels\.long\(\)"),
+        (torch.zeros(0), r"labels: given torch\.float32"),
+        ([True, False], r"labels: given torch\.bool, expected integers: .* one-hot"),
+        (["cat"], "labels: given list, expected a tensor, an array or a sequence of integers"),
+    ],
+)
+def test_invalid_labels(labels: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        class_counts(labels, 3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_classes: given 0"):
+        class_counts([0], 0)
+
+
 def test_balanced_equals_scikit_learn() -> None:
-    expected = compute_class_weight("balanced", classes=np.arange(3), y=LABELS.numpy())
-    assert class_weights(LABELS, 3).tolist() == pytest.approx(expected.tolist())
-    assert class_weights(LABELS.view(10, 10).to(torch.uint8), 3).tolist() == pytest.approx(expected.tolist())
-    assert class_weights([90, 9, 1], 3).tolist() == pytest.approx(expected.tolist())
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=LABELS.numpy()).tolist()
+    for counts in (class_counts(LABELS, 3), [90, 9, 1], [90.0, 9.0, 1.0], (90, 9, 1), np.array([90, 9, 1], np.uint16)):
+        weights = class_weights(counts)  # type: ignore[arg-type]
+        assert weights.dtype == torch.float32 and weights.tolist() == pytest.approx(expected)
     present = compute_class_weight("balanced", classes=np.array([0, 2]), y=[0, 0, 0, 2])
-    assert class_weights([0, 0, 0, 2], 3, zero="ignore").tolist() == pytest.approx([present[0], 0, present[1]])
+    weights = class_weights(class_counts([0, 0, 0, 2], 3), zero="ignore")
+    assert weights.tolist() == pytest.approx([present[0], 0, present[1]])
+
+
+def test_small_integers_are_counts() -> None:
+    """An earlier version refused [0, 0, 2]: three labels or three counts."""
+    assert class_weights([0, 0, 2], zero="ignore").tolist() == [0, 0, 1]
+    assert class_weights([2, 1, 1], "inverse").tolist() == [0.5, 1, 1]
 
 
 def test_schemes_by_hand() -> None:
     counts = torch.tensor([100.0, 25.0, 1.0])
-    assert class_weights(counts, 3, scheme="inverse").tolist() == pytest.approx([0.01, 0.04, 1])
-    assert class_weights(counts, 3, scheme="inverse_sqrt").tolist() == pytest.approx([0.1, 0.2, 1])
-    effective = class_weights(counts, 3, scheme="effective_number", beta=0.9).tolist()
+    assert class_weights(counts, scheme="inverse").tolist() == pytest.approx([0.01, 0.04, 1])
+    assert class_weights(counts, scheme="inverse_sqrt").tolist() == pytest.approx([0.1, 0.2, 1])
+    effective = class_weights(counts, scheme="effective_number", beta=0.9).tolist()
     assert effective == pytest.approx([0.1 / (1 - 0.9**100), 0.1 / (1 - 0.9**25), 1])
-    assert class_weights(counts, 3, scheme="effective_number", beta=0).tolist() == [1, 1, 1]
+    assert class_weights(counts, scheme="effective_number", beta=0).tolist() == [1, 1, 1]
     with mpmath.workdps(50):
         beta = 1 - 1e-14
         exact = (1 - mpmath.mpf(beta)) / (1 - mpmath.mpf(beta) ** 100)
-    given = class_weights(counts, 3, scheme="effective_number", beta=beta)[0].item()
+    given = class_weights(counts, scheme="effective_number", beta=beta)[0].item()
     assert given == pytest.approx(float(exact), rel=3e-7)
-    smooth = class_weights([3.0, 0.0], 2, scheme="inverse", zero="smooth").tolist()
+    smooth = class_weights([3.0, 0.0], scheme="inverse", zero="smooth").tolist()
     assert smooth == pytest.approx([1 / 4, 1])
 
 
 def test_normalized_weights_average_one() -> None:
     counts = torch.tensor([90.0, 10.0, 0.0])
-    classes = class_weights(counts, 3, scheme="inverse", zero="ignore", normalize="classes")
+    classes = class_weights(counts, scheme="inverse", zero="ignore", normalize="classes")
     assert classes.sum().item() == pytest.approx(2) and classes[2] == 0  # two classes have examples
-    examples = class_weights(counts, 3, scheme="inverse_sqrt", zero="ignore", normalize="examples")
+    examples = class_weights(counts, scheme="inverse_sqrt", zero="ignore", normalize="examples")
     assert (examples * counts).sum().item() == pytest.approx(100)
 
 
+FOR_LABELS = r".*for labels: class_weights\(class_counts\(labels, num_classes\)\)"
+
+
 @pytest.mark.parametrize(
-    ("given", "classes", "message"),
+    ("counts", "message"),
     [
-        ([0, 1, 5], 4, r"labels: given 0\.\.5, expected 0\.\.3"),
-        ([0, -1, 1, 1], 2, r"labels: given -1\.\.1"),
-        ([0, 1, 1], 3, "3 labels or 3 counts: pass counts as floats"),
-        ([1.0, 2.0], 3, r"counts \(floats\): given shape \(2,\), expected 3 finite"),
-        ([1.0, math.nan], 2, r"counts \(floats\): given shape"),
-        ([0.0, 0.0], 2, "all are 0"),
-        ([], 2, "empty"),
-        ([3, 1], 0, "num_classes: given 0"),
-        ([0, 0, 0, 2], 3, "no examples of class 1"),
+        ([[3, 1], [2, 2]], r"counts: given torch\.int64 of shape \(2, 2\), expected .* of shape \(K,\)" + FOR_LABELS),
+        (3, r"counts: given torch\.int64 of shape \(\)" + FOR_LABELS),
+        ([True, False], r"counts: given torch\.bool of shape \(2,\)" + FOR_LABELS),
+        ([1j, 2], r"counts: given torch\.complex64"),
+        ([4, -100, 1], "counts: given -100 for class 1, expected finite numbers of at least 0" + FOR_LABELS),
+        ([math.nan, 1.0, math.inf], "counts: given nan for class 0, inf for class 2"),
+        ([0.0, 0.0], "counts: all are 0"),
+        ([], "counts: empty"),
+        ({"cat": 3}, "counts: given dict, expected a tensor, an array or a sequence of numbers"),
+        ([2, 0, 1], "counts: no examples of class 1: pass zero='ignore' or zero='smooth'" + FOR_LABELS),
+        (LABELS, r"no examples of class 0, 1, 2, 3, 4, \.\.\. \(90 in all\)" + FOR_LABELS),
     ],
 )
-def test_invalid_counts(given: list[float], classes: int, message: str) -> None:
+def test_invalid_counts(counts: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        class_weights(given, classes, zero="ignore" if "all" in message else "error")
+        class_weights(counts, zero="ignore" if "all are" in message else "error")  # type: ignore[arg-type]
+
+
+def test_old_calls_say_what_to_change() -> None:
+    with pytest.raises(ValueError, match="scheme: given 3, expected one of balanced, .* leave it out" + FOR_LABELS):
+        class_weights(LABELS, 3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_classes: given 3; it was removed: leave it out" + FOR_LABELS):
+        class_weights([90, 9, 1], num_classes=3)  # type: ignore[arg-type]
 
 
 def test_smoothed_counts_are_normalized_over_the_original_ones() -> None:
     counts = torch.tensor([90.0, 10.0, 0.0])
-    weights = class_weights(counts, 3, zero="smooth", normalize="examples")
+    weights = class_weights(counts, zero="smooth", normalize="examples")
     assert (weights * counts).sum().item() == pytest.approx(100)
-    weights = class_weights(counts, 3, zero="smooth", normalize="classes")
+    weights = class_weights(counts, zero="smooth", normalize="classes")
     assert weights[:2].sum().item() == pytest.approx(2)
-    assert class_weights(LABELS.to(torch.uint16), np.int64(3)).shape == (3,)
 
 
 def test_invalid_choices_of_class_weights() -> None:
     for wrong, name in (({"scheme": "log"}, "scheme"), ({"zero": "skip"}, "zero"), ({"normalize": "sum"}, "normalize")):
         with pytest.raises(ValueError, match=f"{name}: given"):
-            class_weights([3.0, 1.0], 2, **wrong)
+            class_weights([3.0, 1.0], **wrong)
     with pytest.raises(ValueError, match=r"beta: given 1\.0"):
-        class_weights([3.0, 1.0], 2, beta=1.0)
+        class_weights([3.0, 1.0], beta=1.0)
 
 
 def test_sigmoid_of_prior_bias_is_pi() -> None:

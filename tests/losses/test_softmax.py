@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from retina.losses import class_weights, focal_nll_loss, softmax_focal_loss
+from retina.losses import class_counts, class_weights, focal_nll_loss, softmax_focal_loss
 
 GAMMAS = [0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
 
@@ -94,7 +94,7 @@ def test_distribution_and_smoothing_are_the_sum_over_classes(gamma: float) -> No
 
 def test_focal_nll_equals_softmax_focal_after_log_softmax() -> None:
     logits, ids = torch.randn(30, 4, dtype=torch.float64), torch.randint(0, 4, (30,))
-    weight = class_weights(ids, 4)
+    weight = class_weights(class_counts(ids, 4))
     expected = softmax_focal_loss(logits, ids, class_weight=weight)
     torch.testing.assert_close(focal_nll_loss(logits.log_softmax(1), ids, class_weight=weight), expected)
 
