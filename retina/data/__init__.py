@@ -4,7 +4,8 @@ Nothing here knows the network, anchors or losses. The module docstrings of coco
 boxes are dropped, ignored or refused.
 """
 
-from retina.data.coco import CocoDataset, DataError, Record, read_image
+from retina.data.annotations import DataError
+from retina.data.coco import CocoDataset, Record, read_image
 from retina.data.loader import Batch, Target, eval_batches, train_batches
 
 __all__ = ["Batch", "CocoDataset", "DataError", "Record", "Target", "eval_batches", "read_image", "train_batches"]

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import features
 
 from retina.atomic_files import atomic_file
-from retina.data.coco import DataError, Record, read_image
+from retina.data.annotations import DataError
+from retina.data.coco import Record, read_image
 
 READ_IMAGE_VERSION = 1  # increase it when `read_image` returns other pixels
 
@@ -33,7 +35,7 @@ class ImageCache:
         DataError: `folder` cannot be written, or the disk has not enough free space.
     """
 
-    def __init__(self, records: list[Record], folder: Path) -> None:
+    def __init__(self, records: Sequence[Record], folder: Path) -> None:
         self.records = records
         ends = np.cumsum([3 * record.width * record.height for record in records], dtype=np.int64)
         self.starts = np.concatenate([[0], ends])
@@ -82,7 +84,7 @@ class ImageCache:
             file.write(readable.data)
 
 
-def _identity(records: list[Record]) -> str:
+def _identity(records: Sequence[Record]) -> str:
     files: list[list[object]] = [["decoder", PIL.__version__, features.version("jpg"), READ_IMAGE_VERSION]]
     for record in records:
         try:

@@ -1,12 +1,11 @@
-"""Reads COCO-format annotations and images. Holds the class names and the map between category ids and labels.
+"""A COCO-format data set: its images with their boxes and labels, and how an image file is read.
 
 Boxes are converted here from the xywh of the JSON to xyxy, in pixels of the original image.
 
-What happens to data that cannot be used as it is:
+What happens to data that cannot be used as it is (`python tools/check_data.py` finds more, and says what to do):
 
-1. Refused by `CocoDataset`, before training starts: a JSON file that is missing or is not COCO detection data, an
-   unknown or repeated id, a box that is not four finite numbers, a `file_name` outside of the image folder. The
-   message of the DataError names the file and the entry.
+1. Refused by `CocoDataset`, before training starts: a JSON file that is missing or that data/annotations.py refuses, a
+   folder that is missing. The message of the DataError names the file and the places in it.
 2. Clipped: a box that reaches outside of its image. A note counts those that reach out by more than a pixel.
 3. Dropped: a box without area, also one that lies wholly outside of its image. A note counts them and
    lists the first ten annotation ids. An image that loses its last box this way stays, as an image without objects.
@@ -27,21 +26,18 @@ a box without area counts there as an object that was missed.
 from __future__ import annotations
 
 import copy
-import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from retina.data.annotations import Annotations, DataError, read_annotations
+
 Boxes = NDArray[np.float32]
-
-
-class DataError(ValueError):
-    """Annotations or an image file that cannot be used. The message names the file and, where there is one, the id."""
 
 
 class Record(NamedTuple):
@@ -56,6 +52,81 @@ class Record(NamedTuple):
     ignore: Boxes  # float32 (I, 4) xyxy: crowd regions
 
 
+class Records(Sequence[Record]):
+    """The records of a data set. They are made when they are asked for, from columns that all processes share.
+
+    A list of records would have millions of Python objects. Each process that only reads them writes their reference
+    counts, and so gets its own copy of the memory.
+
+    Args:
+        folder: that the file names are relative to.
+        file: the columns of the file.
+        crowd: "ignore" or "drop", for crowd boxes.
+    """
+
+    def __init__(self, folder: Path, file: Annotations, crowd: Literal["ignore", "drop"]) -> None:
+        self.folder = folder
+        self._with_crowd = crowd == "ignore"
+        width_height = np.stack([file.widths, file.heights], axis=1)[file.images]
+        with np.errstate(over="ignore"):  # a box of 1e308 pixels ends at infinity and is clipped
+            corners = np.concatenate([file.boxes[:, :2], file.boxes[:, :2] + file.boxes[:, 2:]], axis=1)
+        inside = corners.clip(0, np.tile(width_height, 2)).astype(np.float32)
+        has_area = (inside[:, 2:] > inside[:, :2]).all(axis=1)
+        self.without_area = file.ids[~has_area]
+        self.num_clipped = int((np.abs(inside - corners)[has_area] > 1).any(axis=1).sum())
+        # By image, objects before crowd regions, otherwise in the order of the file.
+        used = np.flatnonzero(has_area)
+        used = used[np.lexsort((file.crowd[used], file.images[used]))]
+        self._boxes, self._labels = inside[used], file.labels[used]
+        positions = np.arange(len(file.image_ids))
+        self._starts = np.searchsorted(file.images[used], positions)
+        self._stops = np.searchsorted(file.images[used], positions, side="right")
+        self._crowd_starts = self._stops - np.bincount(file.images[used][file.crowd[used]], minlength=len(positions))
+        self._ids, self._names, self.widths, self.heights = file.image_ids, file.file_names, file.widths, file.heights
+        self._select(np.argsort(file.image_ids, kind="stable"))
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        start, crowd, stop = self._starts[index], self._crowd_starts[index], self._stops[index]
+        return Record(
+            int(self._ids[index]),
+            self.folder / self._names[index],
+            int(self.widths[index]),
+            int(self.heights[index]),
+            self._boxes[start:crowd],
+            self._labels[start:crowd].astype(np.int64),
+            self._boxes[crowd : stop if self._with_crowd else crowd],
+        )
+
+    @property
+    def image_ids(self) -> NDArray[np.int64]:
+        """Of each record, (B,)."""
+        return self._ids
+
+    @property
+    def num_objects(self) -> NDArray[np.int64]:
+        """The number of objects of each record, (B,)."""
+        return self._crowd_starts - self._starts
+
+    def take(self, indices: NDArray[np.int64]) -> Records:
+        """The records at these positions. The boxes are shared, not copied."""
+        subset = copy.copy(self)
+        subset._select(indices)
+        return subset
+
+    def _select(self, indices: NDArray[np.int64]) -> None:
+        for name in ("_ids", "_names", "widths", "heights", "_starts", "_crowd_starts", "_stops"):
+            setattr(self, name, getattr(self, name)[indices])
+
+
 class CocoDataset:
     """A COCO-format JSON and its folder of images.
 
@@ -67,13 +138,13 @@ class CocoDataset:
 
     Attributes:
         annotations, folder: the two paths.
+        file: the contents of the JSON.
         category_ids, names: of the categories. Index i belongs to label i; labels follow the order of the ids.
         records: one `Record` for each image that is used, in the order of the image ids.
         notes: sentences for the log about what was dropped or clipped; empty if nothing was.
 
     Raises:
-        DataError: the folder is missing, the file is not COCO detection data, an id is unknown or repeated, a box is
-            not finite, a `file_name` is outside of the folder, or no image is left.
+        DataError: the folder is missing, `read_annotations` refuses the file, or no image is left.
     """
 
     def __init__(
@@ -85,23 +156,22 @@ class CocoDataset:
         empty_images: Literal["keep", "drop"] = "keep",
     ) -> None:
         self.annotations, self.folder = Path(annotations), Path(images)
-        tree = read_annotations(self.annotations)
+        self.file = read_annotations(self.annotations)
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: no such folder of images (annotations: {self.annotations})")
-        categories = sorted(tree["categories"], key=lambda category: int(category["id"]))
-        self.category_ids = [int(category["id"]) for category in categories]
-        self.names = [str(category["name"]) for category in categories]
-        if len(set(self.category_ids)) < len(self.category_ids) or not categories:
-            raise DataError(
-                f"{self.annotations}: categories: expected distinct ids and at least one, got {self.category_ids}"
-            )
+        self.category_ids, self.names = self.file.category_ids, self.file.names
+        self.records = Records(self.folder, self.file, crowd)
         self.notes: list[str] = []
-        self.records = self._read(tree, crowd)
+        if count := len(self.records.without_area):
+            ids = _first_ids(self.records.without_area)
+            self.notes.append(f"{count} boxes without area dropped: annotations {ids}")
+        if count := self.records.num_clipped:
+            self.notes.append(f"{count} boxes reached more than a pixel outside of their image and were clipped")
         if empty_images == "drop":
-            kept = [record for record in self.records if len(record.boxes)]
-            if empty := len(self.records) - len(kept):
+            with_objects = np.flatnonzero(self.records.num_objects)
+            if empty := len(self.records) - len(with_objects):
                 self.notes.append(f"{empty} images without objects dropped (data.empty_images=drop)")
-            self.records = kept
+            self.records = self.records.take(with_objects)
         if not self.records:
             raise DataError(f"{self.annotations}: no images to use")
 
@@ -114,97 +184,8 @@ class CocoDataset:
         """A copy of the data set with at most `count` of its records, evenly spaced over them."""
         count = min(count, len(self.records))
         subset = copy.copy(self)
-        subset.records = [self.records[i * len(self.records) // count] for i in range(count)]
+        subset.records = self.records.take(np.arange(count) * len(self.records) // count)
         return subset
-
-    def _read(self, tree: dict[str, Any], crowd: str) -> list[Record]:
-        label_by_category = {category_id: label for label, category_id in enumerate(self.category_ids)}
-        objects: dict[int, list[tuple[list[float], int, bool]]] = {int(image["id"]): [] for image in tree["images"]}
-        sizes = {int(image["id"]): (int(image["width"]), int(image["height"])) for image in tree["images"]}
-        if len(objects) < len(tree["images"]):
-            raise DataError(f"{self.annotations}: images: two entries have the same id")
-        without_area, clipped = [], 0
-        for annotation in tree["annotations"]:
-            where = f"{self.annotations}: annotation {annotation.get('id')}"
-            image_id, category = int(annotation["image_id"]), int(annotation["category_id"])
-            if image_id not in objects:
-                raise DataError(f"{where}: image_id {image_id} is not among the images")
-            if category not in label_by_category:
-                raise DataError(f"{where}: category_id {category} is not among the categories {self.category_ids}")
-            box = annotation["bbox"]
-            if not np.isfinite(np.asarray(box, dtype=np.float64)).all():
-                raise DataError(f"{where}: bbox {box}: expected four finite numbers [x, y, width, height]")
-            width, height = sizes[image_id]
-            x1, y1, x2, y2 = box[0], box[1], box[0] + box[2], box[1] + box[3]
-            inside = [min(max(x1, 0), width), min(max(y1, 0), height), min(max(x2, 0), width), min(max(y2, 0), height)]
-            if inside[2] <= inside[0] or inside[3] <= inside[1]:
-                without_area.append(annotation.get("id"))
-                continue
-            clipped += max(abs(a - b) for a, b in zip(inside, (x1, y1, x2, y2), strict=True)) > 1
-            is_crowd = bool(annotation.get("iscrowd", 0))
-            objects[image_id].append((inside, label_by_category[category], is_crowd))
-        if without_area:
-            self.notes.append(f"{len(without_area)} boxes without area dropped: annotations {_first_ids(without_area)}")
-        if clipped:
-            self.notes.append(f"{clipped} boxes reached more than a pixel outside of their image and were clipped")
-        return [self._record(image, objects[int(image["id"])], crowd) for image in _by_id(tree["images"])]
-
-    def _record(self, image: dict[str, Any], objects: list[tuple[list[float], int, bool]], crowd: str) -> Record:
-        name = str(image["file_name"])
-        path = self.folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise DataError(
-                f"{self.annotations}: image {image['id']}: file_name {name!r} is outside of the folder {self.folder}"
-            )
-        boxes = np.array([box for box, _, is_crowd in objects if not is_crowd], dtype=np.float32).reshape(-1, 4)
-        labels = np.array([label for _, label, is_crowd in objects if not is_crowd], dtype=np.int64)
-        ignore = np.array([box for box, _, is_crowd in objects if is_crowd], dtype=np.float32).reshape(-1, 4)
-        if crowd == "drop":
-            ignore = ignore[:0]
-        return Record(int(image["id"]), path, int(image["width"]), int(image["height"]), boxes, labels, ignore)
-
-
-def read_annotations(path: Path) -> dict[str, Any]:
-    """Read a COCO JSON file and check that it has the required lists and keys.
-
-    An annotation without `id`, `iscrowd` or `area` gets its position from 1, 0, and the area of its box.
-
-    Raises:
-        DataError: the file is missing or not JSON, a list or a key is missing, or a `bbox` is not four numbers. The
-            message names the entry.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such annotation file (see data/README.md for how to make or fetch each data set)")
-    try:
-        tree = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not JSON: {error}") from None
-    if not isinstance(tree, dict):
-        raise DataError(
-            f"{path}: expected a COCO dict with images, annotations, categories; got a {type(tree).__name__}"
-        )
-    required = {
-        "images": ("id", "file_name", "width", "height"),
-        "annotations": ("image_id", "category_id", "bbox"),
-        "categories": ("id", "name"),
-    }
-    for part, keys in required.items():
-        if not isinstance(tree.get(part), list):
-            raise DataError(f"{path}: no list {part!r}; expected images, annotations and categories")
-        for i, entry in enumerate(tree[part]):
-            if not isinstance(entry, dict):
-                raise DataError(f"{path}: {part}[{i}]: expected a dict, got {entry!r}")
-            missing = [key for key in keys if key not in entry]
-            if missing:
-                raise DataError(f"{path}: {part}[{i}] (id {entry.get('id')}): {', '.join(missing)} missing")
-    for i, annotation in enumerate(tree["annotations"]):
-        annotation.setdefault("id", i + 1)
-        box = annotation["bbox"]
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
-            raise DataError(f"{path}: annotation {annotation['id']}: bbox {box}: expected [x, y, width, height]")
-        annotation.setdefault("iscrowd", 0)
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-    return tree
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -238,9 +219,5 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.ui
         raise DataError(f"{path}: not readable as an image: {error}") from error
 
 
-def _by_id(images: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    yield from sorted(images, key=lambda image: int(image["id"]))
-
-
-def _first_ids(ids: list[Any]) -> str:
+def _first_ids(ids: NDArray[np.int64]) -> str:
     return ", ".join(str(i) for i in ids[:10]) + (", ..." if len(ids) > 10 else "")

@@ -21,7 +21,7 @@ Which images are not trained on or evaluated:
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,9 +34,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from retina.config import Config, Data
+from retina.data.annotations import DataError
 from retina.data.augment import MEAN, STD, eval_transform, random_short_side, resized_size, train_transform
 from retina.data.cache import ImageCache
-from retina.data.coco import CocoDataset, DataError, Record, read_image
+from retina.data.coco import CocoDataset, Record, read_image
 
 
 class Target(NamedTuple):
@@ -116,8 +117,8 @@ def eval_batches(dataset: CocoDataset, config: Config, rank: int = 0, world: int
     """
     by_padded_size: dict[tuple[int, int], list[SampleKey]] = {}
     short_side = config.data.eval_short_side or config.data.short_side[-1]
-    for index, record in enumerate(dataset.records):
-        padded_size = _padded_size([resized_size(record.height, record.width, short_side, config.data)], config.data)
+    for index, (height, width) in enumerate(zip(dataset.records.heights, dataset.records.widths, strict=True)):
+        padded_size = _padded_size([resized_size(int(height), int(width), short_side, config.data)], config.data)
         by_padded_size.setdefault(padded_size, []).append(SampleKey(index, 0, *padded_size))
     size = config.train.eval_batch
     batches = [keys[i : i + size] for keys in by_padded_size.values() for i in range(0, len(keys), size)]
@@ -137,10 +138,10 @@ def step_keys(dataset: CocoDataset, config: Config, step: int) -> list[SampleKey
 
 @lru_cache(maxsize=2)
 def _cached_epoch_order(dataset: CocoDataset, size: int, seed: int, epoch: int) -> list[list[int]]:
-    return epoch_order([record.width >= record.height for record in dataset.records], size, seed, epoch)
+    return epoch_order(dataset.records.widths >= dataset.records.heights, size, seed, epoch)
 
 
-def epoch_order(is_landscape: Sequence[bool], size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_order(is_landscape: NDArray[np.bool_], size: int, seed: int, epoch: int) -> list[list[int]]:
     """Batches of image indices for one epoch, in random order.
 
     Fewer than `size` images are omitted, chosen at random among all. Landscape and portrait images are in separate
@@ -148,7 +149,7 @@ def epoch_order(is_landscape: Sequence[bool], size: int, seed: int, epoch: int) 
     is repeated to fill one batch.
 
     Args:
-        is_landscape: for each image whether its width is at least its height.
+        is_landscape: (B,), for each image whether its width is at least its height.
         size: images in a batch.
         seed: of the run.
         epoch: counts from 0.
@@ -163,7 +164,7 @@ def epoch_order(is_landscape: Sequence[bool], size: int, seed: int, epoch: int) 
     order = order[: len(order) - len(order) % size]
     batches, remaining = [], []
     for orientation in (True, False):
-        group = [int(i) for i in order if is_landscape[i] == orientation]
+        group = order[is_landscape[order] == orientation].tolist()
         num_batched = len(group) - len(group) % size
         batches += [group[i : i + size] for i in range(0, num_batched, size)]
         remaining += group[num_batched:]

@@ -17,7 +17,8 @@ from pycocotools.cocoeval import COCOeval
 from torch import distributed
 
 from retina.config import COCO_METRICS, Config
-from retina.data.coco import CocoDataset, read_annotations
+from retina.data.annotations import Annotations
+from retina.data.coco import CocoDataset
 from retina.data.loader import Batch, eval_batches
 from retina.detect import Detections
 from retina.evaluate.inference import detect_batch
@@ -46,7 +47,10 @@ def inference_on_dataset(
     iterable of batches.
     """
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-    original_sizes = {record.image_id: (record.height, record.width) for record in dataset.records}
+    records = dataset.records
+    original_sizes = dict(
+        zip(records.image_ids.tolist(), zip(records.heights, records.widths, strict=True), strict=True)
+    )
     was_training = model.training
     model.eval()
     results: list[dict[str, Any]] = []
@@ -88,10 +92,7 @@ def evaluate_detections(results: list[dict[str, Any]], dataset: CocoDataset, exc
     `exclude`: ids of images that are not counted, for example because they could not be read.
     """
     coco_gt = COCO()
-    tree = read_annotations(dataset.annotations)
-    # pycocotools treats a match with annotation id 0 as no match, and some files count from 0.
-    tree["annotations"] = [{**entry, "id": i} for i, entry in enumerate(tree["annotations"], 1)]
-    coco_gt.dataset = {"info": {}, **tree}
+    coco_gt.dataset = _ground_truth(dataset.file)
     with contextlib.redirect_stdout(io.StringIO()):
         coco_gt.createIndex()
         if results:
@@ -101,7 +102,7 @@ def evaluate_detections(results: list[dict[str, Any]], dataset: CocoDataset, exc
             coco_dt.dataset = {**coco_gt.dataset, "annotations": []}
             coco_dt.createIndex()
         coco_eval = COCOeval(coco_gt, coco_dt, "bbox")
-        coco_eval.params.imgIds = sorted({record.image_id for record in dataset.records} - set(exclude))
+        coco_eval.params.imgIds = sorted(set(dataset.records.image_ids.tolist()) - set(exclude))
         coco_eval.params.catIds = dataset.category_ids
         coco_eval.evaluate()
         coco_eval.accumulate()
@@ -117,6 +118,28 @@ def evaluate_detections(results: list[dict[str, Any]], dataset: CocoDataset, exc
         if has_objects:
             curves[name] = [float(value) for value in precision_TRKAM[0, :, label, 0, -1]]
     return Evaluation({**dict(zip(COCO_METRICS, stats, strict=True)), "per_class": per_class}, curves)
+
+
+def _ground_truth(file: Annotations) -> dict[str, Any]:
+    """The contents of the annotation file as pycocotools takes them."""
+    entries = zip(file.images, file.labels, file.boxes.tolist(), file.areas.tolist(), file.crowd, strict=True)
+    annotations = [
+        {
+            "id": number,  # not the file's: pycocotools treats a match with id 0 as no match, and some files have it
+            "image_id": int(file.image_ids[image]),
+            "category_id": file.category_ids[label],
+            "bbox": box,
+            "area": area,
+            "iscrowd": int(crowd),
+        }
+        for number, (image, label, box, area, crowd) in enumerate(entries, 1)
+    ]
+    return {
+        "info": {},
+        "images": [{"id": image_id} for image_id in file.image_ids.tolist()],
+        "annotations": annotations,
+        "categories": [{"id": i, "name": name} for i, name in zip(file.category_ids, file.names, strict=True)],
+    }
 
 
 def format_metrics(metrics: dict[str, Any]) -> str:

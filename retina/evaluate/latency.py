@@ -8,7 +8,8 @@ import time
 import torch
 
 from retina.config import Config
-from retina.data.coco import CocoDataset, DataError
+from retina.data.annotations import DataError
+from retina.data.coco import CocoDataset
 from retina.data.loader import eval_batches
 from retina.evaluate.inference import detect_batch
 from retina.model.retinanet import RetinaNet

@@ -57,7 +57,6 @@ def class_weights(
     beta: float = 0.999,
     zero: Zero = "error",
     normalize: Normalize | None = None,
-    num_classes: None = None,
 ) -> Tensor:
     """Returns a weight for each class, float32 (K,), on the CPU; rarer classes get larger weights.
 
@@ -72,16 +71,13 @@ def class_weights(
             in K; "smooth" adds 1 to the count of every class.
         normalize: None; "classes" scales the weights to an average of 1 over the classes that have examples;
             "examples" to an average of 1 over the examples, so that the learning rate need not change.
-        num_classes: removed. It raises an error that says how to change the call.
 
     Raises: ValueError for invalid arguments, with the classes and values concerned.
     """
-    if num_classes is not None:
-        raise ValueError(f"num_classes: given {num_classes!r}; it was removed: leave it out; {_COUNTS_ONLY}")
-    if not isinstance(scheme, str):  # an earlier version had num_classes here
+    if not isinstance(scheme, str):  # the number of classes, which an earlier version had here
         raise ValueError(
-            f"scheme: given {scheme!r}, expected one of {', '.join(get_args(Scheme))}; if this is num_classes, "
-            f"leave it out; {_COUNTS_ONLY}"
+            f"scheme: given {scheme!r}, expected one of {', '.join(get_args(Scheme))}; a number of classes is "
+            f"no longer an argument; {_COUNTS_ONLY}"
         )
     check_choice("scheme", scheme, get_args(Scheme))
     check_choice("zero", zero, get_args(Zero))

@@ -109,7 +109,7 @@ def load_datasets(config: Config, log: Logbook) -> tuple[CocoDataset, CocoDatase
             f"{dict(zip(val_set.category_ids, val_set.names, strict=True))}"
         )
     for split, dataset in (("train", train_set), ("val", val_set)):
-        boxes = sum(len(record.boxes) for record in dataset.records)
+        boxes = dataset.records.num_objects.sum()
         log.info(
             f"{split}: {len(dataset.records)} images, {boxes} boxes, {dataset.num_classes} classes ({dataset.folder})"
         )

@@ -68,7 +68,7 @@ def test_augmentation_differs_between_images(tiny_yaml: Path) -> None:
 
 
 def test_an_epoch_omits_less_than_a_batch() -> None:
-    wide = tuple(i % 7 != 0 for i in range(50))
+    wide = np.arange(50) % 7 != 0
     batches = epoch_order(wide, 8, 0, 3)
     flat = [i for batch in batches for i in batch]
     assert len(batches) == 6 and len(set(flat)) == 48
@@ -76,10 +76,13 @@ def test_an_epoch_omits_less_than_a_batch() -> None:
     assert epoch_order(wide, 8, 0, 4) != batches and epoch_order(wide, 8, 1, 3) != batches
     seen = {i for epoch in range(12) for batch in epoch_order(wide, 8, 0, epoch) for i in batch}
     assert seen == set(range(50))
-    rare = (True,) * 99 + (False,)  # one portrait image must not be the one that is omitted in every epoch
+    rare = np.arange(100) < 99  # one portrait image must not be the one that is omitted in every epoch
     used = sum(99 in batch for epoch in range(100) for batch in epoch_order(rare, 16, 0, epoch))
     assert 90 <= used < 100  # 4 of 100 images are omitted
-    assert epoch_order((True, False, True), 8, 0, 0)[0].count(0) in (2, 3)  # fewer images than a batch: repeated
+    assert epoch_order(np.array([True, False, True]), 8, 0, 0)[0].count(0) in (
+        2,
+        3,
+    )  # fewer images than a batch: repeated
 
 
 def test_processes_and_micro_batches_split_the_global_batch(tiny_yaml: Path) -> None:

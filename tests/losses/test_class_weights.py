@@ -121,11 +121,9 @@ def test_invalid_counts(counts: object, message: str) -> None:
         class_weights(counts, zero="ignore" if "all are" in message else "error")  # type: ignore[arg-type]
 
 
-def test_old_calls_say_what_to_change() -> None:
-    with pytest.raises(ValueError, match="scheme: given 3, expected one of balanced, .* leave it out" + FOR_LABELS):
+def test_an_old_call_says_what_to_change() -> None:
+    with pytest.raises(ValueError, match="scheme: given 3, expected one of balanced, .* no longer" + FOR_LABELS):
         class_weights(LABELS, 3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="num_classes: given 3; it was removed: leave it out" + FOR_LABELS):
-        class_weights([90, 9, 1], num_classes=3)  # type: ignore[arg-type]
 
 
 def test_smoothed_counts_are_normalized_over_the_original_ones() -> None:
