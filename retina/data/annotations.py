@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import gc
 import re
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Side = Annotated[int, Meta(ge=1, le=2**31 - 1)]  # pixels
 MAX_ERRORS = 10  # that a message lists
+PART = 20_000  # entries that are decoded at a time
 
 
 class DataError(ValueError):
@@ -49,20 +51,14 @@ class _Category(Struct, gc=False):
 
 
 class _File(Struct):
-    images: list[_Image]
-    annotations: list[_Annotation]
-    categories: list[_Category]
-
-
-class _RawFile(Struct):
-    """The same with undecoded entries, to find every broken one."""
+    """The lists, with their entries as the bytes of the file. They are decoded in parts, which saves memory."""
 
     images: list[msgspec.Raw]
     annotations: list[msgspec.Raw]
     categories: list[msgspec.Raw]
 
 
-PARTS = {"images": _Image, "annotations": _Annotation, "categories": _Category}
+Entry = TypeVar("Entry", _Image, _Annotation, _Category)
 
 
 class Annotations(NamedTuple):
@@ -103,34 +99,42 @@ def read_annotations(path: Path) -> Annotations:
     collecting = gc.isenabled()
     gc.disable()  # millions of new objects and no garbage: collections would take half of the time
     try:
-        file = msgspec.json.decode(content, type=_File)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        _refuse(path, content)
+        return _columns(path, _decode_lists(path, content))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not JSON: {_syntax_error(content, str(error))}") from None
+    except RecursionError:
+        raise DataError(f"{path}: lists or objects are nested too deeply for COCO detection data") from None
     finally:
         if collecting:
             gc.enable()
-    del content  # as large as all that was read from it
-    return _columns(path, file)
+
+
+def _decode_lists(path: Path, content: bytes) -> _File:
+    try:
+        return msgspec.json.decode(content, type=_File)
+    except msgspec.ValidationError as error:
+        _raise(path, [_explain("", str(error), msgspec.json.decode(content))])
 
 
 def _columns(path: Path, file: _File) -> Annotations:
-    images, annotations = file.images, file.annotations
-    categories = sorted(file.categories, key=lambda category: category.id)
+    errors: list[str] = []
+    images = [image for part in _decode("images", file.images, _Image, errors) for image in part]
+    in_file = [category for part in _decode("categories", file.categories, _Category, errors) for category in part]
+    parts = [_annotation_columns(part) for part in _decode("annotations", file.annotations, _Annotation, errors)]
+    if errors:
+        _raise(path, errors)
+    ids, has_id, of_image, of_category, boxes, areas, crowd = map(np.concatenate, zip(*parts, strict=True))
+    categories = sorted(in_file, key=lambda category: category.id)
     image_ids = np.fromiter((image.id for image in images), np.int64, len(images))
     category_ids = np.array([category.id for category in categories], np.int64)
-    count = len(annotations)
-    of_image = np.fromiter((annotation.image_id for annotation in annotations), np.int64, count)
-    of_category = np.fromiter((annotation.category_id for annotation in annotations), np.int64, count)
-    boxes = np.fromiter(chain.from_iterable(a.bbox for a in annotations), np.float64, 4 * count).reshape(-1, 4)
-    areas = np.fromiter((np.nan if a.area is None else a.area for a in annotations), np.float64, count)
     index, known_image = _find(of_image, image_ids)
     label, known_category = _find(of_category, category_ids)
     errors = [
-        *_repeated("images", [image.id for image in images]),
-        *_repeated("categories", [category.id for category in file.categories]),
+        *_repeated("images", images),
+        *_repeated("categories", in_file),
         *(() if categories else ["categories: the list is empty, expected at least one category"]),
         *(
-            f"images[{i}].file_name: given {images[i].file_name!r}, expected the path of a file in the image folder"
+            f"images[{i}].file_name: given {image.file_name!r}, expected the path of a file in the image folder"
             for i, image in enumerate(images)
             if _leaves_the_folder(image.file_name)
         ),
@@ -146,7 +150,7 @@ def _columns(path: Path, file: _File) -> Annotations:
     ]
     if errors:
         _raise(path, errors)
-    with np.errstate(over="ignore"):  # a box of 1e200 pixels
+    with np.errstate(over="ignore", invalid="ignore"):  # a box of 1e200 pixels
         areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
     return Annotations(
         path,
@@ -154,15 +158,42 @@ def _columns(path: Path, file: _File) -> Annotations:
         np.array([image.file_name for image in images], np.dtypes.StringDType()),
         np.fromiter((image.width for image in images), np.int32, len(images)),
         np.fromiter((image.height for image in images), np.int32, len(images)),
-        np.fromiter((i if a.id is None else a.id for i, a in enumerate(annotations, 1)), np.int64, count),
-        sum(annotation.id is None for annotation in annotations),
+        np.where(has_id, ids, np.arange(1, len(ids) + 1)),
+        int((~has_id).sum()),
         index,
         label.astype(np.int32),
         boxes,
         areas,
-        np.fromiter((bool(annotation.iscrowd) for annotation in annotations), np.bool_, count),
+        crowd,
         category_ids.tolist(),
         [category.name for category in categories],
+    )
+
+
+def _decode(name: str, entries: list[msgspec.Raw], schema: type[Entry], errors: list[str]) -> Iterator[list[Entry]]:
+    """The decoded entries in parts, at least one part. Appends the first error of each broken entry to `errors`."""
+    for start in range(0, max(len(entries), 1), PART):
+        part = entries[start : start + PART]
+        try:
+            yield msgspec.json.decode(b"[" + b",".join(part) + b"]", type=list[schema])  # type: ignore[valid-type]
+        except msgspec.ValidationError:
+            for i, entry in enumerate(part, start):
+                try:
+                    msgspec.json.decode(entry, type=schema)
+                except msgspec.ValidationError as error:
+                    errors.append(_explain(f"{name}[{i}]", str(error), msgspec.json.decode(entry)))
+
+
+def _annotation_columns(part: list[_Annotation]) -> tuple[NDArray[Any], ...]:
+    count = len(part)
+    return (
+        np.fromiter((0 if entry.id is None else entry.id for entry in part), np.int64, count),
+        np.fromiter((entry.id is not None for entry in part), np.bool_, count),
+        np.fromiter((entry.image_id for entry in part), np.int64, count),
+        np.fromiter((entry.category_id for entry in part), np.int64, count),
+        np.fromiter(chain.from_iterable(entry.bbox for entry in part), np.float64, 4 * count).reshape(-1, 4),
+        np.fromiter((np.nan if entry.area is None else entry.area for entry in part), np.float64, count),
+        np.fromiter((bool(entry.iscrowd) for entry in part), np.bool_, count),
     )
 
 
@@ -175,12 +206,12 @@ def _find(values: NDArray[np.int64], ids: NDArray[np.int64]) -> tuple[NDArray[np
     return index, ids[index] == values
 
 
-def _repeated(part: str, ids: list[int]) -> list[str]:
+def _repeated(name: str, entries: Sequence[_Image | _Category]) -> list[str]:
     first: dict[int, int] = {}
     return [
-        f"{part}[{i}].id: given {value}, which is already the id of {part}[{first[value]}]"
-        for i, value in enumerate(ids)
-        if first.setdefault(value, i) != i
+        f"{name}[{i}].id: given {entry.id}, which is already the id of {name}[{first[entry.id]}]"
+        for i, entry in enumerate(entries)
+        if first.setdefault(entry.id, i) != i
     ]
 
 
@@ -202,33 +233,6 @@ def _syntax_error(content: bytes, message: str) -> str:
     around = content[position : position + 20].decode(errors="replace")
     advice = "; JSON has no NaN and no infinity" if re.match(r"-?(NaN|Inf|nan|inf)", around) else ""
     return f"{found[1]} in line {line}, column {column}, at {around!r}{advice}"
-
-
-def _refuse(path: Path, content: bytes) -> NoReturn:
-    """Raise the DataError of a file that cannot be decoded."""
-    try:
-        errors = _schema_errors(content)
-    except RecursionError:
-        errors = ["lists or objects are nested too deeply for COCO detection data"]
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        errors = [f"not JSON: {_syntax_error(content, str(error))}"]
-    _raise(path, errors)
-
-
-def _schema_errors(content: bytes) -> list[str]:
-    """The first error of each entry that does not fit the schema, or the one of the lists themselves."""
-    try:
-        raw = msgspec.json.decode(content, type=_RawFile)
-    except msgspec.ValidationError as error:
-        return [_explain("", str(error), msgspec.json.decode(content))]
-    errors = []
-    for part, schema in PARTS.items():
-        for i, entry in enumerate(getattr(raw, part)):
-            try:
-                msgspec.json.decode(entry, type=schema)
-            except msgspec.ValidationError as error:
-                errors.append(_explain(f"{part}[{i}]", str(error), msgspec.json.decode(entry)))
-    return errors
 
 
 def _explain(place: str, message: str, entry: Any) -> str:
