@@ -9,6 +9,7 @@ command wrote it.
 
 import argparse
 import json
+import logging
 import shlex
 import sys
 from collections import Counter
@@ -39,6 +40,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs about damaged images has no file name
     output: Path = arguments.output
     convert = {"voc": convert_voc, "yolo": convert_yolo}[arguments.format]
     try:

@@ -125,6 +125,7 @@ def convert(root: Path, files: Files, kind: str) -> int:
         check_coco(output, Path(re.search(r"data\.train_images=(\S+)", done.stdout)[1]))  # type: ignore[index]
     else:
         assert done.returncode == 2 and not output.exists()
+        assert done.stderr.startswith(f"convert {kind}: "), done.stderr[:2000]
         assert str(root) in done.stderr and "Traceback" not in done.stderr, done.stderr[:2000]
         assert len(done.stderr) < 10_000, done.stderr[:2000]
     assert [path for path in root.parent.iterdir() if path.name not in (root.name, output.name)] == []

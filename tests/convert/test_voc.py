@@ -165,6 +165,31 @@ def test_missing_files_name_the_line(tmp_path: Path) -> None:
         convert_voc(tmp_path, "train")
 
 
+def test_a_name_that_no_file_can_have_is_a_missing_file(tmp_path: Path) -> None:
+    one_image(tmp_path, voc_object("dog", (0, 0, 9, 9)))
+    write_split(tmp_path, "train", "a", "x" * 5000)
+    with pytest.raises(
+        FileNotFoundError, match=r"train\.txt, line 2 \('x+'\.\.\.\): no annotation; looked for"
+    ) as caught:
+        convert_voc(tmp_path, "train")
+    assert len(str(caught.value)) < 1000
+
+
+def test_problems_of_several_files_are_reported_together(tmp_path: Path) -> None:
+    for stem in "abc":
+        write_image(tmp_path, stem, voc_object("dog", (0, 0, 9, 9)))
+    write_split(tmp_path, "train", "a", "b", "c", "d")
+    (tmp_path / "JPEGImages/a.jpg").write_bytes(b"GIF89a")
+    (tmp_path / "JPEGImages/b.jpg").unlink()
+    (tmp_path / "JPEGImages/b.jpg").mkdir()
+    with pytest.raises(ValueError, match=r"^\S+: 3 problems:\n") as caught:
+        convert_voc(tmp_path, "train")
+    _, *lines = str(caught.value).splitlines()
+    assert "JPEGImages/a.jpg: not readable as an image: " in lines[0]
+    assert lines[1].endswith("JPEGImages/b.jpg: not readable as an image: not a file")
+    assert "line 4 ('d'): no annotation" in lines[2]
+
+
 def test_folder_split_and_empty_split_are_checked(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"not a VOC folder: expected Annotations"):
         convert_voc(tmp_path, "train")
