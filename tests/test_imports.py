@@ -35,7 +35,7 @@ PACKAGES = {
         ["base", "data", "model", "detector", "evaluate", "plots"],
     ),
     "shapes": Package(["outlines", "settings", "layout", "painting", "scene", "writing"], ["base"]),
-    "convert": Package(["voc"], []),
+    "convert": Package(["checks", "voc", "yolo_folder", "yolo"], []),
     "study": Package(
         ["cells", "paper", "study_file", "trial_storage", "launch", "outcome", "estimate", "loop", "results", "figures",
          "report"],

@@ -4,5 +4,6 @@ Imports no torch and nothing of the detector: a converter reads files and writes
 """
 
 from retina.convert.voc import convert_voc
+from retina.convert.yolo import convert_yolo
 
-__all__ = ["convert_voc"]
+__all__ = ["convert_voc", "convert_yolo"]

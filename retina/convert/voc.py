@@ -17,15 +17,26 @@ Categories are the sorted class names of all annotation files, not of the split 
 the same ids. The ids count from 1. The XML's `filename` is not read, because it is often wrong or has no suffix.
 """
 
+import os
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from PIL import Image
 
+from retina.convert import checks
+from retina.convert.checks import Conversion, is_file, shorten
 
-def convert_voc(root: Path, split: str, categories: list[str] | None = None) -> tuple[dict[str, Any], list[str]]:
+
+class _Object(NamedTuple):
+    name: str
+    box: list[float]  # xmin, ymin, xmax, ymax
+    difficult: bool
+    description: str  # file and number, for messages
+
+
+def convert_voc(root: Path, split: str, categories: list[str] | None = None) -> Conversion:
     """Convert one split of a VOC folder.
 
     Args:
@@ -37,96 +48,103 @@ def convert_voc(root: Path, split: str, categories: list[str] | None = None) -> 
 
     Returns:
         The COCO dictionary (info, images, annotations, categories), with `file_name` relative to JPEGImages/ and
-        `bbox` xywh in pixels. And one line for each change: a box dropped (without area, or outside of the image), a
-        box clipped to the image, an image size corrected, a class excluded, a repeated line of the split. Objects
-        count from 1.
+        `bbox` xywh in pixels. One line for each change: a box dropped (without area, or outside of the image), a box
+        clipped to the image, an image size corrected, a class excluded, a repeated line of the split. Objects count
+        from 1. And the folder JPEGImages/.
 
     Raises:
         FileNotFoundError: not a VOC folder, no such split, or a line of the split without annotation or image.
-        ValueError: an annotation file that is not valid, a stem with two images, or categories that are empty or
-            repeated.
+        ValueError: an annotation file or an image that is not readable, a stem with two images, or categories that
+            are empty or repeated. Several problems are reported together: their count and the first ten.
     """
     split_file = _check_folder(root, split)
     image_files = _find_images(root / "JPEGImages")
     if categories is None:
         categories = _class_names(root / "Annotations")
-    if not categories or len(set(categories)) < len(categories):
-        raise ValueError(f"{root}: categories must be one or more distinct class names, got {categories}")
+    checks.check_names(categories, root)
     category_ids = {name: index for index, name in enumerate(categories, start=1)}
 
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     notes: list[str] = []
+    problems: list[ValueError | OSError] = []
     excluded: Counter[str] = Counter()
     for where, stem in _read_split(split_file, root / "Annotations", notes):
-        xml_file = root / "Annotations" / f"{stem}.xml"
-        if not xml_file.is_file():
-            raise FileNotFoundError(f"{where}: no annotation; looked for {xml_file}")
-        image_file = _single_image(image_files[stem], where, root / "JPEGImages" / stem)
-        xml = _parse(xml_file)
-        width, height = _image_size(xml, xml_file, image_file, notes)
-        image_id = len(images) + 1
-        images.append({"id": image_id, "file_name": image_file.name, "width": width, "height": height})
-
-        objects = xml.findall("object")  # only direct children: the <part>s of persons in VOC have names and boxes too
-        for number, element in enumerate(objects, start=1):
-            description = f"{xml_file}: object {number} of {len(objects)}"
-            name, box, difficult = _read_object(element, description)
+        try:
+            image, objects = _read_image(root, where, stem, image_files[stem], notes)
+        except (ValueError, FileNotFoundError) as error:
+            problems.append(error)
+            continue
+        image["id"] = len(images) + 1
+        images.append(image)
+        for name, box, difficult, description in objects:
             if name not in category_ids:
                 excluded[name] += 1
                 continue
-            clipped = _clip(box, width, height, f"{description} ({name!r})", notes)
-            if clipped is None:
+            description = f"{description} ({shorten(name)})"
+            if box[2] <= box[0] or box[3] <= box[1]:
+                shown = checks.format_box(box)
+                notes.append(f"dropped: {description}, box {shown}: xmax <= xmin or ymax <= ymin")
                 continue
-            x1, y1, x2, y2 = clipped
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,  # from 1, because id 0 means "no match" in pycocotools
-                    "image_id": image_id,
-                    "category_id": category_ids[name],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": int(difficult),
-                    "segmentation": [],
-                }
-            )
+            clipped = checks.clip(box, image["width"], image["height"], description, notes)
+            if clipped is not None:
+                checks.add_annotation(annotations, image["id"], category_ids[name], clipped, difficult)
+    checks.raise_together(problems, root)
 
-    for name, number in sorted(excluded.items()):
-        notes.append(f"excluded: {number} objects of class {name!r}, which is not one of {categories}")
+    for name, count in sorted(excluded.items()):
+        notes.append(f"excluded: {count} objects of class {shorten(name)}, which is not one of {categories}")
+    name = Path(os.path.abspath(root)).name  # noqa: PTH100 - Path.resolve raises RuntimeError for a circle of links
     coco = {
-        "info": {"description": f"{root.resolve().name} {split}, converted from Pascal VOC"},
+        "info": {"description": f"{name} {split}, converted from Pascal VOC"},
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": index, "name": name} for name, index in category_ids.items()],
+        "categories": checks.categories_list(categories),
     }
-    return coco, notes
+    return Conversion(coco, notes, root / "JPEGImages")
+
+
+def _read_image(
+    root: Path, where: str, stem: str, image_files: list[Path], notes: list[str]
+) -> tuple[dict[str, Any], list[_Object]]:
+    """The COCO entry of an image, without its id, and its objects."""
+    xml_file = root / "Annotations" / f"{stem}.xml"
+    if not is_file(xml_file):
+        raise FileNotFoundError(f"{where}: no annotation; looked for {checks.brief(xml_file)}")
+    image_file = _single_image(image_files, where, root / "JPEGImages" / stem)
+    xml = _parse(xml_file)
+    width, height = _image_size(xml, xml_file, image_file, notes)
+    elements = xml.findall("object")  # only direct children: the <part>s of persons in VOC have names and boxes too
+    objects = [
+        _read_object(element, f"{xml_file}: object {number} of {len(elements)}")
+        for number, element in enumerate(elements, start=1)
+    ]
+    return {"id": 0, "file_name": image_file.name, "width": width, "height": height}, objects
 
 
 def _check_folder(root: Path, split: str) -> Path:
     """The file of the split. FileNotFoundError if a folder or the file is missing."""
     expected = [root / "Annotations", root / "ImageSets" / "Main", root / "JPEGImages"]
-    missing = [f"{path.relative_to(root)}/" for path in expected if not path.is_dir()]
+    missing = [f"{path.relative_to(root)}/" for path in expected if not checks.is_folder(path)]
     if missing:
         raise FileNotFoundError(
             f"{root} is not a VOC folder: expected Annotations/ (XML files), ImageSets/Main/ (a .txt per "
             f"split) and JPEGImages/ in it; missing: {', '.join(missing)}"
         )
     split_file = root / "ImageSets" / "Main" / f"{split}.txt"
-    if not split_file.is_file():
+    if not is_file(split_file):
         known = ", ".join(sorted(path.stem for path in split_file.parent.glob("*.txt"))) or "none"
-        raise FileNotFoundError(f"no split {split!r}: looked for {split_file}; available splits: {known}")
+        raise FileNotFoundError(f"no split {shorten(split)}: looked for {split_file}; available splits: {known}")
     return split_file
 
 
 def _read_split(split_file: Path, annotation_folder: Path, notes: list[str]) -> list[tuple[str, str]]:
     """(position for messages, stem) of each line. A stem may contain spaces if its annotation file exists."""
     lines: dict[str, str] = {}
-    for number, line in enumerate(split_file.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        line = line.strip()
+    for number, line in enumerate(checks.read_lines(split_file), start=1):
         if not line:
             continue
-        stem = line if (annotation_folder / f"{line}.xml").is_file() else line.split()[0]
-        where = f"{split_file}, line {number} ({line!r})"
+        stem = line if is_file(annotation_folder / f"{line}.xml") else line.split()[0]
+        where = f"{split_file}, line {number} ({shorten(line)})"
         if stem in lines:
             notes.append(f"repeated: {where}: used once")
         else:
@@ -149,7 +167,7 @@ def _find_images(folder: Path) -> defaultdict[str, list[Path]]:
 def _single_image(candidates: list[Path], where: str, expected: Path) -> Path:
     if not candidates:
         raise FileNotFoundError(
-            f"{where}: no image; looked for {expected}.* (.jpg, .png or another suffix that PIL reads)"
+            f"{where}: no image; looked for {checks.brief(expected)}.* (.jpg, .png or another suffix that PIL reads)"
         )
     if len(candidates) > 1:
         names = " and ".join(path.name for path in candidates)
@@ -159,11 +177,16 @@ def _single_image(candidates: list[Path], where: str, expected: Path) -> Path:
 
 def _class_names(annotation_folder: Path) -> list[str]:
     names: set[str] = set()
+    problems: list[ValueError | OSError] = []
     for path in sorted(annotation_folder.glob("*.xml")):
         if path.name.startswith("."):  # "._name.xml": macOS adds these to archives
             continue
-        for number, element in enumerate(_parse(path).findall("object"), start=1):
-            names.add(_text(element, "name", f"{path}: object {number}"))
+        try:
+            for number, element in enumerate(_parse(path).findall("object"), start=1):
+                names.add(_text(element, "name", f"{path}: object {number}"))
+        except ValueError as error:
+            problems.append(error)
+    checks.raise_together(problems, annotation_folder)
     if not names:
         raise ValueError(f"{annotation_folder}: no object in any annotation file, so there are no categories")
     return sorted(names)
@@ -178,7 +201,7 @@ class _NoDoctype(ET.TreeBuilder):
 
 def _parse(path: Path) -> ET.Element:
     try:
-        root = ET.fromstring(path.read_bytes(), parser=ET.XMLParser(target=_NoDoctype()))
+        root = ET.fromstring(checks.read_bytes(path), parser=ET.XMLParser(target=_NoDoctype()))
     except ET.ParseError as error:
         raise ValueError(f"{path}: not well-formed XML: {error}") from error
     except (ValueError, LookupError) as error:  # a DOCTYPE, or an encoding that expat does not know
@@ -195,53 +218,28 @@ def _text(element: ET.Element, tag: str, where: str) -> str:
     return text
 
 
-def _read_object(element: ET.Element, where: str) -> tuple[str, list[float], bool]:
-    """(class name, [xmin, ymin, xmax, ymax], difficult) of an <object>."""
+def _read_object(element: ET.Element, where: str) -> _Object:
     box = []
     for tag in ("xmin", "ymin", "xmax", "ymax"):
         text = _text(element, f"bndbox/{tag}", where)
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not abs(value) < float("inf"):  # NaN fails every comparison
-            raise ValueError(f"{where}: <{tag}> is {text!r}, expected a number of pixels")
+        value = checks.number(text)
+        if value is None:
+            raise ValueError(f"{where}: <{tag}> is {shorten(text)}, expected a number of pixels")
         box.append(value)
     difficult = (element.findtext("difficult") or "").strip().lower() in ("1", "true")
-    return _text(element, "name", where), box, difficult
+    return _Object(_text(element, "name", where), box, difficult, where)
 
 
 def _image_size(xml: ET.Element, xml_file: Path, image_file: Path, notes: list[str]) -> tuple[int, int]:
-    """(width, height) of the image file, whatever the XML has. PIL reads the header of the file only."""
-    with Image.open(image_file) as image:
-        width, height = image.size
+    """(width, height) of the image file, whatever the XML has."""
+    width, height = checks.image_size(image_file, upright=False)
     declared = tuple((xml.findtext(f"size/{side}") or "").strip() for side in ("width", "height"))
     if declared != (str(width), str(height)):
         swapped = declared == (str(height), str(width))
         advice = " (width and height are swapped: were the boxes drawn on a rotated image?)" if swapped else ""
+        shown = " x ".join(text[:20] or "(none)" for text in declared)
         notes.append(
-            f"size: {xml_file}: has {declared[0] or '(none)'} x {declared[1] or '(none)'}, used {width} x {height} "
-            f"of {image_file.name}; the boxes are unchanged{advice}"
+            f"size: {xml_file}: has {shown}, used {width} x {height} of {image_file.name}; the boxes are "
+            f"unchanged{advice}"
         )
     return width, height
-
-
-def _clip(box: list[float], width: int, height: int, description: str, notes: list[str]) -> list[float] | None:
-    """The part of a box (corners) inside of the image; None if it has no area."""
-    if box[2] <= box[0] or box[3] <= box[1]:
-        notes.append(f"dropped: {description}, box {_format_box(box)}: xmax <= xmin or ymax <= ymin")
-        return None
-    limits = (width, height, width, height)
-    clipped = [min(max(value, 0.0), float(limit)) for value, limit in zip(box, limits, strict=True)]
-    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-        notes.append(f"dropped: {description}, box {_format_box(box)}: outside of the {width} x {height} image")
-        return None
-    if clipped != box:
-        notes.append(
-            f"clipped: {description}, box {_format_box(box)}: to {_format_box(clipped)} in the {width} x {height} image"
-        )
-    return clipped
-
-
-def _format_box(box: list[float]) -> str:
-    return "({})".format(", ".join(f"{value:g}" for value in box))

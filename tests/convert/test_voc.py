@@ -1,10 +1,5 @@
 """VOC -> COCO, on folders written by the tests and, if it is available, on BCCD."""
 
-import json
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +10,6 @@ from pycocotools.cocoeval import COCOeval
 
 from retina.convert.voc import convert_voc
 
-REPOSITORY = Path(__file__).parents[2]
 BCCD = Path(__file__).parents[3] / "shared/data/BCCD"
 
 
@@ -42,7 +36,8 @@ def write_split(root: Path, split: str, *lines: str) -> None:
 def one_image(root: Path, objects: str, **settings: str) -> tuple[dict, list[str]]:
     write_image(root, "a", objects, **settings)
     write_split(root, "train", "a")
-    return convert_voc(root, "train")
+    coco, notes, _ = convert_voc(root, "train")
+    return coco, notes
 
 
 def coco_stats(coco_gt: COCO, results: list[list[float]]) -> np.ndarray:
@@ -60,7 +55,7 @@ def test_boxes_ids_and_categories(tmp_path: Path) -> None:
     write_image(tmp_path, "c", voc_object("ant", (5, 6, 7, 8)))
     write_split(tmp_path, "train", "b", "a", "")
     write_split(tmp_path, "val", "c")
-    coco, notes = convert_voc(tmp_path, "train")
+    coco, notes, _ = convert_voc(tmp_path, "train")
 
     assert coco["images"] == [
         {"id": 1, "file_name": "b.jpg", "width": 40, "height": 30},
@@ -68,7 +63,7 @@ def test_boxes_ids_and_categories(tmp_path: Path) -> None:
     ]
     # "ant" is in val only, but both splits have the same ids
     names = [{"id": 1, "name": "ant"}, {"id": 2, "name": "cat"}, {"id": 3, "name": "dog"}]
-    assert coco["categories"] == names == convert_voc(tmp_path, "val")[0]["categories"]
+    assert coco["categories"] == names == convert_voc(tmp_path, "val").coco["categories"]
     assert [(a["id"], a["image_id"], a["category_id"], a["bbox"], a["area"]) for a in coco["annotations"]] == [
         (1, 2, 3, [1, 2, 10, 20], 200),
         (2, 2, 2, [3.5, 0, 36.5, 30], 1095),
@@ -79,7 +74,7 @@ def test_boxes_ids_and_categories(tmp_path: Path) -> None:
 def test_given_categories_keep_their_order_and_exclude_others(tmp_path: Path) -> None:
     write_image(tmp_path, "a", "".join(voc_object(name, (1, 1, 9, 9)) for name in ("ant", "bee", "cat", "ant")))
     write_split(tmp_path, "train", "a")
-    coco, notes = convert_voc(tmp_path, "train", ["cat", "bee", "yak"])
+    coco, notes, _ = convert_voc(tmp_path, "train", ["cat", "bee", "yak"])
     assert [(c["id"], c["name"]) for c in coco["categories"]] == [(1, "cat"), (2, "bee"), (3, "yak")]
     assert [a["category_id"] for a in coco["annotations"]] == [2, 1]
     assert len(notes) == 1 and "2 objects of class 'ant'" in notes[0]
@@ -143,7 +138,7 @@ def test_split_lines(tmp_path: Path) -> None:
     for stem in ("a", "b", "two words", "v1.2"):
         write_image(tmp_path, stem, voc_object("dog", (0, 0, 9, 9)))
     write_split(tmp_path, "dog_train", "\ufeffa  1", "b -1", "two words", "v1.2 0", "a")
-    coco, notes = convert_voc(tmp_path, "dog_train")
+    coco, notes, _ = convert_voc(tmp_path, "dog_train")
     assert [i["file_name"] for i in coco["images"]] == ["a.jpg", "b.jpg", "two words.jpg", "v1.2.jpg"]
     assert len(notes) == 1 and "line 5 ('a')" in notes[0]
 
@@ -168,6 +163,31 @@ def test_missing_files_name_the_line(tmp_path: Path) -> None:
         Image.new("RGB", (40, 30)).save(tmp_path / f"JPEGImages/a{suffix}")
     with pytest.raises(ValueError, match=r"line 1 .*a\.JPG and a\.png"):
         convert_voc(tmp_path, "train")
+
+
+def test_a_name_that_no_file_can_have_is_a_missing_file(tmp_path: Path) -> None:
+    one_image(tmp_path, voc_object("dog", (0, 0, 9, 9)))
+    write_split(tmp_path, "train", "a", "x" * 5000)
+    with pytest.raises(
+        FileNotFoundError, match=r"train\.txt, line 2 \('x+'\.\.\.\): no annotation; looked for"
+    ) as caught:
+        convert_voc(tmp_path, "train")
+    assert len(str(caught.value)) < 1000
+
+
+def test_problems_of_several_files_are_reported_together(tmp_path: Path) -> None:
+    for stem in "abc":
+        write_image(tmp_path, stem, voc_object("dog", (0, 0, 9, 9)))
+    write_split(tmp_path, "train", "a", "b", "c", "d")
+    (tmp_path / "JPEGImages/a.jpg").write_bytes(b"GIF89a")
+    (tmp_path / "JPEGImages/b.jpg").unlink()
+    (tmp_path / "JPEGImages/b.jpg").mkdir()
+    with pytest.raises(ValueError, match=r"^\S+: 3 problems:\n") as caught:
+        convert_voc(tmp_path, "train")
+    _, *lines = str(caught.value).splitlines()
+    assert "JPEGImages/a.jpg: not readable as an image: " in lines[0]
+    assert lines[1].endswith("JPEGImages/b.jpg: not readable as an image: not a file")
+    assert "line 4 ('d'): no annotation" in lines[2]
 
 
 def test_folder_split_and_empty_split_are_checked(tmp_path: Path) -> None:
@@ -219,40 +239,7 @@ def test_files_that_macos_adds_to_archives_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "Annotations/._a.xml").write_bytes(b"\0\5\x16\7")
     (tmp_path / "JPEGImages/._a.jpg").write_bytes(b"\0\5\x16\7")
     write_split(tmp_path, "train", "a")
-    assert len(convert_voc(tmp_path, "train")[0]["annotations"]) == 1
-
-
-def tool(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "tools/convert_voc.py"), *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
-@pytest.mark.slow
-def test_tool_writes_what_convert_voc_returns(tmp_path: Path) -> None:
-    root, output = tmp_path / "voc", tmp_path / "new/folder/train.json"
-    expected, notes = one_image(root, voc_object("dog", (0, 0, 9, 9)) + voc_object("dog", (5, 5, 5, 5)))
-    result = tool(root, "--split", "train", "--output", output)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert json.loads(output.read_text()) == expected
-    assert notes[0] in result.stdout
-    assert re.search(r"^ *dog +1$", result.stdout, re.MULTILINE)
-    assert [path.name for path in output.parent.iterdir()] == ["train.json"], "no temporary file remains"
-
-
-@pytest.mark.slow
-def test_tool_fails_with_one_message_and_leaves_no_files(tmp_path: Path) -> None:
-    output = tmp_path / "out/train.json"
-    result = tool(tmp_path, "--split", "train", "--output", output)
-    assert result.returncode == 2 and not output.parent.exists()
-    assert result.stderr.count("\n") == 1 and "expected Annotations/" in result.stderr
-
-    root = tmp_path / "voc"
-    one_image(root, voc_object("dog", (0, 0, 9, 9)))
-    output.mkdir(parents=True)  # a folder with the name of the output file: the final rename fails
-    result = tool(root, "--split", "train", "--output", output)
-    assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert [path.name for path in output.parent.iterdir()] == ["train.json"], "no temporary file remains"
+    assert len(convert_voc(tmp_path, "train").coco["annotations"]) == 1
 
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason=f"the BCCD data set is not at {BCCD}")
@@ -263,7 +250,7 @@ def test_bccd() -> None:
         ("train", 205, "BloodImage_00343.xml: object 4 of 12 ('RBC'), box (181, 329, 181, 329)"),
         ("val", 87, "BloodImage_00338.xml: object 13 of 14 ('RBC'), box (504, 337, 504, 337)"),
     ]:
-        coco, notes = convert_voc(BCCD, split)
+        coco, notes, _ = convert_voc(BCCD, split)
         stems = (BCCD / f"ImageSets/Main/{split}.txt").read_text().split()
         raw = "".join((BCCD / f"Annotations/{stem}.xml").read_text() for stem in stems)
         assert len(coco["images"]) == images
