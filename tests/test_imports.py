@@ -30,9 +30,14 @@ PACKAGES = {
         ["inference", "coco", "latency", "loss_distribution"], ["base", "losses", "data", "model", "detector"]
     ),
     "plots": Package(["style", "result_files", "boxes", "detections", "run", "document"], []),
+    "check": Package(
+        ["codes", "findings", "annotation_checks", "image_checks", "anchor_fit", "advice", "data_check", "text",
+         "page"],
+        ["base", "data", "model", "detector", "plots"],
+    ),
     "train": Package(
         ["errors", "distributed", "schedule", "logbook", "step", "state", "loop"],
-        ["base", "data", "model", "detector", "evaluate", "plots"],
+        ["base", "data", "model", "detector", "evaluate", "plots", "check"],
     ),
     "shapes": Package(["outlines", "settings", "layout", "painting", "scene", "writing"], ["base"]),
     "convert": Package(["checks", "voc", "yolo_folder", "yolo"], []),

@@ -76,7 +76,7 @@ class Records(Sequence[Record]):
         # By image, objects before crowd regions, otherwise in the order of the file.
         used = np.flatnonzero(has_area)
         used = used[np.lexsort((file.crowd[used], file.images[used]))]
-        self._boxes, self._labels = inside[used], file.labels[used]
+        self._annotations, self._boxes, self._labels = used, inside[used], file.labels[used]
         positions = np.arange(len(file.image_ids))
         self._starts = np.searchsorted(file.images[used], positions)
         self._stops = np.searchsorted(file.images[used], positions, side="right")
@@ -104,6 +104,10 @@ class Records(Sequence[Record]):
             self._labels[start:crowd].astype(np.int64),
             self._boxes[crowd : stop if self._with_crowd else crowd],
         )
+
+    def annotations(self, index: int) -> NDArray[np.int64]:
+        """The positions in the file of the objects of a record, (M,), in the order of its boxes."""
+        return self._annotations[self._starts[index] : self._crowd_starts[index]]
 
     @property
     def image_ids(self) -> NDArray[np.int64]:
@@ -134,6 +138,7 @@ class CocoDataset:
         images: the folder that each `file_name` is relative to.
         crowd: "ignore" keeps crowd boxes as `Record.ignore`, "drop" removes them.
         empty_images: "keep" keeps images without objects, "drop" removes them.
+        file: the contents of the JSON, if they were read already.
 
     Attributes:
         annotations, folder: the two paths.
@@ -153,9 +158,10 @@ class CocoDataset:
         *,
         crowd: Literal["ignore", "drop"] = "ignore",
         empty_images: Literal["keep", "drop"] = "keep",
+        file: Annotations | None = None,
     ) -> None:
         self.annotations, self.folder = Path(annotations), Path(images)
-        self.file = read_annotations(self.annotations)
+        self.file = file or read_annotations(self.annotations)
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: no such folder of images (annotations: {self.annotations})")
         self.category_ids, self.names = self.file.category_ids, self.file.names

@@ -1,0 +1,228 @@
+"""Checks of what the annotation files say, without opening an image. They take well below a second for most data sets.
+
+B images, T annotations, K categories, as in `Annotations`.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retina.check.findings import Finding, Split, box_finding, groups, image_finding, name_finding
+from retina.config import Config
+from retina.data.annotations import Annotations
+from retina.data.augment import resized_size
+
+BACKGROUND = ("background", "__background__", "_background_", "bg")
+MIN_SIDE = 2.0  # pixels of a box at the training size
+RARE = 10  # training objects
+SMALL_IMAGE = 32  # pixels
+ELONGATED = 8.0  # longer side / shorter side
+SAME_SHARE = 4.0  # standard errors between the shares of a class in the splits, and at least a factor of 2
+SAME_SIZE = 1.5  # ratio of the median sides of the splits
+
+
+def check_annotations(split: Split, config: Config) -> list[Finding]:
+    """The findings about one file."""
+    file = split.file
+    objects_B = np.bincount(file.images[~file.crowd], minlength=len(file.image_ids))
+    empty = np.flatnonzero(objects_B == 0)
+    crowded = np.flatnonzero(objects_B > config.detect.max_detections)
+    return [
+        *_check_categories(split),
+        *_check_ids(split),
+        *_check_names(split),
+        *_check_boxes(split, config),
+        *(image_finding("images-without-objects", split, empty) if 2 * len(empty) > len(file.image_ids) else ()),
+        *image_finding("objects-exceed-detections", split, crowded, [f"{objects_B[i]} objects" for i in crowded]),
+    ]
+
+
+def check_both(train: Split, val: Split) -> list[Finding]:
+    """The findings about the two files together."""
+    both = "train and val"
+    categories = [set(zip(split.file.category_ids, split.file.names, strict=True)) for split in (train, val)]
+    if categories[0] != categories[1]:
+        only = [("train", categories[0] - categories[1]), ("val", categories[1] - categories[0])]
+        texts = [f"{name!r} (id {i}) only in {split}" for split, names in only for i, name in sorted(names)]
+        return name_finding("categories-differ", both, texts)
+    names, num_classes = train.file.names, len(train.file.names)
+    objects = np.array([_objects_per_class(split.file, num_classes) for split in (train, val)])  # (2, K)
+    total = objects.sum(axis=0)
+    unused = [name for name, n in zip(names, total, strict=True) if n == 0 and not _is_background(name)]
+    one_split = np.flatnonzero((total > 0) & (objects == 0).any(axis=0))
+    rare = np.flatnonzero((objects[0] > 0) & (objects[0] < RARE) & (objects[1] > 0))
+    return [
+        *name_finding("category-unused", both, unused),
+        *name_finding(
+            "class-in-one-split",
+            both,
+            [f"{names[k]}: {objects[0, k]} in train, {objects[1, k]} in val" for k in one_split],
+        ),
+        *name_finding("class-rare", "train", [f"{names[k]}: {objects[0, k]}" for k in rare]),
+        *_check_shares(train.file, val.file),
+        *_check_image_sizes(train.file, val.file),
+    ]
+
+
+def _objects_per_class(file: Annotations, num_classes: int) -> NDArray[np.int64]:
+    return np.bincount(file.labels[~file.crowd], minlength=num_classes)
+
+
+def _check_categories(split: Split) -> list[Finding]:
+    file = split.file
+    repeated = [f"{name!r}: {count} times" for name, count in Counter(file.names).items() if count > 1]
+    spellings: defaultdict[str, set[str]] = defaultdict(set)
+    for name in file.names:
+        spellings[" ".join(name.casefold().split())].add(name)
+    similar = [", ".join(map(repr, sorted(names))) for names in spellings.values() if len(names) > 1]
+    largest = max(file.category_ids)
+    gap = [f"{len(file.names)} categories, largest id {largest}"] if largest > 4 * len(file.names) + 10 else []
+    background = [repr(name) for name in file.names if _is_background(name)]
+    return [
+        *name_finding("category-name-repeated", split.name, repeated),
+        *name_finding("category-name-case", split.name, similar),
+        *name_finding("category-id-gap", split.name, gap),
+        *name_finding("category-background", split.name, background),
+    ]
+
+
+def _is_background(name: str) -> bool:
+    return name.strip().casefold() in BACKGROUND
+
+
+def _check_ids(split: Split) -> list[Finding]:
+    file = split.file
+    missing = [f"{file.without_id} of {len(file.ids)} annotations"] if file.without_id else []
+    _, first = np.unique(file.ids, return_index=True)
+    repeated = np.setdiff1d(np.arange(len(file.ids)), first) if not file.without_id else np.zeros(0, np.int64)
+    crowd = np.flatnonzero(file.crowd)
+    return [
+        *box_finding("annotation-id-repeated", split, repeated),
+        *box_finding("annotation-id-zero", split, np.flatnonzero(file.ids == 0)),
+        *name_finding("annotation-id-missing", split.name, missing),
+        *(box_finding("crowd-many", split, crowd) if 10 * len(crowd) > len(file.ids) else ()),
+    ]
+
+
+def _check_names(split: Split) -> list[Finding]:
+    file = split.file
+    seen: dict[str, int] = {}
+    spellings: dict[str, str] = {}
+    twice, case = [], []
+    for image, name in enumerate(map(posixpath.normpath, file.file_names.tolist())):
+        if seen.setdefault(name, image) != image:
+            twice.append(image)
+        elif spellings.setdefault(name.casefold(), name) != name:
+            case.append(image)
+    small = np.flatnonzero(np.minimum(file.widths, file.heights) < SMALL_IMAGE)
+    ratio_B = np.maximum(file.widths, file.heights) / np.minimum(file.widths, file.heights)
+    elongated = np.flatnonzero(ratio_B > ELONGATED)
+    return [
+        *image_finding("image-listed-twice", split, twice),
+        *image_finding("image-name-case", split, case),
+        *image_finding("image-small", split, small, _sizes(file, small)),
+        *image_finding("image-elongated", split, elongated, _sizes(file, elongated)),
+    ]
+
+
+def _sizes(file: Annotations, images: Iterable[int]) -> list[str]:
+    return [f"{file.widths[i]} x {file.heights[i]}" for i in images]
+
+
+def _check_boxes(split: Split, config: Config) -> list[Finding]:
+    file = split.file
+    if not len(file.boxes):
+        return []
+    x, y, w, h = file.boxes.T
+    image_w, image_h = file.widths[file.images], file.heights[file.images]
+    if ((file.boxes >= 0) & (file.boxes <= 1)).all(axis=1).mean() >= 0.9 and np.median(image_w) > 2:
+        return box_finding("boxes-normalized", split, np.arange(len(file.boxes)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        out = np.maximum.reduce([-x, -y, x + w - image_w, y + h - image_h])  # pixels that a box reaches out
+        negative = (w < 0) | (h < 0)
+        without_area = ((w == 0) | (h == 0)) & ~negative
+        outside = ((x >= image_w) | (y >= image_h) | (x + w <= 0) | (y + h <= 0)) & ~negative & ~without_area
+        clipped = (out > 1) & ~outside & ~negative & ~without_area
+        as_corners = (w > x) & (h > y) & (w <= image_w + 1) & (h <= image_h + 1)
+        usable = ~(negative | without_area | outside)
+        whole = usable & (w >= 0.99 * image_w) & (h >= 0.99 * image_h) & ~file.crowd
+        area = ((file.areas <= 0) | (file.areas > 1.05 * w * h + 1)) & usable
+    if len(out) >= 10 and (out > 1).mean() >= 0.5 and as_corners.mean() >= 0.95:
+        return box_finding("boxes-xyxy", split, np.flatnonzero(out > 1))
+    worst_first = np.argsort(-np.where(clipped, out, -np.inf))[: clipped.sum()]
+    return [
+        *box_finding("box-negative", split, np.flatnonzero(negative)),
+        *box_finding("box-without-area", split, np.flatnonzero(without_area)),
+        *box_finding("box-outside", split, np.flatnonzero(outside)),
+        *box_finding("box-clipped", split, worst_first),
+        *box_finding("box-tiny", split, np.flatnonzero(usable & _is_tiny(file, config))),
+        *box_finding("box-whole-image", split, np.flatnonzero(whole)),
+        *box_finding("area-contradicts-box", split, np.flatnonzero(area)),
+        *_check_repeated_boxes(split, np.flatnonzero(usable & ~file.crowd)),
+    ]
+
+
+def _is_tiny(file: Annotations, config: Config) -> NDArray[np.bool_]:
+    """(T,) whether a side is below MIN_SIDE pixels in the resized image."""
+    short_side = config.data.eval_short_side or config.data.short_side[-1]
+    sizes = zip(file.heights.tolist(), file.widths.tolist(), strict=True)
+    heights_B = np.array([resized_size(height, width, short_side, config.data)[0] for height, width in sizes])
+    scale_T = (heights_B / file.heights)[file.images]
+    return np.asarray(file.boxes[:, 2:].min(axis=1) * scale_T < MIN_SIDE)
+
+
+def _check_repeated_boxes(split: Split, annotations: NDArray[np.int64]) -> list[Finding]:
+    """Boxes of one image with equal corners in whole pixels."""
+    file = split.file
+    if not len(annotations):
+        return []
+    corners = np.rint(np.clip(file.boxes[annotations], -(2**40), 2**40)).astype(np.int64)
+    places = np.column_stack([file.images[annotations], corners])
+    place, _ = groups(places)
+    with_class, _ = groups(np.column_stack([place, file.labels[annotations]]))
+    _, first_of_place = np.unique(place, return_index=True)
+    _, first_of_class = np.unique(with_class, return_index=True)
+    everything = np.arange(len(annotations))
+    repeated = np.setdiff1d(everything, first_of_class)
+    two_classes = np.setdiff1d(first_of_class, first_of_place)
+    return [
+        *box_finding("box-repeated", split, annotations[repeated]),
+        *box_finding("box-two-classes", split, annotations[two_classes]),
+    ]
+
+
+def _check_shares(train: Annotations, val: Annotations) -> list[Finding]:
+    """Classes for which the share of the images that contain them differs by a factor of 2, beyond chance."""
+    num_classes = len(train.names)
+    sizes = np.array([[len(train.image_ids)], [len(val.image_ids)]])
+    with_class = []
+    for file in (train, val):
+        pairs = np.unique(np.column_stack([file.images, file.labels])[~file.crowd], axis=0)
+        with_class.append(np.bincount(pairs[:, 1], minlength=num_classes))
+    images_2K = np.array(with_class)
+    share_2K = images_2K / np.maximum(sizes, 1)
+    pooled_K = images_2K.sum(axis=0) / max(sizes.sum(), 1)
+    error_K = np.sqrt(pooled_K * (1 - pooled_K) * (1 / np.maximum(sizes, 1)).sum())
+    difference_K = np.abs(share_2K[0] - share_2K[1])
+    differs = (difference_K > SAME_SHARE * error_K) & (share_2K.max(axis=0) >= 2 * share_2K.min(axis=0))
+    differs &= (images_2K > 0).all(axis=0)
+    texts = [
+        f"{train.names[k]}: in {share_2K[0, k]:.1%} of the training and {share_2K[1, k]:.1%} of the validation images"
+        for k in np.flatnonzero(differs)
+    ]
+    return name_finding("class-shares-differ", "train and val", texts)
+
+
+def _check_image_sizes(train: Annotations, val: Annotations) -> list[Finding]:
+    if not len(train.image_ids) or not len(val.image_ids):
+        return []
+    medians = [float(np.median(np.sqrt(file.widths * np.float64(file.heights)))) for file in (train, val)]
+    if max(medians) < SAME_SIZE * min(medians):
+        return []
+    text = f"median side {medians[0]:.0f} pixels in train, {medians[1]:.0f} in val"
+    return name_finding("image-sizes-differ", "train and val", [text])

@@ -1,0 +1,110 @@
+"""A finding: one kind of defect in a data set, with its first places.
+
+codes.yaml has the texts of every code. annotation_checks.py, image_checks.py and anchor_fit.py make the findings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retina.check.codes import CODES, SEVERITIES, Code
+from retina.data.annotations import Annotations
+
+MAX_EXAMPLES = 10
+
+
+class Example(NamedTuple):
+    """One place of a defect."""
+
+    text: str
+    image: Path | None = None
+    boxes: tuple[tuple[float, float, float, float], ...] = ()  # xyxy in pixels of the image, to be drawn
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A defect of one code in one split: how often, and the first ten places, the worst first where there is one."""
+
+    code: str
+    split: str  # "train", "val" or "train and val"
+    count: int
+    examples: list[Example]
+
+    @property
+    def texts(self) -> Code:
+        """What codes.yaml says about the code."""
+        return CODES[self.code]
+
+    def __str__(self) -> str:
+        places = "; ".join(example.text for example in self.examples)
+        more = "; ..." if self.count > len(self.examples) else ""
+        return f"{self.texts.severity} {self.code}: {self.split}: {self.count} {self.texts.title}: {places}{more}"
+
+
+class Split(NamedTuple):
+    """One of the two data sets as it is checked."""
+
+    name: str  # "train" or "val"
+    file: Annotations
+    folder: Path
+
+    def image_path(self, image: int) -> Path:
+        """The file of an image by its index in `file`."""
+        return self.folder / str(self.file.file_names[image])
+
+    def image_text(self, image: int) -> str:
+        """An image by its index in `file`, for messages."""
+        return f"image {self.file.image_ids[image]} ({self.file.file_names[image]})"
+
+
+def image_finding(
+    code: str, split: Split, images: Sequence[int] | NDArray[Any], details: Sequence[str] = ()
+) -> list[Finding]:
+    """A finding about images, given by their indices; none without images. `details`: a text for each."""
+    examples = [
+        Example(
+            split.image_text(int(image)) + (f": {details[i]}" if len(details) else ""), split.image_path(int(image))
+        )
+        for i, image in enumerate(images[:MAX_EXAMPLES])
+    ]
+    return [Finding(code, split.name, len(images), examples)] if len(images) else []
+
+
+def box_finding(code: str, split: Split, annotations: Sequence[int] | NDArray[Any]) -> list[Finding]:
+    """A finding about boxes, given by the indices of their annotations; none without them."""
+    examples = []
+    for index in annotations[:MAX_EXAMPLES]:
+        x, y, width, height = split.file.boxes[index].tolist()
+        image = int(split.file.images[index])
+        numbers = ", ".join(f"{value:.6g}" for value in (x, y, width, height))
+        examples.append(
+            Example(
+                f"annotation {split.file.ids[index]} of {split.image_text(image)}: bbox [{numbers}]",
+                split.image_path(image),
+                ((min(x, x + width), min(y, y + height), max(x, x + width), max(y, y + height)),),
+            )
+        )
+    return [Finding(code, split.name, len(annotations), examples)] if len(annotations) else []
+
+
+def name_finding(code: str, split: str, texts: Sequence[str]) -> list[Finding]:
+    """A finding about categories or a whole file; none without texts."""
+    return [Finding(code, split, len(texts), [Example(text) for text in texts[:MAX_EXAMPLES]])] if texts else []
+
+
+def sort_findings(findings: list[Finding]) -> list[Finding]:
+    """Errors first, then warnings, then notes, otherwise in the order of codes.yaml."""
+    codes = list(CODES)
+    return sorted(findings, key=lambda f: (SEVERITIES.index(f.texts.severity), codes.index(f.code), f.split))
+
+
+def groups(values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each row of `values` (T, C): the number of its group of equal rows, and the size of that group."""
+    _, group, size = np.unique(values, axis=0, return_inverse=True, return_counts=True)
+    return group.reshape(-1), size[group.reshape(-1)]

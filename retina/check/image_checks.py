@@ -1,0 +1,214 @@
+"""Checks that open every image: of its header alone, or of its pixels too.
+
+`read_facts` opens one file and raises nothing. `check_files` and `check_copies` make findings of the facts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from retina.check.findings import Finding, Split, image_finding
+
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]  # wraps an iterable of known length
+ORIENTATION = 0x0112  # the EXIF tag
+SWAPS_SIDES = (5, 6, 7, 8)  # its values that exchange width and height
+THUMBNAIL = 32  # pixels of a side, for the comparison of images
+SIMILAR = 0.99  # correlation of the thumbnails of near-duplicates
+
+
+class ImageFacts(NamedTuple):
+    """What is known of an image file. `problem` is "missing", "unreadable", "truncated" or empty."""
+
+    problem: str
+    detail: str = ""
+    width: int = 0  # pixels, as stored
+    height: int = 0
+    mode: str = ""  # of PIL
+    orientation: int = 1  # the EXIF tag
+    frames: int = 1
+    num_bytes: int = 0
+    transparent: bool = False
+    constant: bool = False  # this and the thumbnail only where pixels are read
+    thumbnail: NDArray[np.uint8] | None = None  # gray, (THUMBNAIL, THUMBNAIL)
+
+
+def read_facts(path: Path, pixels: bool) -> ImageFacts:
+    """Open an image file. Without `pixels` only its header is read, which cannot show a file that ends too early."""
+    try:
+        num_bytes = path.stat().st_size
+    except (OSError, ValueError) as error:
+        return ImageFacts("missing", getattr(error, "strerror", None) or str(error))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL's, about large images and damaged tags
+            with Image.open(path) as image:
+                facts = ImageFacts(
+                    "",
+                    "",
+                    *image.size,
+                    mode=image.mode,
+                    orientation=int(image.getexif().get(ORIENTATION) or 1),
+                    frames=getattr(image, "n_frames", 1)
+                    if image.format != "MPO"
+                    else 1,  # MPO: a photo and its preview
+                    num_bytes=num_bytes,
+                    transparent=image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
+                )
+                return _with_pixels(facts, image) if pixels else facts
+    except Exception as error:  # for damaged files the decoders raise almost anything
+        return ImageFacts("unreadable", str(error) or type(error).__name__, num_bytes=num_bytes)
+
+
+def _with_pixels(facts: ImageFacts, image: Image.Image) -> ImageFacts:
+    try:
+        image.draft("RGB", (8 * THUMBNAIL, 8 * THUMBNAIL))  # JPEG files are decoded at a fraction of their size: faster
+        image.load()
+    except Exception as error:
+        return facts._replace(problem="truncated", detail=str(error) or type(error).__name__)
+    transparent = facts.transparent
+    if transparent:
+        alpha: Any = image.convert("RGBA").getchannel("A").getextrema()
+        transparent = alpha[0] < 255
+    extrema: Any = image.getextrema()  # (low, high), or one of these for each band
+    limits = extrema if isinstance(extrema[0], tuple) else (extrema,)
+    gray = np.asarray(image, np.float64) if image.mode.startswith(("I", "F")) else None
+    if gray is not None:
+        image = Image.fromarray(((gray - gray.min()) / (np.ptp(gray) or 1) * 255).astype(np.uint8))
+    thumbnail = np.asarray(image.convert("RGB").convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+    constant = all(low == high for low, high in limits)
+    return facts._replace(transparent=transparent, constant=constant, thumbnail=thumbnail)
+
+
+def read_all_facts(paths: list[Path], pixels: bool, progress: Progress) -> list[ImageFacts]:
+    """The facts of each file, read with a thread per core. PIL and the file system leave Python free meanwhile."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return list(progress(pool.map(lambda path: read_facts(path, pixels), paths), len(paths)))
+
+
+def check_files(split: Split, images: NDArray[np.int64], facts: list[ImageFacts]) -> list[Finding]:
+    """The findings about single files. `images` are their indices in the file, `facts` in the same order."""
+    found: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
+    for image, fact in zip(images.tolist(), facts, strict=True):
+        for code, detail in _codes(fact, int(split.file.widths[image]), int(split.file.heights[image])):
+            found[code].append((image, detail))
+    if found["image-missing"]:
+        found["image-missing"] = [(i, _other_case(split.image_path(i))) for i, _ in found["image-missing"]]
+    return [
+        finding
+        for code, places in found.items()
+        for finding in image_finding(code, split, [i for i, _ in places], [detail for _, detail in places])
+    ]
+
+
+def _codes(fact: ImageFacts, width: int, height: int) -> Iterator[tuple[str, str]]:
+    """(code, detail) of each defect of a file whose image has `width` x `height` pixels in the JSON."""
+    if fact.problem:
+        yield f"image-{fact.problem}", fact.detail
+        return
+    stored, given = (fact.width, fact.height), (width, height)
+    upright = stored[::-1] if fact.orientation in SWAPS_SIDES else stored
+    sizes = f"{width} x {height} in the JSON, {fact.width} x {fact.height} in the file"
+    if given not in (stored, upright):
+        yield ("image-size-swapped" if given == stored[::-1] else "image-size-differs"), sizes
+    if fact.orientation != 1:
+        yield "image-exif-rotation", f"orientation {fact.orientation}, {sizes}"
+    if fact.mode == "CMYK":
+        yield "image-cmyk", ""
+    if fact.mode.startswith("I"):
+        yield "image-16-bit", f"mode {fact.mode}"
+    if fact.transparent:
+        yield "image-alpha", f"mode {fact.mode}"
+    if fact.frames > 1:
+        yield "image-animated", f"{fact.frames} frames"
+    if fact.constant:
+        yield "image-constant", ""
+
+
+def _other_case(path: Path) -> str:
+    """Where a file with the same name but for case exists: its name."""
+    try:
+        names = [file.name for file in path.parent.iterdir()]
+    except OSError:
+        return f"there is no folder {path.parent}"
+    same = [name for name in names if name.casefold() == path.name.casefold()]
+    return f"the folder has {same[0]}" if same else ""
+
+
+def check_copies(train: tuple[Split, list[ImageFacts]], val: tuple[Split, list[ImageFacts]]) -> list[Finding]:
+    """Files with equal bytes, in a split and in both, and validation images that resemble a training image.
+
+    Only files of equal length are read for it. `ImageFacts` are those of all images of the file, in its order.
+    """
+    by_length: defaultdict[int, list[tuple[str, int]]] = defaultdict(list)
+    splits = {"train": train, "val": val}
+    for name, (_, facts) in splits.items():
+        for image, fact in enumerate(facts):
+            if fact.problem not in ("missing", "unreadable"):
+                by_length[fact.num_bytes].append((name, image))
+    by_bytes: defaultdict[tuple[int, str], list[tuple[str, int]]] = defaultdict(list)
+    for length, files in by_length.items():
+        for name, image in files if len(files) > 1 else ():
+            by_bytes[length, _hash(splits[name][0].image_path(image))].append((name, image))
+    repeated: dict[str, list[tuple[int, str]]] = {"train": [], "val": []}
+    leaked: dict[int, str] = {}
+    for files in by_bytes.values():
+        first = dict(reversed(files))
+        for name, image in files:
+            other = splits[name][0].image_text(first[name])
+            different_file = splits[name][0].image_path(image) != splits[name][0].image_path(first[name])
+            if image != first[name] and different_file:  # one file with two ids is another finding
+                repeated[name].append((image, f"as {other}"))
+            if name == "val" and "train" in first:
+                leaked[image] = f"as {train[0].image_text(first['train'])} of the training"
+    similar = {image: text for image, text in _similar_images(train, val).items() if image not in leaked}
+    return [
+        *(
+            finding
+            for name, places in repeated.items()
+            for finding in image_finding(
+                "image-bytes-repeated", splits[name][0], [i for i, _ in places], [text for _, text in places]
+            )
+        ),
+        *image_finding("image-bytes-in-both-splits", val[0], list(leaked), list(leaked.values())),
+        *image_finding("image-near-duplicate", val[0], list(similar), list(similar.values())),
+    ]
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _similar_images(train: tuple[Split, list[ImageFacts]], val: tuple[Split, list[ImageFacts]]) -> dict[int, str]:
+    """Validation images whose thumbnail correlates with that of a training image, by their index."""
+    train_images, train_vectors = _vectors(train[1])
+    val_images, val_vectors = _vectors(val[1])
+    similar: dict[int, str] = {}
+    for start in range(0, len(val_images) if len(train_images) else 0, 256):
+        correlations = val_vectors[start : start + 256] @ train_vectors.T
+        best = correlations.argmax(axis=1)
+        for row, column in enumerate(best):
+            if (value := correlations[row, column]) >= SIMILAR:
+                other = train[0].image_text(train_images[column])
+                similar[val_images[start + row]] = f"like {other} of the training, correlation {value:.3f}"
+    return similar
+
+
+def _vectors(facts: list[ImageFacts]) -> tuple[list[int], NDArray[np.float32]]:
+    """Indices of the images with contrast, and their thumbnails with mean 0 and norm 1, (n, THUMBNAIL^2)."""
+    images = [i for i, fact in enumerate(facts) if fact.thumbnail is not None and np.ptp(fact.thumbnail) > 0]
+    pixels = [np.ravel(facts[i].thumbnail).astype(np.float32) for i in images]  # type: ignore[arg-type]
+    vectors = np.array(pixels, np.float32).reshape(len(images), -1)
+    vectors -= vectors.mean(axis=1, keepdims=True)
+    return images, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

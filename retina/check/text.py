@@ -1,0 +1,133 @@
+"""The result of a check as text for the terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retina.check.data_check import DataCheck, Objects
+from retina.check.findings import Finding
+
+WIDTH = 110  # columns
+SIDE_EDGES = (0, 4, 8, 16, 32, 64, 128, 256, 512, np.inf)  # pixels, of the histogram of object sizes
+MAX_CLASSES = 20  # rows of the table of classes
+
+
+def format_check(check: DataCheck) -> str:
+    """All findings, what the detector will see, and the advice."""
+    parts = [_summary(check), *(_format_finding(finding) for finding in check.findings)]
+    if check.objects is not None and len(check.objects.labels):
+        parts += [_format_objects(check, check.objects)]
+    if check.advice:
+        parts.append(_format_advice(check))
+    return "\n\n".join(parts)
+
+
+def _summary(check: DataCheck) -> str:
+    lines = []
+    for split in check.splits:
+        objects, crowds = int((~split.file.crowd).sum()), int(split.file.crowd.sum())
+        lines.append(
+            f"{split.name}: {len(split.file.image_ids)} images, {objects} objects"
+            f"{f', {crowds} crowd regions' if crowds else ''}, {len(split.file.names)} classes  ({split.file.path})"
+        )
+    read = "every image decoded" if check.pixels else "headers of the images read; --pixels decodes them too"
+    return "\n".join([*lines, f"{read}; {count_findings(check)}"])
+
+
+def count_findings(check: DataCheck) -> str:
+    """ "2 errors, 1 warning", or "no findings"."""
+    counts = [(check.count("error"), "error"), (check.count("warning"), "warning"), (check.count("note"), "note")]
+    texts = [f"{count} {name}{'s' * (count != 1)}" for count, name in counts if count]
+    return ", ".join(texts) or "no findings"
+
+
+def _format_finding(finding: Finding) -> str:
+    texts = finding.texts
+    lines = [f"{texts.severity.upper()} {finding.code}: {finding.split}: {finding.count} {texts.title}"]
+    for example in finding.examples:
+        lines += textwrap.wrap(example.text, WIDTH, initial_indent="    ", subsequent_indent="      ") or []
+    if finding.count > len(finding.examples):
+        lines.append(f"    ... and {finding.count - len(finding.examples)} more")
+    lines += textwrap.wrap(texts.effect, WIDTH, initial_indent="  ", subsequent_indent="  ")
+    lines += textwrap.wrap(f"What to do: {texts.advice}", WIDTH, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join(lines)
+
+
+def fit_rows(check: DataCheck, objects: Objects) -> list[list[str]]:
+    """For all objects and for each class: name, objects, median side in pixels, percent below the positive IoU at the
+    center and where they are, positive anchors per object, percent without an anchor."""
+    fit, threshold = objects.fit, check.config.assign.positive_iou
+    names = check.splits[0].file.names
+
+    def row(name: str, in_all: NDArray[np.bool_], in_fit: NDArray[np.bool_]) -> list[str]:
+        side = np.median(np.sqrt(objects.sizes[in_all].prod(axis=1))) if in_all.any() else 0
+        if not in_fit.any():
+            return [name, str(int(in_all.sum())), f"{side:.0f}", "-", "-", "-", "-"]
+        percent = [100 * (iou[in_fit] < threshold).mean() for iou in (fit.centered_iou, fit.best_iou)]
+        without = 100 * (fit.num_anchors[in_fit] == 0).mean()
+        return [
+            name, str(int(in_all.sum())), f"{side:.0f}", *(f"{value:.1f}" for value in percent),
+            f"{fit.num_anchors[in_fit].mean():.1f}", f"{without:.1f}",
+        ]  # fmt: skip
+
+    rows = [row("all", np.ones(len(objects.labels), np.bool_), np.ones(len(fit.labels), np.bool_))]
+    by_count = np.argsort(-np.bincount(objects.labels, minlength=len(names)), kind="stable")
+    return rows + [row(names[k], objects.labels == k, fit.labels == k) for k in by_count]
+
+
+FIT_HEAD = ["class", "objects", "side px", "% below IoU centered", "% below IoU", "anchors/object", "% without anchor"]
+
+
+def _format_objects(check: DataCheck, objects: Objects) -> str:
+    fit = objects.fit
+    rows = fit_rows(check, objects)
+    shown = rows[: MAX_CLASSES + 1]
+    widths = [max(len(row[i]) for row in [FIT_HEAD, *shown]) for i in range(len(FIT_HEAD))]
+    table = [
+        "  "
+        + "  ".join([f"{row[0]:<{widths[0]}}", *(f"{cell:>{w}}" for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in [FIT_HEAD, *shown]
+    ]
+    if len(rows) > len(shown):
+        table.append(f"  ... and {len(rows) - len(shown)} more classes")
+    negatives = fit.negatives / max(fit.positives, 1)
+    return "\n".join(
+        [
+            f"What the detector will see, at the sizes and anchors of the config ({fit.images} training images):",
+            f"  {fit.anchors / fit.images:,.0f} anchors and {fit.positives / fit.images:.1f} positives per image, "
+            f"{negatives:.0f} negatives for a positive",
+            f"  {100 * fit.shares_anchor.mean():.1f} % of the objects share their best anchor with another object",
+            "",
+            *table,
+            "",
+            "  Objects by side (square root of the area) in pixels of the resized images:",
+            *_histogram(objects.sizes),
+        ]
+    )
+
+
+def side_histogram(sizes: NDArray[np.float64]) -> list[tuple[str, int]]:
+    """(range of sides in pixels, number of objects), without the empty ranges at the ends."""
+    counts, _ = np.histogram(np.sqrt(sizes.prod(axis=1)), np.array(SIDE_EDGES))
+    used = np.flatnonzero(counts)
+    labels = [f"{low:.0f} to {high:.0f}" for low, high in pairwise(SIDE_EDGES[:-1])]
+    labels.append(f"{SIDE_EDGES[-2]:.0f} and more")
+    return [(labels[i], int(counts[i])) for i in range(used[0], used[-1] + 1)] if len(used) else []
+
+
+def _histogram(sizes: NDArray[np.float64]) -> list[str]:
+    bars = side_histogram(sizes)
+    most = max(count for _, count in bars)
+    return [f"  {label:>12}  {'#' * round(50 * count / most):<50}  {count}" for label, count in bars]
+
+
+def _format_advice(check: DataCheck) -> str:
+    lines = ["Advice: settings to try, with their reasons"]
+    for item in check.advice:
+        lines.append(f"  {item.setting}")
+        lines += textwrap.wrap(item.reason, WIDTH, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)

@@ -1,0 +1,54 @@
+"""Check the data of a config before hours of training: python tools/check_data.py CONFIG [section.key=value ...].
+
+Reads both annotation files as the training would, opens every image, and prints findings with what they do to the
+training, how the anchors fit the objects, and settings to try. docs/data.md explains every finding. Writes nothing
+beside the data.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from retina.command_line import config_parser, exit_with_error, load_config_or_exit
+
+
+def main() -> int:
+    """Exit status: 0 without errors in the data, 1 with errors, 2 if the check cannot run."""
+    parser = config_parser(__doc__)
+    pixels = parser.add_mutually_exclusive_group()
+    pixels.add_argument("--pixels", action="store_true", default=None, help="decode every image (default below 20,000)")
+    pixels.add_argument("--no-pixels", dest="pixels", action="store_false", help="read only the headers of the images")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write the result as one page with pictures")
+    arguments = parser.parse_intermixed_args()
+    config = load_config_or_exit(arguments.config, arguments.overrides)
+    for key in ("train_annotations", "val_annotations"):
+        if not Path(getattr(config.data, key)).is_file():
+            exit_with_error(
+                f"data.{key}: no file {getattr(config.data, key)}; data/README.md says how to get each data set"
+            )
+    if arguments.html is not None and not arguments.html.parent.is_dir():
+        exit_with_error(f"--html: no folder {arguments.html.parent}")
+
+    from tqdm import tqdm  # late, as torch, so that a usage error is reported at once
+
+    from retina.check import check_data, format_check, write_page
+
+    def progress(iterable: Iterable[Any], total: int) -> Iterable[Any]:
+        return tqdm(iterable, "images", total, unit=" images", file=sys.stderr, disable=None)
+
+    check = check_data(config, arguments.pixels, progress)
+    print(format_check(check))
+    if arguments.html is not None:
+        try:
+            write_page(check, arguments.html)
+        except OSError as error:
+            exit_with_error(f"--html: {arguments.html}: {error.strerror}")
+        print(f"\n{arguments.html}")
+    return 1 if check.count("error") else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
