@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-DPI = 150  # of the pictures
+from matplotlib.figure import Figure
+
+DPI = 150  # of the figures
 
 
 @dataclass(frozen=True)
 class Heading:
     level: int
     text: str
+    id: str = ""  # that a table links to
 
 
 @dataclass(frozen=True)
 class Paragraph:
+    text: str
+    lead: str = ""  # bold, before the text
+
+
+@dataclass(frozen=True)
+class Bullets:
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines to copy."""
+
     text: str
 
 
@@ -26,6 +44,7 @@ class Table:
     head: list[str]
     rows: list[list[str]]
     bold: int | None = None  # the index of a row
+    links: frozenset[str] = frozenset()  # cells that link to the heading with their text as its id
 
     def right(self) -> list[bool]:
         """For each column, whether to align it right: most of its cells are numbers."""
@@ -38,30 +57,68 @@ class Table:
 class Picture:
     file: str
     alt: str
-    png: bytes
+    data: bytes  # PNG or JPEG
+    width: int  # in the page, CSS pixels
+    caption: str = ""
 
 
-Block = Heading | Paragraph | Table | Picture
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures in rows. A click on one enlarges it."""
+
+    pictures: list[Picture]
 
 
-def to_markdown(blocks: list[Block]) -> str:
+@dataclass(frozen=True)
+class Beside:
+    """Blocks with a picture at their right, or below them where the page is narrow, and a line in `color` at the left.
+
+    Without a picture the blocks take the whole width.
+    """
+
+    blocks: Sequence[Heading | Paragraph | Bullets]
+    picture: Picture | None
+    color: str  # "#RRGGBB"
+
+
+Block = Heading | Paragraph | Bullets | Code | Table | Picture | Gallery | Beside
+
+
+def figure_picture(figure: Figure, file: str, alt: str) -> Picture:
+    """A figure as PNG; text has one size in all figures of a page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    png = buffer.getvalue()
+    return Picture(file, alt, png, round(int.from_bytes(png[16:20]) * 100 / DPI))
+
+
+def to_markdown(blocks: Sequence[Block]) -> str:
     """Markdown text; pictures are links to their files."""
-    parts = []
-    for block in blocks:
-        match block:
-            case Heading(level, text):
-                parts.append(f"{'#' * level} {_escape_markdown(text)}")
-            case Paragraph(text):
-                parts.append(_escape_markdown(text))
-            case Picture(file, alt):
-                parts.append(f"![{_escape_markdown(alt)}]({file})")
-            case Table(head, rows, bold):
-                lines = [map(_escape_markdown, head), ("---:" if right else "---" for right in block.right())]
-                for index, row in enumerate(rows):
-                    texts = map(_escape_markdown, row)
-                    lines.append((f"**{text}**" if text else "" for text in texts) if index == bold else texts)
-                parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(map(_markdown, blocks)) + "\n"
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case Heading(level, text):
+            return f"{'#' * level} {_escape_markdown(text)}"
+        case Paragraph(text, lead):
+            return (f"**{_escape_markdown(lead)}** " if lead else "") + _escape_markdown(text)
+        case Bullets(texts):
+            return "\n".join(f"- {_escape_markdown(text)}" for text in texts)
+        case Code(text):
+            return "\n".join(f"    {line}" for line in text.splitlines())
+        case Picture(file, alt, caption=caption):
+            return f"![{_escape_markdown(alt)}]({file})" + (f"\n\n{_escape_markdown(caption)}" if caption else "")
+        case Gallery(pictures):
+            return "\n\n".join(map(_markdown, pictures))
+        case Beside(inner, picture):
+            return "\n\n".join(map(_markdown, [*inner, *([picture] if picture else [])]))
+        case Table(head, rows, bold):
+            lines = [list(map(_escape_markdown, head)), ["---:" if right else "---" for right in block.right()]]
+            for index, row in enumerate(rows):
+                cells = list(map(_escape_markdown, row))
+                lines.append([f"**{cell}**" if cell else "" for cell in cells] if index == bold else cells)
+            return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _escape_markdown(text: str) -> str:
@@ -85,29 +142,84 @@ img { max-width: 100%; height: auto; display: block; margin: 1.2rem 0; }
 """
 
 
-def to_html(blocks: list[Block]) -> str:
+BLOCKS_STYLE = """
+h2 { border-top: 1px solid #e4e4e4; padding-top: 1.2rem; }
+h3 { font-size: 1.05rem; line-height: 1.3; margin: 0 0 0.5rem; }
+p, ul { margin: 0.5rem 0; }
+ul { padding-left: 1.2rem; font-size: 0.9rem; white-space: pre-line; }
+pre { background: #f5f5f5; border: 1px solid #e4e4e4; padding: 0.6rem 0.9rem; font-size: 0.9rem; overflow-x: auto; }
+figure { margin: 0; }
+figure img { margin: 0; }
+figcaption { font-size: 0.8rem; line-height: 1.35; color: #444; margin-top: 0.25rem; }
+.beside { display: flex; flex-wrap: wrap; gap: 0.5rem 1.5rem; align-items: flex-start; margin: 1.2rem 0;
+  padding: 0.2rem 0 0.2rem 1rem; border-left: 5px solid; }
+.beside > div { flex: 1 1 24rem; min-width: 0; }
+.beside > figure { flex: 0 1 26rem; }
+.beside img { max-height: 20rem; width: auto; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; margin: 1rem 0; }
+.gallery figure { cursor: zoom-in; outline: none; }
+.gallery img { width: 100%; }
+.gallery figure:focus { grid-column: 1 / -1; cursor: default; }
+.gallery figure:focus img { width: auto; }
+@media print {
+  body { max-width: none; font-size: 11px; padding: 0; }
+  h2, h3 { break-after: avoid; }
+  figure, img, pre, tr { break-inside: avoid; }
+  .beside { flex-wrap: nowrap; }
+  .beside > div { flex-basis: 50%; }
+  .gallery { grid-template-columns: repeat(4, 1fr); gap: 0.5rem; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+}
+"""  # only in pages that have such blocks
+
+
+def to_html(blocks: Sequence[Block]) -> str:
     """A page with its pictures inside. It has no scripts and loads nothing. The first heading is the title."""
     title = next(block.text for block in blocks if isinstance(block, Heading))
-    parts = []
-    for block in blocks:
-        match block:
-            case Heading(level, text):
-                parts.append(f"<h{level}>{html.escape(text)}</h{level}>")
-            case Paragraph(text):
-                parts.append(f"<p>{html.escape(text)}</p>")
-            case Picture(_, alt, png):
-                width = round(int.from_bytes(png[16:20]) * 100 / DPI)  # so that text has one size in all pictures
-                data = base64.b64encode(png).decode()
-                parts.append(f'<img width="{width}" alt="{html.escape(alt)}" src="data:image/png;base64,{data}">')
-            case Table():
-                parts.append(_html_table(block))
+    style = STYLE + (
+        BLOCKS_STYLE if any(isinstance(block, Gallery | Beside | Code | Bullets) for block in blocks) else ""
+    )
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
+        f"<title>{html.escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        + "\n".join(map(_html, blocks))
         + "\n</body>\n</html>\n"
     )
+
+
+def _html(block: Block) -> str:
+    match block:
+        case Heading(level, text, name):
+            attribute = f' id="{html.escape(name)}"' if name else ""
+            return f"<h{level}{attribute}>{html.escape(text)}</h{level}>"
+        case Paragraph(text, lead):
+            return "<p>" + (f"<b>{html.escape(lead)}</b> " if lead else "") + f"{html.escape(text)}</p>"
+        case Bullets(texts):
+            return "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in texts) + "</ul>"
+        case Code(text):
+            return f"<pre>{html.escape(text)}</pre>"
+        case Picture():
+            return _html_picture(block)
+        case Gallery(pictures):
+            figures = "\n".join(f'<figure tabindex="0">{_html_figure(picture)}</figure>' for picture in pictures)
+            return f'<div class="gallery">\n{figures}\n</div>'
+        case Beside(inner, picture, color):
+            left = "\n".join(map(_html, inner))
+            right = f"<figure>{_html_figure(picture)}</figure>\n" if picture else ""
+            return f'<div class="beside" style="border-color: {color}">\n<div>\n{left}\n</div>\n{right}</div>'
+        case Table():
+            return _html_table(block)
+
+
+def _html_picture(picture: Picture) -> str:
+    kind = "png" if picture.data.startswith(b"\x89PNG") else "jpeg"
+    data = base64.b64encode(picture.data).decode()
+    return f'<img width="{picture.width}" alt="{html.escape(picture.alt)}" src="data:image/{kind};base64,{data}">'
+
+
+def _html_figure(picture: Picture) -> str:
+    return _html_picture(picture) + f"<figcaption>{html.escape(picture.caption)}</figcaption>"
 
 
 def _html_table(table: Table) -> str:
@@ -115,7 +227,10 @@ def _html_table(table: Table) -> str:
 
     def cell(tag: str, text: str, column: int) -> str:
         attribute = ' class="right"' if right[column] else ' class="text"' if len(text) > 60 else ""
-        return f"<{tag}{attribute}>{html.escape(text)}</{tag}>"
+        content = html.escape(text)
+        if text in table.links:
+            content = f'<a href="#{content}">{content}</a>'
+        return f"<{tag}{attribute}>{content}</{tag}>"
 
     lines = ["<thead><tr>" + "".join(cell("th", text, i) for i, text in enumerate(table.head)) + "</tr></thead>"]
     for index, row in enumerate(table.rows):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from retina.plots.document import DPI, Picture
+from retina.plots.document import Picture, figure_picture
 from retina.plots.result_files import read_metrics
 from retina.plots.style import MANY_CLASSES, PALETTE, style_axes, style_log_y, style_step_axis
 from retina.study.cells import format_value, short_key
@@ -26,12 +25,6 @@ from retina.study.results import Group, as_number, best_of, distinct_values, mea
 
 LINE_COLORS = [PALETTE[index] for index in (4, 5, 2, 0, 1, 6, 7)]  # without yellow, which is hard to see on white
 MARKERS = "osD^vPX"
-
-
-def _picture(figure: Figure, file: str, alt: str) -> Picture:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    return Picture(file, alt, buffer.getvalue())
 
 
 def plot_heat_map(groups: list[Group]) -> Picture | None:
@@ -76,7 +69,7 @@ def plot_heat_map(groups: list[Group]) -> Picture | None:
     figure.colorbar(
         ScalarMappable(norm, colors), ax=axes, label="AP", extend="min" if lowest > min(means) else "neither"
     )
-    return _picture(figure, "heat_map.png", f"AP over {names[0]} and {names[1]}, as colors")
+    return figure_picture(figure, "heat_map.png", f"AP over {names[0]} and {names[1]}, as colors")
 
 
 def plot_ap_curves(groups: list[Group]) -> Iterator[Picture]:
@@ -126,7 +119,7 @@ def _plot_ap_curve(lines: dict[str, dict[int, Group]], ticks: list[str], label: 
         style_axes(axes, title, "")
     if len(lines) > 1:
         figure.legend(handles, list(lines), loc="outside right upper", frameon=False)
-    return _picture(figure, file, f"AP over {label.splitlines()[0]}")
+    return figure_picture(figure, file, f"AP over {label.splitlines()[0]}")
 
 
 def _plot_error_bars(
@@ -161,7 +154,7 @@ def plot_classes(chosen: list[Group], counts: dict[str, int]) -> Picture:
     labels = [f"{group.label}: {group.mean():.1f}" for group in chosen]
     position: dict[str, Any] = {"loc": "outside lower center", "ncols": 3} if many else {"loc": "outside right upper"}
     figure.legend(handles, labels, frameon=False, **position)
-    return _picture(figure, "classes.png", "AP of each class, from frequent to rare")
+    return figure_picture(figure, "classes.png", "AP of each class, from frequent to rare")
 
 
 def plot_losses(chosen: list[Group]) -> Picture | None:
@@ -194,7 +187,7 @@ def plot_losses(chosen: list[Group]) -> Picture | None:
         style_step_axis(axes, max_ticks=6)
         style_axes(axes, f"{kind} anchors", "no loss yet")
     figure.legend(handles, labels, loc="outside right upper", frameon=False)
-    return _picture(figure, "losses.png", "Class loss of the positive and of the negative anchors over the steps")
+    return figure_picture(figure, "losses.png", "Class loss of the positive and of the negative anchors over the steps")
 
 
 def _read_losses(path: Path) -> NDArray[np.float64]:

@@ -54,7 +54,7 @@ def write_report(study: Study) -> list[Path]:
     pictures = [block for block in blocks if isinstance(block, Picture)]
     for picture in pictures:
         with atomic_file(study.folder / picture.file) as temporary:
-            temporary.write_bytes(picture.png)
+            temporary.write_bytes(picture.data)
     texts = {
         "report.html": to_html(blocks),
         "report.md": to_markdown(blocks),
