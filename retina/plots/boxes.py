@@ -19,6 +19,7 @@ def draw_boxes(
     scores: Sequence[float] | None = None,
     *,
     dashed: Sequence[bool] | None = None,
+    text_size: int | None = None,
 ) -> Image.Image:
     """Draw boxes with their class names (and scores) on a copy of an image.
 
@@ -28,6 +29,7 @@ def draw_boxes(
         labels: M class names; each class has its color.
         scores: M numbers, written after the names; the highest are drawn on top.
         dashed: M flags, True for a dashed outline (crowds).
+        text_size: of the names, in pixels; 0 draws none; None chooses it by the longest side of the image.
 
     Returns:
         A new RGB image of the same size. Lines and text scale with its longest side.
@@ -59,7 +61,9 @@ def draw_boxes(
         _draw_outline(draw, corners[index], colors[index], line_width, dashed is not None and dashed[index])
 
     texts = list(labels) if scores is None else [f"{n} {s:.2f}" for n, s in zip(labels, scores, strict=True)]
-    size = max(11, max(image.size) // 40)
+    if text_size == 0:
+        return image
+    size = text_size or max(11, max(image.size) // 40)
     longest = max(load_font(size).getlength(text) for text in texts)
     font = load_font(min(size, max(4, int(size * image.width / (longest + size)))))
     padding = max(1, int(font.size) // 6)
