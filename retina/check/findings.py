@@ -17,6 +17,9 @@ from retina.check.codes import CODES, SEVERITIES, Code
 from retina.data.annotations import Annotations
 
 MAX_EXAMPLES = 10
+MAX_BOXES = 100  # of an example
+
+Box = tuple[float, float, float, float]  # xyxy in pixels of the image
 
 
 class Example(NamedTuple):
@@ -24,7 +27,9 @@ class Example(NamedTuple):
 
     text: str
     image: Path | None = None
-    boxes: tuple[tuple[float, float, float, float], ...] = ()  # xyxy in pixels of the image, to be drawn
+    boxes: tuple[Box, ...] = ()  # to be drawn, as in the file: they may lie outside of the image or not be finite
+    names: tuple[str, ...] = ()  # the class of each box
+    size: tuple[int, int] | None = None  # width and height of the image in the JSON
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,15 @@ class Split(NamedTuple):
         """The file of an image by its index in `file`."""
         return self.folder / str(self.file.file_names[image])
 
+    def example(self, text: str, image: int, annotations: Sequence[int] | NDArray[Any]) -> Example:
+        """A place in an image, by its index in `file`, with the boxes of these annotations."""
+        boxes = []
+        for x, y, width, height in self.file.boxes[annotations].tolist():
+            boxes.append((min(x, x + width), min(y, y + height), max(x, x + width), max(y, y + height)))
+        names = tuple(self.file.names[label] for label in self.file.labels[annotations])
+        size = int(self.file.widths[image]), int(self.file.heights[image])
+        return Example(text, self.image_path(image), tuple(boxes), names, size)
+
     def image_text(self, image: int) -> str:
         """An image by its index in `file`, for messages."""
         return f"image {self.file.image_ids[image]} ({self.file.file_names[image]})"
@@ -68,8 +82,10 @@ def image_finding(
 ) -> list[Finding]:
     """A finding about images, given by their indices; none without images. `details`: a text for each."""
     examples = [
-        Example(
-            split.image_text(int(image)) + (f": {details[i]}" if len(details) else ""), split.image_path(int(image))
+        split.example(
+            split.image_text(int(image)) + (f": {details[i]}" if len(details) and details[i] else ""),
+            int(image),
+            np.flatnonzero(split.file.images == image)[:MAX_BOXES],
         )
         for i, image in enumerate(images[:MAX_EXAMPLES])
     ]
@@ -80,16 +96,10 @@ def box_finding(code: str, split: Split, annotations: Sequence[int] | NDArray[An
     """A finding about boxes, given by the indices of their annotations; none without them."""
     examples = []
     for index in annotations[:MAX_EXAMPLES]:
-        x, y, width, height = split.file.boxes[index].tolist()
         image = int(split.file.images[index])
-        numbers = ", ".join(f"{value:.6g}" for value in (x, y, width, height))
-        examples.append(
-            Example(
-                f"annotation {split.file.ids[index]} of {split.image_text(image)}: bbox [{numbers}]",
-                split.image_path(image),
-                ((min(x, x + width), min(y, y + height), max(x, x + width), max(y, y + height)),),
-            )
-        )
+        numbers = ", ".join(f"{value:.6g}" for value in split.file.boxes[index].tolist())
+        text = f"annotation {split.file.ids[index]} of {split.image_text(image)}: bbox [{numbers}]"
+        examples.append(split.example(text, image, [index]))
     return [Finding(code, split.name, len(annotations), examples)] if len(annotations) else []
 
 
