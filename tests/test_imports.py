@@ -32,7 +32,7 @@ PACKAGES = {
     "plots": Package(["style", "result_files", "boxes", "detections", "run", "document"], []),
     "check": Package(
         ["codes", "findings", "annotation_checks", "image_checks", "anchor_fit", "advice", "data_check", "text",
-         "page"],
+         "pictures", "page"],
         ["base", "data", "model", "detector", "plots"],
     ),
     "train": Package(

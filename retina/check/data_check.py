@@ -77,7 +77,7 @@ def check_data(config: Config, pixels: bool | None, progress: Progress) -> DataC
         findings += check_both(*splits)
         findings += check_copies((splits[0], all_facts[0]), (splits[1], all_facts[1]))
     objects, advice = None, []
-    if splits and splits[0].name == "train" and (dataset := _training_data(splits[0], config)) is not None:
+    if splits and splits[0].name == "train" and (dataset := training_data(splits[0], config)) is not None:
         sizes, labels = resized_objects(dataset, config)
         objects = Objects(sizes, labels, measure_fit(dataset, config))
         findings += check_fit(splits[0], dataset, objects.fit, config)
@@ -85,7 +85,8 @@ def check_data(config: Config, pixels: bool | None, progress: Progress) -> DataC
     return DataCheck(config, splits, sort_findings(findings), objects, advice, pixels)
 
 
-def _training_data(split: Split, config: Config) -> CocoDataset | None:
+def training_data(split: Split, config: Config) -> CocoDataset | None:
+    """What the training uses of the file; None where it would not start."""
     try:
         return CocoDataset(
             split.file.path,

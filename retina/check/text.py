@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from retina.check.anchor_fit import AnchorFit
 from retina.check.data_check import DataCheck, Objects
 from retina.check.findings import Finding
 
@@ -34,8 +35,12 @@ def _summary(check: DataCheck) -> str:
             f"{split.name}: {len(split.file.image_ids)} images, {objects} objects"
             f"{f', {crowds} crowd regions' if crowds else ''}, {len(split.file.names)} classes  ({split.file.path})"
         )
-    read = "every image decoded" if check.pixels else "headers of the images read; --pixels decodes them too"
-    return "\n".join([*lines, f"{read}; {count_findings(check)}"])
+    return "\n".join([*lines, f"{what_was_read(check)}; {count_findings(check)}"])
+
+
+def what_was_read(check: DataCheck) -> str:
+    """What the check read of the image files."""
+    return "every image decoded" if check.pixels else "headers of the images read; --pixels decodes them too"
 
 
 def count_findings(check: DataCheck) -> str:
@@ -82,9 +87,17 @@ def fit_rows(check: DataCheck, objects: Objects) -> list[list[str]]:
 FIT_HEAD = ["class", "objects", "side px", "% below IoU centered", "% below IoU", "anchors/object", "% without anchor"]
 
 
+def fit_sentences(fit: AnchorFit) -> list[str]:
+    """The matching of the anchors in numbers."""
+    return [
+        f"{fit.anchors / fit.images:,.0f} anchors and {fit.positives / fit.images:.1f} positives per image, "
+        f"{fit.negatives / max(fit.positives, 1):.0f} negatives for a positive",
+        f"{100 * fit.shares_anchor.mean():.1f} % of the objects share their best anchor with another object",
+    ]
+
+
 def _format_objects(check: DataCheck, objects: Objects) -> str:
-    fit = objects.fit
-    rows = fit_rows(check, objects)
+    rows, num_images = fit_rows(check, objects), objects.fit.images
     shown = rows[: MAX_CLASSES + 1]
     widths = [max(len(row[i]) for row in [FIT_HEAD, *shown]) for i in range(len(FIT_HEAD))]
     table = [
@@ -94,13 +107,10 @@ def _format_objects(check: DataCheck, objects: Objects) -> str:
     ]
     if len(rows) > len(shown):
         table.append(f"  ... and {len(rows) - len(shown)} more classes")
-    negatives = fit.negatives / max(fit.positives, 1)
     return "\n".join(
         [
-            f"What the detector will see, at the sizes and anchors of the config ({fit.images} training images):",
-            f"  {fit.anchors / fit.images:,.0f} anchors and {fit.positives / fit.images:.1f} positives per image, "
-            f"{negatives:.0f} negatives for a positive",
-            f"  {100 * fit.shares_anchor.mean():.1f} % of the objects share their best anchor with another object",
+            f"What the detector will see, at the sizes and anchors of the config ({num_images} training images):",
+            *(f"  {sentence}" for sentence in fit_sentences(objects.fit)),
             "",
             *table,
             "",
