@@ -209,6 +209,6 @@ def _vectors(facts: list[ImageFacts]) -> tuple[list[int], NDArray[np.float32]]:
     """Indices of the images with contrast, and their thumbnails with mean 0 and norm 1, (n, THUMBNAIL^2)."""
     images = [i for i, fact in enumerate(facts) if fact.thumbnail is not None and np.ptp(fact.thumbnail) > 0]
     pixels = [np.ravel(facts[i].thumbnail).astype(np.float32) for i in images]  # type: ignore[arg-type]
-    vectors = np.array(pixels, np.float32).reshape(len(images), -1)
+    vectors = np.array(pixels, np.float32).reshape(len(images), THUMBNAIL**2)
     vectors -= vectors.mean(axis=1, keepdims=True)
     return images, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
