@@ -162,9 +162,12 @@ figcaption { font-size: 0.8rem; line-height: 1.35; color: #444; margin-top: 0.25
 .gallery figure:focus { grid-column: 1 / -1; cursor: default; }
 .gallery figure:focus img { width: auto; }
 @media print {
-  body { max-width: none; font-size: 11px; padding: 0; }
+  html { font-size: 10.5px; }
+  body { max-width: none; font-size: 1rem; padding: 0; }
+  .wide { overflow: visible; }
+  th, td { white-space: normal; padding: 0.2rem 0.5rem; }
   h2, h3 { break-after: avoid; }
-  figure, img, pre, tr { break-inside: avoid; }
+  figure, img, pre, tr, .beside { break-inside: avoid; }
   .beside { flex-wrap: nowrap; }
   .beside > div { flex-basis: 50%; }
   .gallery { grid-template-columns: repeat(4, 1fr); gap: 0.5rem; }
