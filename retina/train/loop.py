@@ -19,6 +19,7 @@ from retina.check import quick_check
 from retina.config import Config
 from retina.data.coco import CocoDataset
 from retina.data.loader import train_batches
+from retina.data.sampling import describe_sampling
 from retina.evaluate.coco import evaluate_detections, inference_on_dataset
 from retina.model import checkpoint
 from retina.train.distributed import all_gather_list, process_group
@@ -116,6 +117,8 @@ def load_datasets(config: Config, log: Logbook) -> tuple[CocoDataset, CocoDatase
         )
         for note in dataset.notes:
             log.info(f"{split}: {note}")
+    if sampling := describe_sampling(train_set, data):
+        log.info(sampling)
     return train_set, val_set
 
 
