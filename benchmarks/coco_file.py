@@ -30,7 +30,7 @@ from retina.data.loader import step_keys
 
 
 def write_file(path: Path, images: int, boxes: int) -> None:
-    """Random annotations with polygons; 62 numbers each make the file as large as train2017."""
+    """Random annotations with polygons; 66 numbers each make the file as large as train2017."""
     rng = random.Random(0)
     with path.open("w") as file:
         file.write('{"info": {}, "images": [')
@@ -43,7 +43,7 @@ def write_file(path: Path, images: int, boxes: int) -> None:
             x, y, w, h = (
                 round(v, 2) for v in (rng.uniform(0, 500), rng.uniform(0, 300), *rng.choices(range(9, 120), k=2))
             )
-            polygon = [round(rng.uniform(0, 640), 2) for _ in range(62)]
+            polygon = [round(rng.uniform(0, 640), 2) for _ in range(66)]
             entry = {"segmentation": [polygon], "area": round(w * h * 0.7, 4), "iscrowd": int(i % 90 == 0),
                      "image_id": rng.randrange(images) + 1, "bbox": [x, y, w, h],
                      "category_id": i % 80 + 1, "id": i + 1}  # fmt: skip

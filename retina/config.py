@@ -78,6 +78,14 @@ class Data(Section):
         "keep", description="images without objects; drop: detectron2, mmdetection"
     )
     crowd: Literal["ignore", "drop"] = Field("ignore", description="crowd regions; drop: torchvision, detectron2")
+    sampling: Literal["uniform", "repeat_factor"] = Field(
+        "uniform", description="repeat_factor: images of rare classes several times per epoch (LVIS), see sampling.py"
+    )
+    repeat_threshold: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.001,
+        description="of repeat_factor: images of a class that is in a smaller share of the images are repeated; "
+        "0.001: LVIS, with 1,203 classes. With few classes choose it above the shares of the rare ones",
+    )
     unreadable: Literal["error", "skip"] = Field(
         "error", description="an image file that cannot be used; skip: it adds nothing to the loss"
     )

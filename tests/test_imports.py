@@ -23,7 +23,7 @@ PACKAGES = {
     "losses": Package(
         ["arguments", "box", "class_weights", "focal_cpu", "focal_triton", "focal", "softmax", "mining", "modules"], []
     ),
-    "data": Package(["annotations", "coco", "cache", "augment", "loader"], ["base"]),
+    "data": Package(["annotations", "coco", "cache", "augment", "sampling", "loader"], ["base"]),
     "model": Package(["backbone", "anchors", "retinanet", "pretrained", "checkpoint"], ["base", "losses"]),
     "detector": Package(["assign_triton", "assign", "criterion", "detect"], ["base", "losses", "data", "model"]),
     "evaluate": Package(

@@ -3,7 +3,7 @@
 Input: a uint8 RGB image (H, W, 3) and its `Record`, boxes in pixels of that image. Output: the resized image, without
 padding, and the boxes in its pixels.
 
-All random draws are a function of (seed, epoch, image id). Each sample gets new generators, because the state of
+All random draws are a function of (seed, epoch, image id, copy). Each sample gets new generators, because the state of
 albumentations' own generator would be the same in every loader worker and every epoch.
 
 `train_transform` drops a box without a message if the crop of a zoom above 1 leaves less than MIN_VISIBLE_FRACTION of
@@ -31,11 +31,11 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB in 
 MIN_VISIBLE_FRACTION = 0.2  # a box is dropped if a crop leaves less of its area
 
 
-def random_short_side(config: Data, seed: int, epoch: int, image_id: int) -> int:
-    """The short side of an image in an epoch, in pixels: one of `data.short_side`, before the zoom."""
+def random_short_side(config: Data, seed: int, epoch: int, image_id: int, copy: int = 0) -> int:
+    """The short side of a copy of an image in an epoch, in pixels: one of `data.short_side`, before the zoom."""
     if len(config.short_side) == 1:
         return config.short_side[0]
-    return int(_generator(seed, epoch, image_id, stream=0).choice(config.short_side))
+    return int(_generator(seed, epoch, image_id, stream=2 * copy).choice(config.short_side))
 
 
 def resized_size(height: int, width: int, short_side: int, config: Data) -> tuple[int, int]:
@@ -47,7 +47,7 @@ def resized_size(height: int, width: int, short_side: int, config: Data) -> tupl
 
 
 def train_transform(
-    image: NDArray[np.uint8], record: Record, config: Data, seed: int, epoch: int
+    image: NDArray[np.uint8], record: Record, config: Data, seed: int, epoch: int, copy: int = 0
 ) -> tuple[NDArray[np.uint8] | Tensor, Tensor, Tensor, Tensor]:
     """Flip, zoom, resize and change the colors at random.
 
@@ -59,14 +59,15 @@ def train_transform(
         config: the `data` section.
         seed: of the run.
         epoch: counts from 0.
+        copy: of the image in the epoch, counts from 0. Each is augmented differently.
 
     Returns:
         The image as `eval_transform` returns it; boxes, float32 (M, 4) xyxy in its pixels; labels, int64 (M,); ignore
         regions, float32 (I, 4) xyxy.
     """
-    rng = _generator(seed, epoch, record.image_id, stream=1)
+    rng = _generator(seed, epoch, record.image_id, stream=2 * copy + 1)
     height, width = image.shape[:2]
-    short_side = random_short_side(config, seed, epoch, record.image_id)
+    short_side = random_short_side(config, seed, epoch, record.image_id, copy)
     zoom = float(np.exp(rng.uniform(*np.log(config.zoom))))
     unzoomed_size = resized_size(height, width, short_side, config)
     size = max(1, round(unzoomed_size[0] * min(zoom, 1.0))), max(1, round(unzoomed_size[1] * min(zoom, 1.0)))

@@ -119,6 +119,13 @@ class Records(Sequence[Record]):
         """The number of objects of each record, (B,)."""
         return self._crowd_starts - self._starts
 
+    def object_labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For every object the position of its record and its label, in the order of the records."""
+        counts = self.num_objects
+        before = np.repeat(np.cumsum(counts) - counts, counts)  # objects of the records before it
+        objects = np.repeat(self._starts, counts) + np.arange(len(before)) - before
+        return np.repeat(np.arange(len(self)), counts), self._labels[objects].astype(np.int64)
+
     def take(self, indices: NDArray[np.int64]) -> Records:
         """The records at these positions. The boxes are shared, not copied."""
         subset = copy.copy(self)

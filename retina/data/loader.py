@@ -1,6 +1,6 @@
 """Batches of padded images with their ground truth.
 
-The seed and the step determine a batch: which images, how they are augmented, and their padded size.
+The seed and the step determine a batch: which images (sampling.py), how they are augmented, and their padded size.
 
 The annotations contain the size of every image, so the padded size of a *global* batch is known before any pixel is
 read. Every process and every micro-batch pads to it. So a global batch gives the same numbers however it is split.
@@ -8,7 +8,8 @@ read. Every process and every micro-batch pads to it. So a global batch gives th
 Which images are not trained on or evaluated:
 
 - The end of an epoch: fewer than `train.batch_size` images do not fill a batch. They are chosen at random in
-  each epoch (`epoch_order`). No message. Evaluation omits none.
+  each epoch (`epoch_order` in sampling.py). With `data.sampling=repeat_factor` that holds for the samples of an epoch,
+  among which are all images, but for at most one. No message. Evaluation omits none.
 - A run with fewer steps than an epoch ends before it has used every image. No message.
 - An image that `read_image` refuses (retina/data/coco.py describes when), with `data.unreadable=error`, the default:
   the DataError stops the run and names the file.
@@ -38,6 +39,7 @@ from retina.data.annotations import DataError
 from retina.data.augment import MEAN, STD, eval_transform, random_short_side, resized_size, train_transform
 from retina.data.cache import ImageCache
 from retina.data.coco import CocoDataset, read_image
+from retina.data.sampling import step_images
 
 
 class Target(NamedTuple):
@@ -78,12 +80,13 @@ IGNORE_WHOLE_IMAGE = torch.tensor([[-1e6, -1e6, 1e6, 1e6]])  # larger than any a
 
 
 class SampleKey(NamedTuple):
-    """What a worker needs to make a sample: the image, the epoch, and the padded size in pixels."""
+    """What a worker needs to make a sample: the image, the epoch, the padded size in pixels, and which copy it is."""
 
     position: int  # in dataset.records
     epoch: int
     height: int
     width: int
+    copy: int = 0  # with data.sampling=repeat_factor an epoch may have more of the same image: 1, 2, ...
 
 
 def train_batches(
@@ -127,56 +130,15 @@ def eval_batches(dataset: CocoDataset, config: Config, rank: int = 0, world: int
 
 def step_keys(dataset: CocoDataset, config: Config, step: int) -> list[SampleKey]:
     """The samples of the global batch of a step. For one data set and config they depend on the step alone."""
-    size = config.train.batch_size
-    per_epoch = max(1, len(dataset.records) // size)
-    epoch, position = divmod(step, per_epoch)
-    indices = _cached_epoch_order(dataset, size, config.seed, epoch)[position]
+    epoch, positions, copies = step_images(dataset, config, step)
     records = dataset.records  # its columns, because making a record takes longer than all of the rest
-    columns = (column[indices].tolist() for column in (records.heights, records.widths, records.image_ids))
-    sizes = [_train_size(height, width, i, config, epoch) for height, width, i in zip(*columns, strict=True)]
+    columns = [column[positions].tolist() for column in (records.heights, records.widths, records.image_ids)]
+    sizes = [
+        resized_size(height, width, random_short_side(config.data, config.seed, epoch, image_id, copy), config.data)
+        for height, width, image_id, copy in zip(*columns, copies, strict=True)
+    ]
     padded_size = _padded_size(sizes, config.data)
-    return [SampleKey(i, epoch, *padded_size) for i in indices]
-
-
-@lru_cache(maxsize=2)
-def _cached_epoch_order(dataset: CocoDataset, size: int, seed: int, epoch: int) -> list[list[int]]:
-    return epoch_order(dataset.records.widths >= dataset.records.heights, size, seed, epoch)
-
-
-def epoch_order(is_landscape: NDArray[np.bool_], size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Batches of image indices for one epoch, in random order.
-
-    Fewer than `size` images are omitted, chosen at random among all. Landscape and portrait images are in separate
-    batches, to save padding; what these leave over is mixed in one more batch. A data set with fewer than `size` images
-    is repeated to fill one batch.
-
-    Args:
-        is_landscape: (B,), for each image whether its width is at least its height.
-        size: images in a batch.
-        seed: of the run.
-        epoch: counts from 0.
-
-    Returns:
-        Lists of `size` indices into `is_landscape`.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(is_landscape))
-    if len(order) < size:
-        return [np.resize(order, size).tolist()]
-    order = order[: len(order) - len(order) % size]
-    batches, remaining = [], []
-    for orientation in (True, False):
-        group = order[is_landscape[order] == orientation].tolist()
-        num_batched = len(group) - len(group) % size
-        batches += [group[i : i + size] for i in range(0, num_batched, size)]
-        remaining += group[num_batched:]
-    if remaining:  # exactly `size` images
-        batches.append(remaining)
-    return [batches[i] for i in rng.permutation(len(batches))]
-
-
-def _train_size(height: int, width: int, image_id: int, config: Config, epoch: int) -> tuple[int, int]:
-    return resized_size(height, width, random_short_side(config.data, config.seed, epoch, image_id), config.data)
+    return [SampleKey(i, epoch, *padded_size, copy) for i, copy in zip(positions, copies, strict=True)]
 
 
 def _padded_size(sizes: list[tuple[int, int]], config: Data) -> tuple[int, int]:
@@ -215,7 +177,7 @@ class _SampleDataset(Dataset[_Sample]):
             return _Sample(blank, ignored, key, record.image_id, str(error))
         if not self.train:
             return _Sample(eval_transform(image, self.config.data), no_objects, key, record.image_id, "")
-        augmented, *target = train_transform(image, record, self.config.data, self.config.seed, key.epoch)
+        augmented, *target = train_transform(image, record, self.config.data, self.config.seed, key.epoch, key.copy)
         return _Sample(augmented, Target(*target), key, record.image_id, "")
 
 

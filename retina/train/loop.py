@@ -15,9 +15,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from retina.check import quick_check
 from retina.config import Config
 from retina.data.coco import CocoDataset
 from retina.data.loader import train_batches
+from retina.data.sampling import describe_sampling
 from retina.evaluate.coco import evaluate_detections, inference_on_dataset
 from retina.model import checkpoint
 from retina.train.distributed import all_gather_list, process_group
@@ -98,15 +100,15 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
 
 
 def load_datasets(config: Config, log: Logbook) -> tuple[CocoDataset, CocoDataset]:
-    """Training and validation data. Raises RunError if their categories differ."""
+    """Training and validation data. Raises RunError if the checks that take a second or two find errors."""
     data = config.data
     train_set = CocoDataset(data.train_annotations, data.train_images, crowd=data.crowd, empty_images=data.empty_images)
     val_set = CocoDataset(data.val_annotations, data.val_images)
-    if (train_set.category_ids, train_set.names) != (val_set.category_ids, val_set.names):
+    if errors := quick_check(train_set, val_set, config):
+        listed = "\n".join(f"  {error}" for error in errors)
         raise RunError(
-            f"{data.train_annotations} and {data.val_annotations} have different categories: "
-            f"{dict(zip(train_set.category_ids, train_set.names, strict=True))} and "
-            f"{dict(zip(val_set.category_ids, val_set.names, strict=True))}"
+            f"the data has errors:\n{listed}\n"
+            "python tools/check_data.py with the same config and settings says what they do and what to do about them"
         )
     for split, dataset in (("train", train_set), ("val", val_set)):
         boxes = dataset.records.num_objects.sum()
@@ -115,6 +117,8 @@ def load_datasets(config: Config, log: Logbook) -> tuple[CocoDataset, CocoDatase
         )
         for note in dataset.notes:
             log.info(f"{split}: {note}")
+    if sampling := describe_sampling(train_set, data):
+        log.info(sampling)
     return train_set, val_set
 
 

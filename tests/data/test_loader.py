@@ -14,7 +14,7 @@ from retina.config import Config
 from retina.config_file import load_config
 from retina.data.augment import MEAN, STD, random_short_side, resized_size, train_transform
 from retina.data.coco import CocoDataset, DataError, read_image
-from retina.data.loader import Batch, epoch_order, eval_batches, step_keys, train_batches
+from retina.data.loader import Batch, eval_batches, step_keys, train_batches
 from retina.model.anchors import make_anchors
 
 
@@ -22,26 +22,33 @@ def dataset(config: Config) -> CocoDataset:
     return CocoDataset(config.data.train_annotations, config.data.train_images)
 
 
-def hashes(batches: list[Batch], first_step: int) -> dict[tuple[int, int], str]:
-    """(step, image id) -> SHA-256 of the pixels, boxes and labels of the sample."""
+def hashes(batches: list[Batch], first_step: int) -> dict[tuple[int, int, int], str]:
+    """(step, place in the batch, image id) -> SHA-256 of the pixels, boxes and labels of the sample."""
     result = {}
     for step, batch in enumerate(batches, first_step):
-        for image, target, image_id in zip(batch.images, batch.targets, batch.image_ids, strict=True):
+        samples = zip(batch.images, batch.targets, batch.image_ids, strict=True)
+        for place, (image, target, image_id) in enumerate(samples):
             content = (
                 image.contiguous().numpy().tobytes() + target.boxes.numpy().tobytes() + target.labels.numpy().tobytes()
             )
-            result[step, image_id] = hashlib.sha256(content).hexdigest()
+            result[step, place, image_id] = hashlib.sha256(content).hexdigest()
     return result
 
 
-def sample_hashes(config: Config, start: int, workers: int) -> dict[tuple[int, int], str]:
+def sample_hashes(config: Config, start: int, workers: int) -> dict[tuple[int, int, int], str]:
     config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
     return hashes([batch for step in train_batches(dataset(config), config, start) for batch in step], start)
 
 
+each_sampling = pytest.mark.parametrize(
+    "sampling", [[], ["data.sampling=repeat_factor", "data.repeat_threshold=1"]], ids=["uniform", "repeat_factor"]
+)
+
+
+@each_sampling
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_samples_depend_neither_on_workers_nor_on_a_resume(tiny_yaml: Path, workers: int) -> None:
-    config = load_config(tiny_yaml, ["train.steps=12"])
+def test_samples_depend_neither_on_workers_nor_on_a_resume(tiny_yaml: Path, workers: int, sampling: list[str]) -> None:
+    config = load_config(tiny_yaml, ["train.steps=12", *sampling])
     full_run = sample_hashes(config, 0, 0)
     assert sample_hashes(config, 0, workers) == full_run
     resumed = sample_hashes(config, 7, workers)
@@ -51,12 +58,22 @@ def test_samples_depend_neither_on_workers_nor_on_a_resume(tiny_yaml: Path, work
 def test_augmentation_of_an_image_differs_between_epochs(tiny_yaml: Path) -> None:
     config = load_config(tiny_yaml, ["train.steps=20"])  # 22 images in batches of 4: five steps an epoch
     seen: dict[int, set[str]] = {}
-    for (_, image_id), value in sample_hashes(config, 0, 2).items():
+    for (_, _, image_id), value in sample_hashes(config, 0, 2).items():
         seen.setdefault(image_id, set()).add(value)
     counts: dict[int, int] = {}
-    for _, image_id in sample_hashes(config, 0, 0):
+    for _, _, image_id in sample_hashes(config, 0, 0):
         counts[image_id] = counts.get(image_id, 0) + 1
     assert all(len(values) == counts[image_id] for image_id, values in seen.items()) and max(counts.values()) >= 3
+
+
+def test_augmentation_differs_between_the_copies_of_an_image_in_an_epoch(tiny_yaml: Path) -> None:
+    """Each sample is also padded for its own short side: the keys and the worker draw the same one."""
+    flags = ["data.sampling=repeat_factor", "data.repeat_threshold=1", "train.steps=8"]
+    config = load_config(tiny_yaml, flags)
+    keys = [key for step in range(8) for key in step_keys(dataset(config), config, step)]
+    assert {key.epoch for key in keys} == {0} and max(key.copy for key in keys) >= 1, "one epoch with copies"
+    values = list(sample_hashes(config, 0, 0).values())
+    assert len(set(values)) == len(values) == 32
 
 
 def test_augmentation_differs_between_images(tiny_yaml: Path) -> None:
@@ -67,26 +84,9 @@ def test_augmentation_differs_between_images(tiny_yaml: Path) -> None:
     assert len({np.asarray(pixels).tobytes() for pixels in augmented}) > 10
 
 
-def test_an_epoch_omits_less_than_a_batch() -> None:
-    wide = np.arange(50) % 7 != 0
-    batches = epoch_order(wide, 8, 0, 3)
-    flat = [i for batch in batches for i in batch]
-    assert len(batches) == 6 and len(set(flat)) == 48
-    assert sum(len({wide[i] for i in batch}) == 2 for batch in batches) <= 1  # at most one batch mixes orientations
-    assert epoch_order(wide, 8, 0, 4) != batches and epoch_order(wide, 8, 1, 3) != batches
-    seen = {i for epoch in range(12) for batch in epoch_order(wide, 8, 0, epoch) for i in batch}
-    assert seen == set(range(50))
-    rare = np.arange(100) < 99  # one portrait image must not be the one that is omitted in every epoch
-    used = sum(99 in batch for epoch in range(100) for batch in epoch_order(rare, 16, 0, epoch))
-    assert 90 <= used < 100  # 4 of 100 images are omitted
-    assert epoch_order(np.array([True, False, True]), 8, 0, 0)[0].count(0) in (
-        2,
-        3,
-    )  # fewer images than a batch: repeated
-
-
-def test_processes_and_micro_batches_split_the_global_batch(tiny_yaml: Path) -> None:
-    config = load_config(tiny_yaml, ["train.steps=3", "train.accumulate=2"])
+@each_sampling
+def test_processes_and_micro_batches_split_the_global_batch(tiny_yaml: Path, sampling: list[str]) -> None:
+    config = load_config(tiny_yaml, ["train.steps=3", "train.accumulate=2", *sampling])
     data = dataset(config)
     one_process = [[i for b in step for i in b.image_ids] for step in train_batches(data, config, 0)]
     parts = [list(train_batches(data, config, 0, rank, 2)) for rank in range(2)]
@@ -147,6 +147,8 @@ def test_resize_respects_both_limits() -> None:
     assert resized_size(500, 1500, 800, config) == (444, 1333)
     drawn = {random_short_side(config.model_copy(update={"short_side": (600, 700, 800)}), 0, e, 5) for e in range(30)}
     assert drawn == {600, 700, 800}
+    config = config.model_copy(update={"short_side": (600, 700, 800)})
+    assert {random_short_side(config, 0, 0, 5, copy) for copy in range(30)} == {600, 700, 800}
 
 
 def test_unreadable_images_stop_the_run_or_are_skipped_with_a_reason(tiny_yaml: Path, tmp_path: Path) -> None:

@@ -51,6 +51,24 @@ def test_a_folder_in_which_another_process_trains_is_refused(tiny: Config, finis
     train(tiny, resume=True)
 
 
+def test_a_stopped_run_with_repeat_factor_sampling_resumes_exactly(
+    tiny_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped in the second epoch: 22 images give 33 samples, which are 8 steps."""
+    flags = ["data.sampling=repeat_factor", "data.repeat_threshold=1", "train.steps=11", "train.eval_every=0"]
+    whole, stopped = (settings(tiny_yaml, tmp_path / name, *flags) for name in ("whole", "stopped"))
+    train(whole)
+    expected = "sampling: repeat_factor, threshold 1: 33 samples per epoch instead of 22; most repeated class: "
+    assert capsys.readouterr().out.count(expected) == 1
+    with stop_after(9):
+        train(stopped)
+    train(stopped, resume=True)
+    assert weights(stopped.run_dir) == weights(whole.run_dir)
+    assert (stopped.run_dir / "metrics.csv").read_bytes() == (whole.run_dir / "metrics.csv").read_bytes()
+    with pytest.raises(RunError, match=r"data\.sampling was repeat_factor, is uniform"):
+        train(settings(tiny_yaml, stopped.run_dir, *flags[1:]), resume=True)
+
+
 def test_resume_skips_a_damaged_checkpoint(tiny: Config, finished_run: Path) -> None:
     shutil.copytree(finished_run, tiny.run_dir)
     (tiny.run_dir / "last.pt").write_bytes((finished_run / "last.pt").read_bytes()[:1000])

@@ -174,3 +174,19 @@ def test_torchrun_trains_like_one_process(tiny_yaml: Path, tmp_path: Path) -> No
         assert {k: float(v) for k, v in two.items()} == expected
     results = [json.loads((tmp_path / name / "eval.json").read_text())[-1]["AP"] for name in ("one", "two")]
     assert results[0] == pytest.approx(results[1], abs=1e-3)
+
+
+def test_errors_of_the_data_are_named_before_the_first_step(tiny_yaml: Path, tiny: Config, tmp_path: Path) -> None:
+    tree = json.loads(Path(tiny.data.train_annotations).read_text())
+    tree["annotations"][3]["bbox"][2] = -5
+    (tmp_path / "train.json").write_text(json.dumps(tree))
+    tree = json.loads(Path(tiny.data.val_annotations).read_text())
+    missing = tree["images"][2]["file_name"] = "nowhere.png"
+    (tmp_path / "val.json").write_text(json.dumps(tree))
+    files = [f"data.train_annotations={tmp_path / 'train.json'}", f"data.val_annotations={tmp_path / 'val.json'}"]
+    with pytest.raises(RunError) as raised:
+        train(settings(tiny_yaml, tmp_path / "run", *files))
+    message = str(raised.value)
+    assert "error box-negative: train: 1 boxes with a negative width" in message and "annotation 4 of" in message
+    assert "error image-missing: val: 1 image files" in message and missing in message
+    assert "python tools/check_data.py" in message and not (tmp_path / "run/metrics.csv").exists()
