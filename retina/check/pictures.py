@@ -108,8 +108,12 @@ def training_sheet(dataset: CocoDataset, config: Config) -> Sheet:
     looked_at = 0
     names = dict(zip(dataset.file.image_ids.tolist(), dataset.file.file_names.tolist(), strict=True))
     for (batch,) in train_batches(dataset, config.model_copy(update={"data": data, "train": train}), 0, 0, processes):
-        first = {image_id: i for i, image_id in reversed(list(enumerate(batch.image_ids)))}  # few images are repeated
-        for image_id, i in sorted(first.items(), key=lambda item: item[1]):
+        drawn: set[tuple[int, bytes]] = set()
+        for i, image_id in enumerate(batch.image_ids):
+            sample = image_id, batch.images[i].numpy().tobytes()
+            if sample in drawn:  # few images are repeated to fill a batch; repeat_factor augments each copy anew
+                continue
+            drawn.add(sample)
             looked_at += 1
             if image_id in batch.unreadable:
                 if batch.unreadable[image_id] not in sheet.unreadable:

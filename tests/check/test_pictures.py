@@ -29,12 +29,18 @@ class Drawn(NamedTuple):
     dashed: list[bool]
 
 
-@pytest.mark.parametrize("batch_size", [4, 16, 48])
+@pytest.mark.parametrize(
+    ("batch_size", "sampling"), [(4, "uniform"), (16, "uniform"), (48, "uniform"), (16, "repeat_factor")]
+)
 def test_sheet_shows_the_batches_of_the_training(
-    tiny_yaml: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+    tiny_yaml: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, sampling: str
 ) -> None:
-    """A batch of 48 repeats some of the 22 images; its first 16 are different ones, padded for all."""
-    config = load_config(tiny_yaml, [f"train.batch_size={batch_size}", "train.accumulate=2", "data.pad_multiple=32"])
+    """A batch of 48 repeats some of the 22 images; its first 16 are different ones, padded for all.
+
+    repeat_factor has two copies of an image in a batch, augmented differently: both are shown.
+    """
+    overrides = [f"train.batch_size={batch_size}", "train.accumulate=2", "data.pad_multiple=32"]
+    config = load_config(tiny_yaml, [*overrides, f"data.sampling={sampling}", "data.repeat_threshold=1"])
     dataset = CocoDataset(config.data.train_annotations, config.data.train_images)
     drawn: list[Drawn] = []
 
@@ -52,6 +58,7 @@ def test_sheet_shows_the_batches_of_the_training(
         if len(expected) >= 16:
             break
     assert len(sheet.pictures) == len(drawn) == 16 and sheet.unreadable == []
+    assert (len({sample[0] for sample in expected[:16]}) < 16) == (sampling == "repeat_factor")
     files = {record.image_id: record.path.name for record in dataset.records}
     gray = [124, 116, 104]  # 255 x the mean of ImageNet
     for picture, tile, (image_id, image, (height, width), target) in zip(sheet.pictures, drawn, expected, strict=False):
@@ -63,8 +70,8 @@ def test_sheet_shows_the_batches_of_the_training(
         assert tile.dashed == [False] * len(target.boxes) + [True] * len(target.ignore)
         shown = image.copy()
         shown[height:], shown[:, width:] = gray, gray
-        small = np.asarray(Image.fromarray(tile.pixels).resize(image.shape[1::-1], Image.Resampling.BOX)).astype(float)
-        assert np.abs(small - shown).mean() < 6, "the tile is the image of the batch, enlarged"
+        enlarged = Image.fromarray(shown).resize(tile.pixels.shape[1::-1], Image.Resampling.BICUBIC)
+        assert np.abs(np.asarray(enlarged, int) - tile.pixels).max() <= 1
 
 
 def test_few_images_come_once_in_a_batch(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
