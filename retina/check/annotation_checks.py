@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retina.check.findings import Finding, Split, box_finding, groups, image_finding, name_finding
+from retina.check.findings import Example, Finding, Split, box_finding, image_finding, name_finding
 from retina.config import Config
 from retina.data.annotations import Annotations
 from retina.data.augment import resized_size
@@ -33,7 +33,6 @@ def check_annotations(split: Split, config: Config) -> list[Finding]:
     empty = np.flatnonzero(objects_B == 0)
     crowded = np.flatnonzero(objects_B > config.detect.max_detections)
     return [
-        *_check_categories(split),
         *_check_ids(split),
         *_check_names(split),
         *_check_boxes(split, config),
@@ -73,8 +72,15 @@ def _objects_per_class(file: Annotations, num_classes: int) -> NDArray[np.int64]
     return np.bincount(file.labels[~file.crowd], minlength=num_classes)
 
 
-def _check_categories(split: Split) -> list[Finding]:
-    file = split.file
+def check_categories(splits: Sequence[Split]) -> list[Finding]:
+    """The findings about the lists of categories; for equal lists each is made once."""
+    lists = {(tuple(split.file.category_ids), tuple(split.file.names)) for split in splits}
+    if len(splits) == 2 and len(lists) == 1:
+        return _check_categories(splits[0].file, "train and val")
+    return [finding for split in splits for finding in _check_categories(split.file, split.name)]
+
+
+def _check_categories(file: Annotations, split: str) -> list[Finding]:
     repeated = [f"{name!r}: {count} times" for name, count in Counter(file.names).items() if count > 1]
     spellings: defaultdict[str, set[str]] = defaultdict(set)
     for name in file.names:
@@ -84,10 +90,10 @@ def _check_categories(split: Split) -> list[Finding]:
     gap = [f"{len(file.names)} categories, largest id {largest}"] if largest > 4 * len(file.names) + 10 else []
     background = [repr(name) for name in file.names if _is_background(name)]
     return [
-        *name_finding("category-name-repeated", split.name, repeated),
-        *name_finding("category-name-case", split.name, similar),
-        *name_finding("category-id-gap", split.name, gap),
-        *name_finding("category-background", split.name, background),
+        *name_finding("category-name-repeated", split, repeated),
+        *name_finding("category-name-case", split, similar),
+        *name_finding("category-id-gap", split, gap),
+        *name_finding("category-background", split, background),
     ]
 
 
@@ -97,14 +103,15 @@ def _is_background(name: str) -> bool:
 
 def _check_ids(split: Split) -> list[Finding]:
     file = split.file
-    missing = [f"{file.without_id} of {len(file.ids)} annotations"] if file.without_id else []
+    of_all = [Example(f"{file.without_id} of {len(file.ids)} annotations")]
+    missing = [Finding("annotation-id-missing", split.name, file.without_id, of_all)] if file.without_id else []
     _, first = np.unique(file.ids, return_index=True)
     repeated = np.setdiff1d(np.arange(len(file.ids)), first) if not file.without_id else np.zeros(0, np.int64)
     crowd = np.flatnonzero(file.crowd)
     return [
         *box_finding("annotation-id-repeated", split, repeated),
         *box_finding("annotation-id-zero", split, np.flatnonzero(file.ids == 0)),
-        *name_finding("annotation-id-missing", split.name, missing),
+        *missing,
         *(box_finding("crowd-many", split, crowd) if 10 * len(crowd) > len(file.ids) else ()),
     ]
 
@@ -140,8 +147,9 @@ def _check_boxes(split: Split, config: Config) -> list[Finding]:
         return []
     x, y, w, h = file.boxes.T
     image_w, image_h = file.widths[file.images], file.heights[file.images]
-    if ((file.boxes >= 0) & (file.boxes <= 1)).all(axis=1).mean() >= 0.9 and np.median(image_w) > 2:
-        return box_finding("boxes-normalized", split, np.arange(len(file.boxes)))
+    normalized = ((file.boxes >= 0) & (file.boxes <= 1)).all(axis=1)
+    if normalized.mean() >= 0.9 and np.median(image_w) > 2:
+        return box_finding("boxes-normalized", split, np.flatnonzero(normalized))
     with np.errstate(over="ignore", invalid="ignore"):
         out = np.maximum.reduce([-x, -y, x + w - image_w, y + h - image_h])  # pixels that a box reaches out
         negative = (w < 0) | (h < 0)
@@ -182,18 +190,27 @@ def _check_repeated_boxes(split: Split, annotations: NDArray[np.int64]) -> list[
     if not len(annotations):
         return []
     corners = np.rint(np.clip(file.boxes[annotations], -(2**40), 2**40)).astype(np.int64)
-    places = np.column_stack([file.images[annotations], corners])
-    place, _ = groups(places)
-    with_class, _ = groups(np.column_stack([place, file.labels[annotations]]))
+    place = _groups(np.column_stack([file.images[annotations], corners]))
     _, first_of_place = np.unique(place, return_index=True)
-    _, first_of_class = np.unique(with_class, return_index=True)
-    everything = np.arange(len(annotations))
-    repeated = np.setdiff1d(everything, first_of_class)
+    _, first_of_class = np.unique(_groups(np.column_stack([place, file.labels[annotations]])), return_index=True)
+    first = annotations[first_of_place][place]  # the first annotation at the same place
+    repeated = np.setdiff1d(np.arange(len(annotations)), first_of_class)
     two_classes = np.setdiff1d(first_of_class, first_of_place)
-    return [
-        *box_finding("box-repeated", split, annotations[repeated]),
-        *box_finding("box-two-classes", split, annotations[two_classes]),
+    classes = [file.names[label] for label in file.labels[annotations]]
+    names = [
+        f"{classes[i]}; annotation {file.ids[first[i]]} is {classes[first_of_place[place[i]]]}" for i in two_classes
     ]
+    return [
+        *box_finding(
+            "box-repeated", split, annotations[repeated], [f"as annotation {file.ids[first[i]]}" for i in repeated]
+        ),
+        *box_finding("box-two-classes", split, annotations[two_classes], names),
+    ]
+
+
+def _groups(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The number of the group of equal rows to which each row of (T, C) belongs, (T,)."""
+    return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _check_shares(train: Annotations, val: Annotations) -> list[Finding]:

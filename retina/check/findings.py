@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from retina.check.codes import CODES, SEVERITIES, Code
@@ -44,7 +43,7 @@ class Finding:
     def __str__(self) -> str:
         places = "; ".join(example.text for example in self.examples)
         more = "; ..." if self.count > len(self.examples) else ""
-        return f"{self.texts.severity} {self.code}: {self.split}: {self.count} {self.texts.title}: {places}{more}"
+        return f"{self.texts.severity} {self.code} in {self.split}: {self.texts.title} ({self.count}): {places}{more}"
 
 
 class Split(NamedTuple):
@@ -76,16 +75,19 @@ def image_finding(
     return [Finding(code, split.name, len(images), examples)] if len(images) else []
 
 
-def box_finding(code: str, split: Split, annotations: Sequence[int] | NDArray[Any]) -> list[Finding]:
-    """A finding about boxes, given by the indices of their annotations; none without them."""
+def box_finding(
+    code: str, split: Split, annotations: Sequence[int] | NDArray[Any], details: Sequence[str] = ()
+) -> list[Finding]:
+    """A finding about boxes, given by the indices of their annotations; none without them. `details`: see above."""
     examples = []
-    for index in annotations[:MAX_EXAMPLES]:
+    for place, index in enumerate(annotations[:MAX_EXAMPLES]):
         x, y, width, height = split.file.boxes[index].tolist()
         image = int(split.file.images[index])
         numbers = ", ".join(f"{value:.6g}" for value in (x, y, width, height))
         examples.append(
             Example(
-                f"annotation {split.file.ids[index]} of {split.image_text(image)}: bbox [{numbers}]",
+                f"annotation {split.file.ids[index]} of {split.image_text(image)}: bbox [{numbers}]"
+                + (f", {details[place]}" if len(details) else ""),
                 split.image_path(image),
                 ((min(x, x + width), min(y, y + height), max(x, x + width), max(y, y + height)),),
             )
@@ -102,9 +104,3 @@ def sort_findings(findings: list[Finding]) -> list[Finding]:
     """Errors first, then warnings, then notes, otherwise in the order of codes.yaml."""
     codes = list(CODES)
     return sorted(findings, key=lambda f: (SEVERITIES.index(f.texts.severity), codes.index(f.code), f.split))
-
-
-def groups(values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each row of `values` (T, C): the number of its group of equal rows, and the size of that group."""
-    _, group, size = np.unique(values, axis=0, return_inverse=True, return_counts=True)
-    return group.reshape(-1), size[group.reshape(-1)]

@@ -47,9 +47,9 @@ def count_findings(check: DataCheck) -> str:
 
 def _format_finding(finding: Finding) -> str:
     texts = finding.texts
-    lines = [f"{texts.severity.upper()} {finding.code}: {finding.split}: {finding.count} {texts.title}"]
-    for example in finding.examples:
-        lines += textwrap.wrap(example.text, WIDTH, initial_indent="    ", subsequent_indent="      ") or []
+    lines = [f"{texts.severity.upper()} {finding.code} in {finding.split}: {texts.title} ({finding.count})"]
+    for line in (line for example in finding.examples for line in example.text.splitlines()):
+        lines += textwrap.wrap(line, WIDTH, initial_indent="    ", subsequent_indent="      ")
     if finding.count > len(finding.examples):
         lines.append(f"    ... and {finding.count - len(finding.examples)} more")
     lines += textwrap.wrap(texts.effect, WIDTH, initial_indent="  ", subsequent_indent="  ")
