@@ -65,7 +65,10 @@ def check_data(config: Config, pixels: bool | None, progress: Progress) -> DataC
     paths = (("train", data.train_annotations, data.train_images), ("val", data.val_annotations, data.val_images))
     for name, file, folder in paths:
         try:
-            splits.append(Split(name, read_annotations(Path(file)), Path(folder)))
+            split = Split(name, read_annotations(Path(file)), Path(folder))
+            if not len(split.file.image_ids):
+                raise DataError(f"{file}: no images to use")
+            splits.append(split)
         except DataError as error:
             findings.append(Finding("file-refused", name, 1, [Example(str(error))]))
     if pixels is None:
@@ -85,7 +88,7 @@ def check_data(config: Config, pixels: bool | None, progress: Progress) -> DataC
         try:
             dataset = _dataset(split, config)
         except DataError as error:
-            if split.folder.is_dir() or not len(split.file.image_ids):  # otherwise its images are reported as missing
+            if split.folder.is_dir():  # otherwise its images are reported as missing
                 findings.append(Finding("file-refused", split.name, 1, [Example(str(error))]))
             continue
         if split.name == "train" and not WRONG_NUMBERS & {f.code for f in findings if f.split == "train"}:

@@ -68,7 +68,8 @@ def image_finding(
     """A finding about images, given by their indices; none without images. `details`: a text for each."""
     examples = [
         Example(
-            split.image_text(int(image)) + (f": {details[i]}" if len(details) else ""), split.image_path(int(image))
+            split.image_text(int(image)) + (f": {details[i]}" if len(details) and details[i] else ""),
+            split.image_path(int(image)),
         )
         for i, image in enumerate(images[:MAX_EXAMPLES])
     ]

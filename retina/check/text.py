@@ -30,10 +30,9 @@ def _summary(check: DataCheck) -> str:
     lines = []
     for split in check.splits:
         objects, crowds = int((~split.file.crowd).sum()), int(split.file.crowd.sum())
-        lines.append(
-            f"{split.name}: {len(split.file.image_ids)} images, {objects} objects"
-            f"{f', {crowds} crowd regions' if crowds else ''}, {len(split.file.names)} classes  ({split.file.path})"
-        )
+        counts = [(len(split.file.image_ids), "image"), (objects, "object"), (len(split.file.names), "class")]
+        counts += [(crowds, "crowd region")] * (crowds > 0)
+        lines.append(f"{split.name}: {', '.join(map(_counted, counts))}  ({split.file.path})")
     read = "every image decoded" if check.pixels else "headers of the images read; --pixels decodes them too"
     return "\n".join([*lines, f"{read}; {count_findings(check)}"])
 
@@ -41,8 +40,12 @@ def _summary(check: DataCheck) -> str:
 def count_findings(check: DataCheck) -> str:
     """ "2 errors, 1 warning", or "no findings"."""
     counts = [(check.count("error"), "error"), (check.count("warning"), "warning"), (check.count("note"), "note")]
-    texts = [f"{count} {name}{'s' * (count != 1)}" for count, name in counts if count]
-    return ", ".join(texts) or "no findings"
+    return ", ".join(_counted(count) for count in counts if count[0]) or "no findings"
+
+
+def _counted(count: tuple[int, str]) -> str:
+    number, name = count
+    return f"{number:,} {name}{('es' if name.endswith('s') else 's') * (number != 1)}"
 
 
 def _format_finding(finding: Finding) -> str:

@@ -1,0 +1,55 @@
+"""Every code of codes.yaml: one planted defect gives exactly that finding, with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from check_helpers import Data, check, content, write_clean
+from command_helpers import run_main
+from image_plants import PLANTS, Plant
+
+from retina.check.codes import CODES
+from retina.check.findings import MAX_EXAMPLES
+
+
+def test_every_code_has_a_plant() -> None:
+    assert len(CODES) >= 40
+    assert {plant.code for plant in PLANTS} == set(CODES)
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: f"{plant.code}-{plant.change.__name__}")
+def test_one_defect_gives_exactly_one_finding(data: Data, plant: Plant) -> None:
+    places = plant.change(data)
+    data.write()
+    before = content(data.root)
+    found = check(data.config()).findings
+    assert [finding.code for finding in found] == [plant.code], "\n".join(map(str, found))
+    assert found[0].split == plant.split
+    assert found[0].count == len(places)
+    assert len(found[0].examples) == min(len(places), MAX_EXAMPLES) or plant.code == "annotation-id-missing"
+    named = [example.text for example in found[0].examples]
+    for text in named:  # in any order: some findings begin with the worst
+        assert any(place in text for place in places), text
+    assert len(places) > MAX_EXAMPLES or all(any(place in text for text in named) for place in places)
+    assert content(data.root) == before
+
+
+def test_planted_together_each_defect_is_named(tmp_path: Path) -> None:
+    data = write_clean(tmp_path / "data", 120, 60)
+    together = [plant for plant in PLANTS if plant.together]
+    together.sort(key=lambda plant: plant.code == "boxes-xyxy")  # last, because it needs all boxes
+    assert len({plant.code for plant in together}) >= 40
+    places = [plant.change(data) for plant in together]
+    data.write()
+    before = content(data.root)
+    result = run_main("check_data.py", data.root / "config.yaml")
+    assert result.returncode == 1 and result.stderr == ""
+    blocks = [" ".join(block.split()) for block in result.stdout.split("\n\n")]
+    for plant, named in zip(together, places, strict=True):
+        heading = f"{CODES[plant.code].severity.upper()} {plant.code} in {plant.split}: {CODES[plant.code].title} ("
+        block = [block for block in blocks if block.startswith(heading)]
+        assert len(block) == 1, f"{heading} is not in\n{result.stdout}"
+        missing = [] if len(named) > MAX_EXAMPLES else [place for place in named if place not in block[0]]
+        assert not missing, block[0]
+    assert content(data.root) == before
