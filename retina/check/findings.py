@@ -40,9 +40,14 @@ class Finding:
         """What codes.yaml says about the code."""
         return CODES[self.code]
 
+    @property
+    def num_more(self) -> int:
+        """The number of places that are not among the examples; 0 where one example stands for all places."""
+        return self.count - MAX_EXAMPLES if len(self.examples) == MAX_EXAMPLES else 0
+
     def __str__(self) -> str:
         places = "; ".join(example.text for example in self.examples)
-        more = "; ..." if self.count > len(self.examples) else ""
+        more = f"; ... and {self.num_more} more" if self.num_more else ""
         return f"{self.texts.severity} {self.code} in {self.split}: {self.texts.title} ({self.count}): {places}{more}"
 
 

@@ -53,8 +53,8 @@ def _format_finding(finding: Finding) -> str:
     lines = [f"{texts.severity.upper()} {finding.code} in {finding.split}: {texts.title} ({finding.count})"]
     for line in (line for example in finding.examples for line in example.text.splitlines()):
         lines += textwrap.wrap(line, WIDTH, initial_indent="    ", subsequent_indent="      ")
-    if finding.count > len(finding.examples):
-        lines.append(f"    ... and {finding.count - len(finding.examples)} more")
+    if finding.num_more:
+        lines.append(f"    ... and {finding.num_more} more")
     lines += textwrap.wrap(texts.effect, WIDTH, initial_indent="  ", subsequent_indent="  ")
     lines += textwrap.wrap(f"What to do: {texts.advice}", WIDTH, initial_indent="  ", subsequent_indent="  ")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A clean data set on disk, on which the check finds nothing, and the handle through which tests plant defects in it."""
+"""A clean data set on disk, in which the check finds nothing, and the handle through which tests plant defects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One planted defect for each code: a function that changes `Data` and returns the places that the finding must name."""
+"""A planted defect for each code: a function that changes `Data` and returns the places that the finding must name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from check_helpers import HEIGHT, WIDTH, Data, Split, random_pixels
-from PIL import Image
 
 MAX_DETECTIONS = 40  # of the settings in check_helpers.py
 
@@ -253,7 +252,7 @@ def box_twice(data: Data) -> list[str]:
 @plant("box-two-classes", "train")
 def two_classes(data: Data) -> list[str]:
     first = data.train.take_object()
-    category = 3 if first["category_id"] == 7 else 7
+    category = 3 if first["category_id"] != 3 else 20
     return box_text(data.train.add_object({"id": first["image_id"]}, first["bbox"], category))
 
 
@@ -280,6 +279,6 @@ def hidden_objects(data: Data) -> list[str]:
     places = []
     for number in range(4):
         image = data.train.add_image(random_pixels(np.random.default_rng(100 + number)))
-        data.train.add_object(image, [58.0, 42.0, 12.0, 12.0], 7)
-        places += box_text(data.train.add_object(image, [59.5, 43.5, 9.0, 9.0], 7))
+        data.train.add_object(image, [58.0, 42.0, 12.0, 12.0])
+        places += box_text(data.train.add_object(image, [59.5, 43.5, 9.0, 9.0]))
     return places
