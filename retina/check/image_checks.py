@@ -52,6 +52,8 @@ def read_facts(path: Path, size: tuple[int, int], pixels: bool) -> ImageFacts:
     """
     try:
         status = path.stat()
+    except FileNotFoundError:
+        return ImageFacts("missing")
     except (OSError, ValueError) as error:
         return ImageFacts("missing", getattr(error, "strerror", None) or str(error))
     if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait forever

@@ -23,7 +23,8 @@ def format_check(check: DataCheck) -> str:
         parts += [_format_objects(check, check.objects)]
     if check.advice:
         parts.append(_format_advice(check))
-    return "\n\n".join(parts)
+    # Names and paths come from the files: no character of them may control the terminal.
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in "\n\n".join(parts))
 
 
 def _summary(check: DataCheck) -> str:
