@@ -159,7 +159,8 @@ def _check_boxes(split: Split, config: Config) -> list[Finding]:
         as_corners = (w > x) & (h > y) & (w <= image_w + 1) & (h <= image_h + 1)
         usable = ~(negative | without_area | outside)
         whole = usable & (w >= 0.99 * image_w) & (h >= 0.99 * image_h) & ~file.crowd
-        area = ((file.areas <= 0) | (file.areas > 1.05 * w * h + 1)) & usable
+        largest = (w + 2) * (h + 2)  # of the pixels that a box touches
+        area = ((file.areas <= 0) | (file.areas > largest)) & usable
     if len(out) >= 10 and (out > 1).mean() >= 0.5 and as_corners.mean() >= 0.95:
         return box_finding("boxes-xyxy", split, np.flatnonzero(out > 1))
     worst_first = np.argsort(-np.where(clipped, out, -np.inf))[: clipped.sum()]
