@@ -91,7 +91,7 @@ def _anchors(sizes: NDArray[np.float64], labels: NDArray[np.int64], config: Conf
         current, before = candidates[best], reaches[best]
 
     bases = sorted(BASES, key=lambda base: -base)  # a large base gives an object more anchors
-    try_values("octave_base", bases, GAIN, f"the smallest anchor is then octave_base x 8 pixels, {_quantiles(sizes)}")
+    try_values("octave_base", bases, GAIN, f"the smallest anchor has octave_base x 8 pixels, {_quantiles(sizes)}")
     aspects = np.percentile(sizes[:, 1] / np.maximum(sizes[:, 0], 1e-6), [5, 50, 95])
     shape = "height / width of the objects is {:.2g}, {:.2g} and {:.2g} at 5, 50 and 95 %".format(*aspects)
     if len(current.ratios) <= 3:
@@ -105,9 +105,7 @@ def _anchors(sizes: NDArray[np.float64], labels: NDArray[np.int64], config: Conf
 
 def _quantiles(sizes: NDArray[np.float64]) -> str:
     sides = np.percentile(np.sqrt(sizes.prod(axis=1)), [5, 50, 95])
-    return "the objects have {:.0f}, {:.0f} and {:.0f} pixels (square root of the area at 5, 50 and 95 %)".format(
-        *sides
-    )
+    return "the objects {:.0f}, {:.0f} and {:.0f} (square root of the area at 5, 50 and 95 %)".format(*sides)
 
 
 def _image_size(dataset: CocoDataset, sizes: NDArray[np.float64], config: Config) -> tuple[list[Advice], float]:
@@ -129,6 +127,8 @@ def _image_size(dataset: CocoDataset, sizes: NDArray[np.float64], config: Config
         f"{stored:.0f}; a step takes about {(wanted / used) ** 2:.1f} times as long"
     )
     advice = [Advice(f"data.short_side=[{wanted}]", reason)]
+    if config.data.eval_short_side is not None:
+        advice.append(Advice(f"data.eval_short_side={wanted}", "the same size in the evaluation"))
     if config.data.max_side < wanted * longest / stored:
         advice.append(
             Advice(f"data.max_side={math.ceil(wanted * longest / stored)}", "so that short_side has its effect")

@@ -107,6 +107,8 @@ def _format_objects(check: DataCheck, objects: Objects) -> str:
             f"  {100 * fit.shares_anchor.mean():.1f} % of the objects share their best anchor with another object",
             "",
             *table,
+            f"  below IoU: no anchor has an IoU of {check.config.assign.positive_iou:g} (assign.positive_iou) with the",
+            "  object; centered: not even one with the same center",
             "",
             "  Objects by side (square root of the area) in pixels of the resized images:",
             *_histogram(objects.sizes),
