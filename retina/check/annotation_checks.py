@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from retina.check.findings import Example, Finding, Split, box_finding, image_finding, name_finding
+from retina.check.findings import MAX_EXAMPLES, Example, Finding, Split, box_finding, image_finding, name_finding
 from retina.config import Config
 from retina.data.annotations import Annotations
 from retina.data.augment import resized_size
@@ -105,8 +105,7 @@ def _check_ids(split: Split) -> list[Finding]:
     file = split.file
     of_all = [Example(f"{file.without_id} of {len(file.ids)} annotations")]
     missing = [Finding("annotation-id-missing", split.name, file.without_id, of_all)] if file.without_id else []
-    _, first = np.unique(file.ids, return_index=True)
-    repeated = np.setdiff1d(np.arange(len(file.ids)), first) if not file.without_id else np.zeros(0, np.int64)
+    repeated = np.flatnonzero(_first_equal(file.ids) != np.arange(len(file.ids))) if not file.without_id else ()
     crowd = np.flatnonzero(file.crowd)
     return [
         *box_finding("annotation-id-repeated", split, repeated),
@@ -192,21 +191,30 @@ def _check_repeated_boxes(split: Split, annotations: NDArray[np.int64]) -> list[
         return []
     corners = np.rint(np.clip(file.boxes[annotations], -(2**40), 2**40)).astype(np.int64)
     place = _groups(np.column_stack([file.images[annotations], corners]))
-    _, first_of_place = np.unique(place, return_index=True)
-    _, first_of_class = np.unique(_groups(np.column_stack([place, file.labels[annotations]])), return_index=True)
-    first = annotations[first_of_place][place]  # the first annotation at the same place
-    repeated = np.setdiff1d(np.arange(len(annotations)), first_of_class)
-    two_classes = np.setdiff1d(first_of_class, first_of_place)
-    classes = [file.names[label] for label in file.labels[annotations]]
-    names = [
-        f"{classes[i]}; annotation {file.ids[first[i]]} is {classes[first_of_place[place[i]]]}" for i in two_classes
-    ]
+    everything = np.arange(len(annotations))
+    at_place = _first_equal(place)
+    of_class = _first_equal(place * len(file.names) + file.labels[annotations])
+    repeated = np.flatnonzero(of_class != everything)
+    two_classes = np.flatnonzero((of_class == everything) & (at_place != everything))
+
+    def other(index: int) -> str:
+        return f"annotation {file.ids[annotations[index]]}"
+
+    def name(index: int) -> str:
+        return file.names[int(file.labels[annotations[index]])]
+
+    copies = [f"as {other(of_class[i])}" for i in repeated[:MAX_EXAMPLES]]
+    classes = [f"{name(i)}; {other(at_place[i])} is {name(at_place[i])}" for i in two_classes[:MAX_EXAMPLES]]
     return [
-        *box_finding(
-            "box-repeated", split, annotations[repeated], [f"as annotation {file.ids[first[i]]}" for i in repeated]
-        ),
-        *box_finding("box-two-classes", split, annotations[two_classes], names),
+        *box_finding("box-repeated", split, annotations[repeated], copies),
+        *box_finding("box-two-classes", split, annotations[two_classes], classes),
     ]
+
+
+def _first_equal(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each value the index of the first that equals it, (T,)."""
+    _, first, group = np.unique(values, return_index=True, return_inverse=True)
+    return np.asarray(first[group])
 
 
 def _groups(rows: NDArray[np.int64]) -> NDArray[np.int64]:

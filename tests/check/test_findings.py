@@ -54,3 +54,17 @@ def test_planted_together_each_defect_is_named(tmp_path: Path) -> None:
         missing = [] if len(named) > MAX_EXAMPLES else [place for place in named if place not in block[0]]
         assert not missing, block[0]
     assert content(data.root) == before
+
+
+def test_boxes_at_one_place_name_their_partner(data: Data) -> None:
+    image = data.train.take(empty=True)
+    first, second, third, fourth = (data.train.add_object(image, [20.0, 20, 30, 30], k) for k in (3, 7, 7, 3))
+    data.write()
+    repeated, two_classes = check(data.config()).findings
+    assert (repeated.code, two_classes.code) == ("box-repeated", "box-two-classes")
+    endings = [f"annotation {third['id']}", f", as annotation {second['id']}", f"annotation {fourth['id']}"]
+    endings += [f", as annotation {first['id']}"]
+    assert [part in repeated.examples[i // 2].text for i, part in enumerate(endings)] == [True] * 4
+    assert repeated.count == 2 and two_classes.count == 1
+    assert two_classes.examples[0].text.endswith(f", dog; annotation {first['id']} is cat")
+    assert two_classes.examples[0].text.startswith(f"annotation {second['id']} of image {image['id']} ")
