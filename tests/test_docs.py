@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from retina.check.codes import CODES
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "data/README.md"]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -61,3 +63,22 @@ def test_paths_in_code_by_hand() -> None:
 def test_paths_in_code_exist(page: Path) -> None:
     missing = [path for path in paths_in_code(page.read_text()) if not (ROOT / path).exists()]
     assert not missing, f"{page.name} names {', '.join(missing)}"
+
+
+def test_table_of_findings_equals_the_codes() -> None:
+    rows = [
+        [cell.strip() for cell in line.strip("| ").split(" | ")]
+        for line in (ROOT / "docs" / "data.md").read_text().splitlines()
+        if re.match(r"\| `[a-z0-9-]+` \| (error|warning|note) \|", line)
+    ]
+    assert rows == [[f"`{name}`", *code] for name, code in CODES.items()]
+
+
+def test_the_example_of_the_data_page_has_the_texts_of_the_codes() -> None:
+    example = (ROOT / "docs" / "data.md").read_text().split("## An example")[1].split("```")[1]
+    found = re.findall(r"^([A-Z]+) ([a-z-]+) in \w+: (.*) \(\d+\)$", example, flags=re.MULTILINE)
+    assert len(found) == 3
+    for severity, name, title in found:
+        code = CODES[name]
+        assert (severity, title) == (code.severity.upper(), code.title)
+        assert f"\n  {code.effect}\n  What to do: {code.advice}\n" in example

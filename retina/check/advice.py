@@ -49,9 +49,10 @@ def advise(
     """
     if not len(labels):
         return []
+    image_size, scale = _image_size(dataset, sizes, config)
     return [
-        *_image_size(dataset, sizes, config),
-        *_anchors(sizes, labels, config),
+        *image_size,
+        *_anchors(sizes * scale, labels, config),  # at the size that is advised
         *_prior(fit, dataset.num_classes, config),
         *_max_detections(dataset, config),
     ]
@@ -69,7 +70,8 @@ def _anchors(sizes: NDArray[np.float64], labels: NDArray[np.int64], config: Conf
     if len(labels) > MAX_OBJECTS:
         chosen = np.random.default_rng(0).choice(len(labels), MAX_OBJECTS, replace=False)
         sizes, labels = sizes[chosen], labels[chosen]
-    advice = []
+    advice: dict[str, Advice] = {}  # by key
+    start: dict[str, float] = {}  # the reach before a key was changed
     current = config.anchors
     before = reach(sizes, labels, current, config.assign.positive_iou)
 
@@ -83,12 +85,13 @@ def _anchors(sizes: NDArray[np.float64], labels: NDArray[np.int64], config: Conf
             return
         value = getattr(candidates[best], key)
         text = f"[{', '.join(f'{ratio:g}' for ratio in value)}]" if isinstance(value, tuple) else f"{value:g}"
-        share = f"an anchor fits {reaches[best]:.0%} of the objects (mean over the classes) instead of {before:.0%}"
-        advice.append(Advice(f"anchors.{key}={text}", f"{share}; {reason}"))
+        old = start.setdefault(key, before)
+        share = f"an anchor fits {reaches[best]:.0%} of the objects (mean over the classes) instead of {old:.0%}"
+        advice[key] = Advice(f"anchors.{key}={text}", f"{share}; {reason}")
         current, before = candidates[best], reaches[best]
 
     bases = sorted(BASES, key=lambda base: -base)  # a large base gives an object more anchors
-    try_values("octave_base", bases, GAIN, f"the smallest anchor is then octave_base x 8 pixels, {_quantiles(sizes)}")
+    try_values("octave_base", bases, GAIN, f"the smallest anchor has octave_base x 8 pixels, {_quantiles(sizes)}")
     aspects = np.percentile(sizes[:, 1] / np.maximum(sizes[:, 0], 1e-6), [5, 50, 95])
     shape = "height / width of the objects is {:.2g}, {:.2g} and {:.2g} at 5, 50 and 95 %".format(*aspects)
     if len(current.ratios) <= 3:
@@ -97,22 +100,19 @@ def _anchors(sizes: NDArray[np.float64], labels: NDArray[np.int64], config: Conf
     more = [scales for scales in (1, 2, 3, 4) if scales > current.scales]
     if more:
         try_values("scales", more, MORE_ANCHORS_GAIN, "more anchors, so a slower step")
-    return _last_of_each_key(advice)
-
-
-def _last_of_each_key(advice: list[Advice]) -> list[Advice]:
-    return list({item.setting.partition("=")[0]: item for item in advice}.values())
+    return list(advice.values())
 
 
 def _quantiles(sizes: NDArray[np.float64]) -> str:
     sides = np.percentile(np.sqrt(sizes.prod(axis=1)), [5, 50, 95])
-    return "the objects have {:.0f}, {:.0f} and {:.0f} pixels (square root of the area at 5, 50 and 95 %)".format(
-        *sides
-    )
+    return "the objects {:.0f}, {:.0f} and {:.0f} (square root of the area at 5, 50 and 95 %)".format(*sides)
 
 
-def _image_size(dataset: CocoDataset, sizes: NDArray[np.float64], config: Config) -> list[Advice]:
-    """Larger images, if a tenth of the objects is tiny and the files have more pixels than are used."""
+def _image_size(dataset: CocoDataset, sizes: NDArray[np.float64], config: Config) -> tuple[list[Advice], float]:
+    """Larger images, if a tenth of the objects is tiny and the files have more pixels than are used.
+
+    Returns: the advice, and by how much it enlarges the objects.
+    """
     side = float(np.percentile(np.sqrt(sizes.prod(axis=1)), 10))
     short_side = config.data.eval_short_side or config.data.short_side[-1]
     stored = float(np.median(np.minimum(dataset.records.widths, dataset.records.heights)))
@@ -120,18 +120,20 @@ def _image_size(dataset: CocoDataset, sizes: NDArray[np.float64], config: Config
     used = min(short_side, config.data.max_side * stored / longest)
     factor = min(MIN_SIDE / max(side, 1e-6), stored / used)
     if side >= MIN_SIDE or factor < 1.2:
-        return []
+        return [], 1.0
     wanted = math.ceil(used * factor / 16) * 16
     reason = (
         f"a tenth of the objects is smaller than {side:.0f} pixels in images of {used:.0f} pixels, and the files have "
         f"{stored:.0f}; a step takes about {(wanted / used) ** 2:.1f} times as long"
     )
     advice = [Advice(f"data.short_side=[{wanted}]", reason)]
+    if config.data.eval_short_side is not None:
+        advice.append(Advice(f"data.eval_short_side={wanted}", "the same size in the evaluation"))
     if config.data.max_side < wanted * longest / stored:
         advice.append(
             Advice(f"data.max_side={math.ceil(wanted * longest / stored)}", "so that short_side has its effect")
         )
-    return advice
+    return advice, wanted / used
 
 
 def _prior(fit: AnchorFit, num_classes: int, config: Config) -> list[Advice]:

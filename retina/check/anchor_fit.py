@@ -135,7 +135,8 @@ def check_fit(split: Split, dataset: CocoDataset, fit: AnchorFit, config: Config
     findings: list[Finding] = []
     below = fit.best_iou < config.assign.positive_iou
     count, count_below = np.bincount(fit.labels), np.bincount(fit.labels, below)
-    classes = (count_below > MAX_BELOW * count) & (count >= MIN_OBJECTS)
+    by_chance = 2 * np.sqrt(MAX_BELOW * (1 - MAX_BELOW) * count)  # two standard errors
+    classes = (count_below > MAX_BELOW * count + by_chance) & (count >= MIN_OBJECTS)
     findings += _object_finding("objects-below-positive-iou", split, dataset, fit, below & classes[fit.labels])
     without = fit.num_anchors == 0
     if without.mean() > MAX_WITHOUT and without.sum() >= MIN_WITHOUT:

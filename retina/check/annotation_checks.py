@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retina.check.findings import Finding, Split, box_finding, groups, image_finding, name_finding
+from retina.check.findings import MAX_EXAMPLES, Example, Finding, Split, box_finding, image_finding, name_finding
 from retina.config import Config
 from retina.data.annotations import Annotations
 from retina.data.augment import resized_size
@@ -33,7 +33,6 @@ def check_annotations(split: Split, config: Config) -> list[Finding]:
     empty = np.flatnonzero(objects_B == 0)
     crowded = np.flatnonzero(objects_B > config.detect.max_detections)
     return [
-        *_check_categories(split),
         *_check_ids(split),
         *_check_names(split),
         *_check_boxes(split, config),
@@ -73,8 +72,15 @@ def _objects_per_class(file: Annotations, num_classes: int) -> NDArray[np.int64]
     return np.bincount(file.labels[~file.crowd], minlength=num_classes)
 
 
-def _check_categories(split: Split) -> list[Finding]:
-    file = split.file
+def check_categories(splits: Sequence[Split]) -> list[Finding]:
+    """The findings about the lists of categories; for equal lists each is made once."""
+    lists = {(tuple(split.file.category_ids), tuple(split.file.names)) for split in splits}
+    if len(splits) == 2 and len(lists) == 1:
+        return _check_categories(splits[0].file, "train and val")
+    return [finding for split in splits for finding in _check_categories(split.file, split.name)]
+
+
+def _check_categories(file: Annotations, split: str) -> list[Finding]:
     repeated = [f"{name!r}: {count} times" for name, count in Counter(file.names).items() if count > 1]
     spellings: defaultdict[str, set[str]] = defaultdict(set)
     for name in file.names:
@@ -84,10 +90,10 @@ def _check_categories(split: Split) -> list[Finding]:
     gap = [f"{len(file.names)} categories, largest id {largest}"] if largest > 4 * len(file.names) + 10 else []
     background = [repr(name) for name in file.names if _is_background(name)]
     return [
-        *name_finding("category-name-repeated", split.name, repeated),
-        *name_finding("category-name-case", split.name, similar),
-        *name_finding("category-id-gap", split.name, gap),
-        *name_finding("category-background", split.name, background),
+        *name_finding("category-name-repeated", split, repeated),
+        *name_finding("category-name-case", split, similar),
+        *name_finding("category-id-gap", split, gap),
+        *name_finding("category-background", split, background),
     ]
 
 
@@ -97,14 +103,14 @@ def _is_background(name: str) -> bool:
 
 def _check_ids(split: Split) -> list[Finding]:
     file = split.file
-    missing = [f"{file.without_id} of {len(file.ids)} annotations"] if file.without_id else []
-    _, first = np.unique(file.ids, return_index=True)
-    repeated = np.setdiff1d(np.arange(len(file.ids)), first) if not file.without_id else np.zeros(0, np.int64)
+    of_all = [Example(f"{file.without_id} of {len(file.ids)} annotations")]
+    missing = [Finding("annotation-id-missing", split.name, file.without_id, of_all)] if file.without_id else []
+    repeated = np.flatnonzero(_first_equal(file.ids) != np.arange(len(file.ids))) if not file.without_id else ()
     crowd = np.flatnonzero(file.crowd)
     return [
         *box_finding("annotation-id-repeated", split, repeated),
         *box_finding("annotation-id-zero", split, np.flatnonzero(file.ids == 0)),
-        *name_finding("annotation-id-missing", split.name, missing),
+        *missing,
         *(box_finding("crowd-many", split, crowd) if 10 * len(crowd) > len(file.ids) else ()),
     ]
 
@@ -140,8 +146,9 @@ def _check_boxes(split: Split, config: Config) -> list[Finding]:
         return []
     x, y, w, h = file.boxes.T
     image_w, image_h = file.widths[file.images], file.heights[file.images]
-    if ((file.boxes >= 0) & (file.boxes <= 1)).all(axis=1).mean() >= 0.9 and np.median(image_w) > 2:
-        return box_finding("boxes-normalized", split, np.arange(len(file.boxes)))
+    normalized = ((file.boxes >= 0) & (file.boxes <= 1)).all(axis=1)
+    if normalized.mean() >= 0.9 and np.median(image_w) > 2:
+        return box_finding("boxes-normalized", split, np.flatnonzero(normalized))
     with np.errstate(over="ignore", invalid="ignore"):
         out = np.maximum.reduce([-x, -y, x + w - image_w, y + h - image_h])  # pixels that a box reaches out
         negative = (w < 0) | (h < 0)
@@ -151,7 +158,8 @@ def _check_boxes(split: Split, config: Config) -> list[Finding]:
         as_corners = (w > x) & (h > y) & (w <= image_w + 1) & (h <= image_h + 1)
         usable = ~(negative | without_area | outside)
         whole = usable & (w >= 0.99 * image_w) & (h >= 0.99 * image_h) & ~file.crowd
-        area = ((file.areas <= 0) | (file.areas > 1.05 * w * h + 1)) & usable
+        largest = (w + 2) * (h + 2)  # of the pixels that a box touches
+        area = ((file.areas <= 0) | (file.areas > largest)) & usable
     if len(out) >= 10 and (out > 1).mean() >= 0.5 and as_corners.mean() >= 0.95:
         return box_finding("boxes-xyxy", split, np.flatnonzero(out > 1))
     worst_first = np.argsort(-np.where(clipped, out, -np.inf))[: clipped.sum()]
@@ -182,18 +190,36 @@ def _check_repeated_boxes(split: Split, annotations: NDArray[np.int64]) -> list[
     if not len(annotations):
         return []
     corners = np.rint(np.clip(file.boxes[annotations], -(2**40), 2**40)).astype(np.int64)
-    places = np.column_stack([file.images[annotations], corners])
-    place, _ = groups(places)
-    with_class, _ = groups(np.column_stack([place, file.labels[annotations]]))
-    _, first_of_place = np.unique(place, return_index=True)
-    _, first_of_class = np.unique(with_class, return_index=True)
+    place = _groups(np.column_stack([file.images[annotations], corners]))
     everything = np.arange(len(annotations))
-    repeated = np.setdiff1d(everything, first_of_class)
-    two_classes = np.setdiff1d(first_of_class, first_of_place)
+    at_place = _first_equal(place)
+    of_class = _first_equal(place * len(file.names) + file.labels[annotations])
+    repeated = np.flatnonzero(of_class != everything)
+    two_classes = np.flatnonzero((of_class == everything) & (at_place != everything))
+
+    def other(index: int) -> str:
+        return f"annotation {file.ids[annotations[index]]}"
+
+    def name(index: int) -> str:
+        return file.names[int(file.labels[annotations[index]])]
+
+    copies = [f"as {other(of_class[i])}" for i in repeated[:MAX_EXAMPLES]]
+    classes = [f"{name(i)}; {other(at_place[i])} is {name(at_place[i])}" for i in two_classes[:MAX_EXAMPLES]]
     return [
-        *box_finding("box-repeated", split, annotations[repeated]),
-        *box_finding("box-two-classes", split, annotations[two_classes]),
+        *box_finding("box-repeated", split, annotations[repeated], copies),
+        *box_finding("box-two-classes", split, annotations[two_classes], classes),
     ]
+
+
+def _first_equal(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each value the index of the first that equals it, (T,)."""
+    _, first, group = np.unique(values, return_index=True, return_inverse=True)
+    return np.asarray(first[group])
+
+
+def _groups(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The number of the group of equal rows to which each row of (T, C) belongs, (T,)."""
+    return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _check_shares(train: Annotations, val: Annotations) -> list[Finding]:

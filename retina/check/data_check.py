@@ -14,15 +14,18 @@ from numpy.typing import NDArray
 
 from retina.check.advice import Advice, advise
 from retina.check.anchor_fit import AnchorFit, check_fit, measure_fit, resized_objects
-from retina.check.annotation_checks import check_annotations, check_both
+from retina.check.annotation_checks import check_annotations, check_both, check_categories
 from retina.check.findings import Example, Finding, Split, sort_findings
-from retina.check.image_checks import ImageFacts, Progress, check_copies, check_files, read_all_facts
+from retina.check.image_checks import Progress, check_copies, check_files, read_all_facts
 from retina.config import Config
 from retina.data.annotations import DataError, read_annotations
 from retina.data.coco import CocoDataset
 
 PIXELS_BELOW = 20_000  # images, below which pixels are read by default
 SAMPLE = 200  # image files of each split that a training looks at before it starts
+
+MAX_CLASSES = 2**15 - 1  # assign.py stores labels in 16 bits
+WRONG_NUMBERS = {"boxes-normalized", "boxes-xyxy"}  # of such boxes nothing else can be said
 
 
 class Objects(NamedTuple):
@@ -31,6 +34,7 @@ class Objects(NamedTuple):
     sizes: NDArray[np.float64]  # (T, 2) width and height in pixels of the resized image
     labels: NDArray[np.int64]  # (T,)
     fit: AnchorFit
+    dataset: CocoDataset
 
 
 class DataCheck(NamedTuple):
@@ -62,7 +66,10 @@ def check_data(config: Config, pixels: bool | None, progress: Progress) -> DataC
     paths = (("train", data.train_annotations, data.train_images), ("val", data.val_annotations, data.val_images))
     for name, file, folder in paths:
         try:
-            splits.append(Split(name, read_annotations(Path(file)), Path(folder)))
+            split = Split(name, read_annotations(Path(file)), Path(folder))
+            if not len(split.file.image_ids):
+                raise DataError(f"{file}: no images to use")
+            splits.append(split)
         except DataError as error:
             findings.append(Finding("file-refused", name, 1, [Example(str(error))]))
     if pixels is None:
@@ -71,32 +78,40 @@ def check_data(config: Config, pixels: bool | None, progress: Progress) -> DataC
     for split in splits:
         findings += check_annotations(split, config)
         images = np.arange(len(split.file.image_ids))
-        all_facts.append(read_all_facts([split.image_path(int(i)) for i in images], pixels, progress))
+        all_facts.append(read_all_facts(split, images, pixels, progress))
         findings += check_files(split, images, all_facts[-1])
+    findings += check_categories(splits)
     if len(splits) == 2:
         findings += check_both(*splits)
         findings += check_copies((splits[0], all_facts[0]), (splits[1], all_facts[1]))
     objects, advice = None, []
-    if splits and splits[0].name == "train" and (dataset := training_data(splits[0], config)) is not None:
-        sizes, labels = resized_objects(dataset, config)
-        objects = Objects(sizes, labels, measure_fit(dataset, config))
-        findings += check_fit(splits[0], dataset, objects.fit, config)
-        advice = advise(dataset, sizes, labels, objects.fit, config)
+    for split in splits:
+        try:
+            dataset = _dataset(split, config)
+        except DataError as error:
+            if split.folder.is_dir():  # otherwise its images are reported as missing
+                findings.append(Finding("file-refused", split.name, 1, [Example(str(error))]))
+            continue
+        if split.name == "train" and not WRONG_NUMBERS & {f.code for f in findings if f.split == "train"}:
+            sizes, labels = resized_objects(dataset, config)
+            objects = Objects(sizes, labels, measure_fit(dataset, config), dataset)
+            findings += check_fit(split, dataset, objects.fit, config)
+            advice = advise(dataset, sizes, labels, objects.fit, config)
     return DataCheck(config, splits, sort_findings(findings), objects, advice, pixels)
 
 
-def training_data(split: Split, config: Config) -> CocoDataset | None:
-    """What the training uses of the file; None where it would not start."""
-    try:
-        return CocoDataset(
-            split.file.path,
-            split.folder,
-            crowd=config.data.crowd,
-            empty_images=config.data.empty_images,
-            file=split.file,
-        )
-    except DataError:  # no folder, which check_files has found, or no image with objects
-        return None
+def _dataset(split: Split, config: Config) -> CocoDataset:
+    """The data set as the training opens it.
+
+    Raises:
+        DataError: the training would refuse it.
+    """
+    if len(split.file.names) > MAX_CLASSES:
+        raise DataError(f"{split.file.path}: {len(split.file.names)} categories, expected at most {MAX_CLASSES}")
+    if split.name == "val":
+        return CocoDataset(split.file.path, split.folder, file=split.file)
+    data = config.data
+    return CocoDataset(split.file.path, split.folder, crowd=data.crowd, empty_images=data.empty_images, file=split.file)
 
 
 def quick_check(train: CocoDataset, val: CocoDataset, config: Config) -> list[Finding]:
@@ -105,18 +120,15 @@ def quick_check(train: CocoDataset, val: CocoDataset, config: Config) -> list[Fi
     The headers of up to SAMPLE files of each split are read, evenly spaced; with `data.unreadable=skip` none.
     """
     splits = [Split("train", train.file, train.folder), Split("val", val.file, val.folder)]
-    findings = check_both(*splits)
+    findings = check_categories(splits) + check_both(*splits)
     for split in splits:
         findings += check_annotations(split, config)
         if config.data.unreadable == "error":
             total = len(split.file.image_ids)
             images = np.unique(np.linspace(0, total - 1, min(SAMPLE, total)).astype(np.int64))
-            findings += check_files(split, images, _headers(split, images))
+            findings += check_files(split, images, read_all_facts(split, images, False, _without_progress))
     return sort_findings([finding for finding in findings if finding.texts.severity == "error"])
 
 
-def _headers(split: Split, images: NDArray[np.int64]) -> list[ImageFacts]:
-    def without_progress(iterable: Iterable[Any], _: int) -> Iterable[Any]:
-        return iterable
-
-    return read_all_facts([split.image_path(int(i)) for i in images], False, without_progress)
+def _without_progress(iterable: Iterable[Any], _: int) -> Iterable[Any]:
+    return iterable

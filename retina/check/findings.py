@@ -46,10 +46,15 @@ class Finding:
         """What codes.yaml says about the code."""
         return CODES[self.code]
 
+    @property
+    def num_more(self) -> int:
+        """The number of places that are not among the examples; 0 where one example stands for all places."""
+        return self.count - MAX_EXAMPLES if len(self.examples) == MAX_EXAMPLES else 0
+
     def __str__(self) -> str:
         places = "; ".join(example.text for example in self.examples)
-        more = "; ..." if self.count > len(self.examples) else ""
-        return f"{self.texts.severity} {self.code}: {self.split}: {self.count} {self.texts.title}: {places}{more}"
+        more = f"; ... and {self.num_more} more" if self.num_more else ""
+        return f"{self.texts.severity} {self.code} in {self.split}: {self.texts.title} ({self.count}): {places}{more}"
 
 
 class Split(NamedTuple):
@@ -92,14 +97,16 @@ def image_finding(
     return [Finding(code, split.name, len(images), examples)] if len(images) else []
 
 
-def box_finding(code: str, split: Split, annotations: Sequence[int] | NDArray[Any]) -> list[Finding]:
-    """A finding about boxes, given by the indices of their annotations; none without them."""
+def box_finding(
+    code: str, split: Split, annotations: Sequence[int] | NDArray[Any], details: Sequence[str] = ()
+) -> list[Finding]:
+    """A finding about boxes, given by the indices of their annotations; none without them. `details`: see above."""
     examples = []
-    for index in annotations[:MAX_EXAMPLES]:
+    for place, index in enumerate(annotations[:MAX_EXAMPLES]):
         image = int(split.file.images[index])
         numbers = ", ".join(f"{value:.6g}" for value in split.file.boxes[index].tolist())
         text = f"annotation {split.file.ids[index]} of {split.image_text(image)}: bbox [{numbers}]"
-        examples.append(split.example(text, image, [index]))
+        examples.append(split.example(text + (f", {details[place]}" if len(details) else ""), image, [index]))
     return [Finding(code, split.name, len(annotations), examples)] if len(annotations) else []
 
 
@@ -112,9 +119,3 @@ def sort_findings(findings: list[Finding]) -> list[Finding]:
     """Errors first, then warnings, then notes, otherwise in the order of codes.yaml."""
     codes = list(CODES)
     return sorted(findings, key=lambda f: (SEVERITIES.index(f.texts.severity), codes.index(f.code), f.split))
-
-
-def groups(values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each row of `values` (T, C): the number of its group of equal rows, and the size of that group."""
-    _, group, size = np.unique(values, axis=0, return_inverse=True, return_counts=True)
-    return group.reshape(-1), size[group.reshape(-1)]

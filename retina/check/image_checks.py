@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from retina.check.findings import Finding, Split, image_finding
+from retina.check.findings import MAX_EXAMPLES, Finding, Split, image_finding
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]  # wraps an iterable of known length
 ORIENTATION = 0x0112  # the EXIF tag
@@ -43,57 +45,91 @@ class ImageFacts(NamedTuple):
     thumbnail: NDArray[np.uint8] | None = None  # gray, (THUMBNAIL, THUMBNAIL)
 
 
-def read_facts(path: Path, pixels: bool) -> ImageFacts:
-    """Open an image file. Without `pixels` only its header is read, which cannot show a file that ends too early."""
+def read_facts(path: Path, size: tuple[int, int], pixels: bool) -> ImageFacts:
+    """Open an image file. Without `pixels` only its header is read, which cannot show a file that ends too early.
+
+    `size`: (width, height) in the JSON. An image of another size is not decoded: it may claim billions of pixels.
+    """
     try:
-        num_bytes = path.stat().st_size
+        status = path.stat()
+    except FileNotFoundError:
+        return ImageFacts("missing")
     except (OSError, ValueError) as error:
         return ImageFacts("missing", getattr(error, "strerror", None) or str(error))
+    if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait forever
+        return ImageFacts("unreadable", "it is not a file")
+    if not status.st_size:
+        return ImageFacts("unreadable", "the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL's, about large images and damaged tags
-            with Image.open(path) as image:
-                facts = ImageFacts(
-                    "",
-                    "",
-                    *image.size,
-                    mode=image.mode,
-                    orientation=int(image.getexif().get(ORIENTATION) or 1),
-                    frames=getattr(image, "n_frames", 1)
-                    if image.format != "MPO"
-                    else 1,  # MPO: a photo and its preview
-                    num_bytes=num_bytes,
-                    transparent=image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
-                )
-                return _with_pixels(facts, image) if pixels else facts
+        with Image.open(path) as image:
+            facts = ImageFacts(
+                "",
+                "",
+                *image.size,
+                mode=image.mode,
+                orientation=_orientation(Image.Image.getexif(image)),  # that of the PNG class decodes the pixels
+                num_bytes=status.st_size,
+                transparent=image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
+            )
+            if pixels and size in (image.size, image.size[::-1]):
+                facts = _with_pixels(facts, image)
+            return facts if facts.problem else facts._replace(frames=_num_frames(image))
+    except UnidentifiedImageError:
+        return ImageFacts("unreadable", "it is in no image format that PIL knows", num_bytes=status.st_size)
     except Exception as error:  # for damaged files the decoders raise almost anything
-        return ImageFacts("unreadable", str(error) or type(error).__name__, num_bytes=num_bytes)
+        return ImageFacts("unreadable", _message(error), num_bytes=status.st_size)
+
+
+def _orientation(exif: Image.Exif) -> int:
+    value: Any = exif.get(ORIENTATION)  # of any type in a damaged file
+    return int(value) if value in range(1, 9) else 1
+
+
+def _num_frames(image: Image.Image) -> int:
+    if image.format == "MPO":  # a photo and its preview
+        return 1
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # a later frame is damaged; only the first is used
+        return 1
+
+
+def _message(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _with_pixels(facts: ImageFacts, image: Image.Image) -> ImageFacts:
     try:
         image.draft("RGB", (8 * THUMBNAIL, 8 * THUMBNAIL))  # JPEG files are decoded at a fraction of their size: faster
         image.load()
+        orientation = _orientation(image.getexif())  # in a PNG file it may come after the pixels
+        gray = np.asarray(image, np.float64) if image.mode.startswith(("I", "F")) else None
+        if gray is not None:
+            image = Image.fromarray(((gray - gray.min()) / (np.ptp(gray) or 1) * 255).astype(np.uint8))
+        rgb = image.convert("RGB")
     except Exception as error:
-        return facts._replace(problem="truncated", detail=str(error) or type(error).__name__)
+        return facts._replace(problem="truncated", detail=_message(error))
     transparent = facts.transparent
     if transparent:
         alpha: Any = image.convert("RGBA").getchannel("A").getextrema()
         transparent = alpha[0] < 255
-    extrema: Any = image.getextrema()  # (low, high), or one of these for each band
-    limits = extrema if isinstance(extrema[0], tuple) else (extrema,)
-    gray = np.asarray(image, np.float64) if image.mode.startswith(("I", "F")) else None
-    if gray is not None:
-        image = Image.fromarray(((gray - gray.min()) / (np.ptp(gray) or 1) * 255).astype(np.uint8))
-    thumbnail = np.asarray(image.convert("RGB").convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+    limits: Any = rgb.getextrema()
     constant = all(low == high for low, high in limits)
-    return facts._replace(transparent=transparent, constant=constant, thumbnail=thumbnail)
+    thumbnail = np.asarray(rgb.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+    return facts._replace(orientation=orientation, transparent=transparent, constant=constant, thumbnail=thumbnail)
 
 
-def read_all_facts(paths: list[Path], pixels: bool, progress: Progress) -> list[ImageFacts]:
-    """The facts of each file, read with a thread per core. PIL and the file system leave Python free meanwhile."""
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return list(progress(pool.map(lambda path: read_facts(path, pixels), paths), len(paths)))
+def read_all_facts(split: Split, images: NDArray[np.int64], pixels: bool, progress: Progress) -> list[ImageFacts]:
+    """The facts of the image files at these indices, read with a thread per core.
+
+    PIL and the file system leave Python free meanwhile.
+    """
+    file = split.file
+    sizes = zip(file.widths[images].tolist(), file.heights[images].tolist(), strict=True)
+    paths = [split.image_path(image) for image in images.tolist()]
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        warnings.simplefilter("ignore")  # PIL's, about large images and damaged tags
+        return list(progress(pool.map(read_facts, paths, sizes, repeat(pixels)), len(paths)))
 
 
 def check_files(split: Split, images: NDArray[np.int64], facts: list[ImageFacts]) -> list[Finding]:
@@ -102,8 +138,8 @@ def check_files(split: Split, images: NDArray[np.int64], facts: list[ImageFacts]
     for image, fact in zip(images.tolist(), facts, strict=True):
         for code, detail in _codes(fact, int(split.file.widths[image]), int(split.file.heights[image])):
             found[code].append((image, detail))
-    if found["image-missing"]:
-        found["image-missing"] = [(i, _other_case(split.image_path(i))) for i, _ in found["image-missing"]]
+    for place, (image, detail) in enumerate(found["image-missing"][:MAX_EXAMPLES]):  # each lists a folder
+        found["image-missing"][place] = image, _other_case(split.image_path(image)) or detail
     return [
         finding
         for code, places in found.items()
@@ -136,11 +172,13 @@ def _codes(fact: ImageFacts, width: int, height: int) -> Iterator[tuple[str, str
 
 
 def _other_case(path: Path) -> str:
-    """Where a file with the same name but for case exists: its name."""
+    """A file whose name differs only by case, or that there is no folder; empty otherwise."""
     try:
-        names = [file.name for file in path.parent.iterdir()]
-    except OSError:
+        names = sorted(file.name for file in path.parent.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
         return f"there is no folder {path.parent}"
+    except OSError:
+        return ""
     same = [name for name in names if name.casefold() == path.name.casefold()]
     return f"the folder has {same[0]}" if same else ""
 

@@ -11,7 +11,7 @@ import numpy as np
 from retina.atomic_files import write_text
 from retina.check.advice import Advice
 from retina.check.codes import Severity
-from retina.check.data_check import DataCheck, Objects, training_data
+from retina.check.data_check import DataCheck, Objects
 from retina.check.findings import Finding, Split
 from retina.check.pictures import draw_example, photo, plot_classes, plot_sizes, training_sheet
 from retina.check.text import FIT_HEAD, count_findings, fit_rows, fit_sentences, what_was_read
@@ -59,10 +59,8 @@ def _blocks(check: DataCheck) -> Iterator[Block]:
         yield from _objects(check, check.objects)
     if check.advice:
         yield from _advice(check.advice)
-    if check.splits and check.splits[0].name == "train":
-        dataset = training_data(check.splits[0], check.config)
-        if dataset is not None:
-            yield from _sheet(dataset, check.config)
+    if check.objects is not None:
+        yield from _sheet(check.objects.dataset, check.config)
 
 
 def _summary(check: DataCheck) -> Iterator[Block]:
@@ -97,13 +95,13 @@ def _finding(finding: Finding, name: str) -> Beside:
     """`name`: what the table links to."""
     texts = finding.texts
     places = [example.text for example in finding.examples]
-    if finding.count > len(places):
-        places.append(f"... and {finding.count - len(places)} more")
+    if finding.num_more:
+        places.append(f"... and {finding.num_more} more")
     picture = _worst_image(finding)
     unreadable = picture is None and any(example.image for example in finding.examples)
     blocks: list[Heading | Paragraph | Bullets] = [
         Heading(3, f"{texts.severity}: {finding.code} ({finding.split})", name),
-        Paragraph(f"{finding.count} {texts.title}"),
+        Paragraph(f"{texts.title[0].upper()}{texts.title[1:]} ({finding.count})"),
         Bullets(places),
         Paragraph(texts.effect, "Effect:"),
         Paragraph(texts.advice, "What to do:"),

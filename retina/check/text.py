@@ -24,17 +24,17 @@ def format_check(check: DataCheck) -> str:
         parts += [_format_objects(check, check.objects)]
     if check.advice:
         parts.append(_format_advice(check))
-    return "\n\n".join(parts)
+    # Names and paths come from the files: no character of them may control the terminal.
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in "\n\n".join(parts))
 
 
 def _summary(check: DataCheck) -> str:
     lines = []
     for split in check.splits:
         objects, crowds = int((~split.file.crowd).sum()), int(split.file.crowd.sum())
-        lines.append(
-            f"{split.name}: {len(split.file.image_ids)} images, {objects} objects"
-            f"{f', {crowds} crowd regions' if crowds else ''}, {len(split.file.names)} classes  ({split.file.path})"
-        )
+        counts = [(len(split.file.image_ids), "image"), (objects, "object"), (len(split.file.names), "class")]
+        counts += [(crowds, "crowd region")] * (crowds > 0)
+        lines.append(f"{split.name}: {', '.join(map(_counted, counts))}  ({split.file.path})")
     return "\n".join([*lines, f"{what_was_read(check)}; {count_findings(check)}"])
 
 
@@ -46,17 +46,21 @@ def what_was_read(check: DataCheck) -> str:
 def count_findings(check: DataCheck) -> str:
     """ "2 errors, 1 warning", or "no findings"."""
     counts = [(check.count("error"), "error"), (check.count("warning"), "warning"), (check.count("note"), "note")]
-    texts = [f"{count} {name}{'s' * (count != 1)}" for count, name in counts if count]
-    return ", ".join(texts) or "no findings"
+    return ", ".join(_counted(count) for count in counts if count[0]) or "no findings"
+
+
+def _counted(count: tuple[int, str]) -> str:
+    number, name = count
+    return f"{number:,} {name}{('es' if name.endswith('s') else 's') * (number != 1)}"
 
 
 def _format_finding(finding: Finding) -> str:
     texts = finding.texts
-    lines = [f"{texts.severity.upper()} {finding.code}: {finding.split}: {finding.count} {texts.title}"]
-    for example in finding.examples:
-        lines += textwrap.wrap(example.text, WIDTH, initial_indent="    ", subsequent_indent="      ") or []
-    if finding.count > len(finding.examples):
-        lines.append(f"    ... and {finding.count - len(finding.examples)} more")
+    lines = [f"{texts.severity.upper()} {finding.code} in {finding.split}: {texts.title} ({finding.count})"]
+    for line in (line for example in finding.examples for line in example.text.splitlines()):
+        lines += textwrap.wrap(line, WIDTH, initial_indent="    ", subsequent_indent="      ")
+    if finding.num_more:
+        lines.append(f"    ... and {finding.num_more} more")
     lines += textwrap.wrap(texts.effect, WIDTH, initial_indent="  ", subsequent_indent="  ")
     lines += textwrap.wrap(f"What to do: {texts.advice}", WIDTH, initial_indent="  ", subsequent_indent="  ")
     return "\n".join(lines)
@@ -113,6 +117,8 @@ def _format_objects(check: DataCheck, objects: Objects) -> str:
             *(f"  {sentence}" for sentence in fit_sentences(objects.fit)),
             "",
             *table,
+            f"  below IoU: no anchor has an IoU of {check.config.assign.positive_iou:g} (assign.positive_iou) with the",
+            "  object; centered: not even one with the same center",
             "",
             "  Objects by side (square root of the area) in pixels of the resized images:",
             *_histogram(objects.sizes),

@@ -216,13 +216,12 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.ui
     try:
         with Image.open(path) as image:
             stored = image.size
+            if size is not None and size not in (stored, stored[::-1]):  # before decoding what may be a huge image
+                raise _size_error(path, size, stored)
             upright = ImageOps.exif_transpose(image)
             chosen = upright if size is None or upright.size == size else image
             if size is not None and chosen.size != size:
-                raise DataError(
-                    f"{path}: width x height is {size[0]}x{size[1]} in the JSON, {stored[0]}x{stored[1]} in the file; "
-                    "correct one of them"
-                )
+                raise _size_error(path, size, stored)
             if chosen.mode.startswith("I") or chosen.mode == "F":
                 gray = np.asarray(chosen).astype(np.float64)
                 chosen = Image.fromarray((gray / 256 if chosen.mode != "F" else gray).clip(0, 255).astype(np.uint8))
@@ -231,6 +230,13 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.ui
         raise
     except Exception as error:  # for damaged files the decoders raise almost anything, such as struct.error
         raise DataError(f"{path}: not readable as an image: {error}") from error
+
+
+def _size_error(path: Path, size: tuple[int, int], stored: tuple[int, int]) -> DataError:
+    return DataError(
+        f"{path}: width x height is {size[0]}x{size[1]} in the JSON, {stored[0]}x{stored[1]} in the file; "
+        "correct one of them"
+    )
 
 
 def _first_ids(ids: NDArray[np.int64]) -> str:
