@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from retina.check.advice import Advice, advise
 from retina.check.anchor_fit import AnchorFit, check_fit, measure_fit, resized_objects
-from retina.check.annotation_checks import check_annotations, check_both, check_categories
+from retina.check.annotation_checks import (
+    WRONG_NUMBERS,
+    check_annotations,
+    check_both,
+    check_categories,
+    check_errors,
+    check_same_categories,
+)
 from retina.check.findings import Example, Finding, Split, sort_findings
 from retina.check.image_checks import Progress, check_copies, check_files, read_all_facts
 from retina.config import Config
@@ -23,9 +30,7 @@ from retina.data.coco import CocoDataset
 
 PIXELS_BELOW = 20_000  # images, below which pixels are read by default
 SAMPLE = 200  # image files of each split that a training looks at before it starts
-
 MAX_CLASSES = 2**15 - 1  # assign.py stores labels in 16 bits
-WRONG_NUMBERS = {"boxes-normalized", "boxes-xyxy"}  # of such boxes nothing else can be said
 
 
 class Objects(NamedTuple):
@@ -120,9 +125,9 @@ def quick_check(train: CocoDataset, val: CocoDataset, config: Config) -> list[Fi
     The headers of up to SAMPLE files of each split are read, evenly spaced; with `data.unreadable=skip` none.
     """
     splits = [Split("train", train.file, train.folder), Split("val", val.file, val.folder)]
-    findings = check_categories(splits) + check_both(*splits)
+    findings = check_categories(splits) + check_same_categories(*splits)
     for split in splits:
-        findings += check_annotations(split, config)
+        findings += check_errors(split)
         if config.data.unreadable == "error":
             total = len(split.file.image_ids)
             images = np.unique(np.linspace(0, total - 1, min(SAMPLE, total)).astype(np.int64))

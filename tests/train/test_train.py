@@ -187,6 +187,6 @@ def test_errors_of_the_data_are_named_before_the_first_step(tiny_yaml: Path, tin
     with pytest.raises(RunError) as raised:
         train(settings(tiny_yaml, tmp_path / "run", *files))
     message = str(raised.value)
-    assert "error box-negative: train: 1 boxes with a negative width" in message and "annotation 4 of" in message
-    assert "error image-missing: val: 1 image files" in message and missing in message
+    assert "error box-negative in train: boxes with a negative width or height (1): annotation 4 of" in message
+    assert "error image-missing in val: image files that do not exist (1)" in message and missing in message
     assert "python tools/check_data.py" in message and not (tmp_path / "run/metrics.csv").exists()
