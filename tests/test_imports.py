@@ -17,7 +17,7 @@ class Package(NamedTuple):
 
 
 # The files at the top of retina/ are two packages here: those that every package may use, and the detector's own steps.
-BASE = ["config", "config_file", "command_line", "atomic_files", "device", "parent_process", "boxes"]
+BASE = ["config", "config_file", "command_line", "atomic_files", "device", "parent_process", "boxes", "exif"]
 PACKAGES = {
     "base": Package(BASE, []),
     "losses": Package(
@@ -40,7 +40,7 @@ PACKAGES = {
         ["base", "data", "model", "detector", "evaluate", "plots", "check"],
     ),
     "shapes": Package(["outlines", "settings", "layout", "painting", "scene", "writing"], ["base"]),
-    "convert": Package(["checks", "voc", "yolo_folder", "yolo"], []),
+    "convert": Package(["checks", "voc", "yolo_folder", "yolo"], ["base"]),
     "study": Package(
         ["cells", "paper", "study_file", "trial_storage", "launch", "outcome", "estimate", "loop", "results", "figures",
          "report"],

@@ -32,6 +32,9 @@ def main() -> int:
     if arguments.html is not None and not arguments.html.parent.is_dir():
         exit_with_error(f"--html: no folder {arguments.html.parent}")
 
+    if arguments.html is not None and arguments.html.exists() and not is_page(arguments.html):
+        exit_with_error(f"--html: {arguments.html} exists and is not a page; give another name")
+
     from tqdm import tqdm  # late, as torch, so that a usage error is reported at once
 
     from retina.check import check_data, format_check, write_page
@@ -48,6 +51,11 @@ def main() -> int:
             exit_with_error(f"--html: {arguments.html}: {error.strerror}")
         print(f"\n{arguments.html}")
     return 1 if check.count("error") else 0
+
+
+def is_page(file: Path) -> bool:
+    """Whether an existing file is an HTML page, which may be replaced, and not a file of the user."""
+    return file.is_file() and file.read_bytes()[:15] == b"<!DOCTYPE html>"
 
 
 if __name__ == "__main__":

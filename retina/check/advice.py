@@ -19,8 +19,8 @@ from retina.data.coco import CocoDataset
 
 MEAN_OFFSET = 0.25  # strides
 MAX_OBJECTS = 5000  # a random part of more; enough for shares to half a point
-GAIN = 0.02  # of the reach, below which nothing is advised
-MORE_ANCHORS_GAIN = 0.04  # more anchors make the step slower
+GAIN = 0.05  # of the reach, below which nothing is advised
+MORE_ANCHORS_GAIN = 0.08  # more anchors make the step slower
 BASES = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 RATIOS = ((0.5, 1.0, 2.0), (0.4, 1.0, 2.5), (0.33, 1.0, 3.0), (0.25, 1.0, 4.0), (0.2, 1.0, 5.0))
 MANY_RATIOS = ((0.25, 0.5, 1.0, 2.0, 4.0), (0.17, 0.4, 1.0, 2.5, 6.0))
@@ -126,7 +126,8 @@ def _image_size(dataset: CocoDataset, sizes: NDArray[np.float64], config: Config
         f"a tenth of the objects is smaller than {side:.0f} pixels in images of {used:.0f} pixels, and the files have "
         f"{stored:.0f}; a step takes about {(wanted / used) ** 2:.1f} times as long"
     )
-    advice = [Advice(f"data.short_side=[{wanted}]", reason)]
+    wanted_sides = [math.ceil(side * wanted / used / 16) * 16 for side in config.data.short_side]
+    advice = [Advice(f"data.short_side={wanted_sides}", reason)]
     if config.data.eval_short_side is not None:
         advice.append(Advice(f"data.eval_short_side={wanted}", "the same size in the evaluation"))
     if config.data.max_side < wanted * longest / stored:

@@ -5,7 +5,7 @@ Nothing is augmented. T objects, R anchors of an image.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from retina.assign import assign
 from retina.boxes import box_iou
 from retina.check.findings import Finding, Split, box_finding
+from retina.check.image_checks import Progress
 from retina.config import Anchors, Config
 from retina.data.augment import resized_size
 from retina.data.coco import CocoDataset, Record
@@ -27,15 +28,15 @@ MAX_BELOW = 0.2  # share of the objects of a class below the positive IoU, from 
 MIN_OBJECTS = 10  # of a class, for it
 MAX_WITHOUT = 0.01  # share of objects without an anchor
 MIN_WITHOUT = 3  # and their number
+CHUNK = 20_000  # objects of which the IoUs are computed at a time, to save memory
 
 
 class AnchorFit(NamedTuple):
-    """The objects of the first data set that the anchors were matched to, and the totals of the matching."""
+    """Some objects of a data set that the anchors were matched to, and the totals over the images of the sample."""
 
+    annotations: NDArray[np.int64]  # (T,) positions in the file
     labels: NDArray[np.int64]  # (T,)
-    sizes: NDArray[np.float64]  # (T, 2) width and height in pixels of the resized image
     best_iou: NDArray[np.float64]  # (T,) with the best anchor
-    centered_iou: NDArray[np.float64]  # (T,) with the best anchor, if it had the same center
     num_anchors: NDArray[np.int64]  # (T,) positive anchors
     shares_anchor: NDArray[np.bool_]  # (T,) the best anchor is also that of another object
     images: int
@@ -54,55 +55,54 @@ def resized_objects(dataset: CocoDataset, config: Config) -> tuple[NDArray[np.fl
     return np.concatenate(sizes), np.concatenate(labels)
 
 
-def measure_fit(dataset: CocoDataset, config: Config) -> AnchorFit:
-    """Match the anchors to the objects of up to MAX_IMAGES images, evenly spaced over the data set."""
-    parts: list[tuple[NDArray[np.float64], ...]] = []
+def measure_fit(dataset: CocoDataset, config: Config, progress: Progress) -> AnchorFit:
+    """Match the anchors to the objects of a random sample of MAX_IMAGES images, always the same.
+
+    The totals are over these images. If fewer than MAX_IMAGES of them have objects, further ones with objects are
+    matched, for the columns.
+    """
+    order = np.random.default_rng(0).permutation(len(dataset.records))
+    further = order[MAX_IMAGES:]
+    has_objects = dataset.records.num_objects > 0
+    missing = MAX_IMAGES - int(has_objects[order[:MAX_IMAGES]].sum())
+    images = np.concatenate([order[:MAX_IMAGES], further[has_objects[further]][:missing]])
+    records = dataset.records.take(images)
+    parts: list[tuple[NDArray[Any], ...]] = []
     totals = np.zeros(3, np.int64)  # anchors, positives, negatives
-    subset = dataset.evenly_spaced(MAX_IMAGES)
-    for record in subset.records:
-        height, width = _resized(record, config)
-        multiple = config.data.pad_multiple
-        padded = -(-height // multiple) * multiple, -(-width // multiple) * multiple
-        anchors = make_anchors(config.anchors, *padded, torch.device("cpu"))
+    for place, record in enumerate(progress(records, len(records))):
+        anchors = make_anchors(config.anchors, *_padded(record, config), torch.device("cpu"))
         scale = _scale(record, config)
         boxes, ignore = (torch.from_numpy((part * scale).astype(np.float32)) for part in (record.boxes, record.ignore))
         target = Target(boxes, torch.from_numpy(record.labels), ignore)
-        assignment = assign(anchors, [target], [(height, width)], dataset.num_classes, config.assign)
+        assignment = assign(anchors, [target], [_resized(record, config)], dataset.num_classes, config.assign)
         labels_R = assignment.labels_NR[0]
         positive_R = (labels_R >= 0) & (labels_R < dataset.num_classes)
-        totals += len(labels_R), int(positive_R.sum()), int((labels_R == dataset.num_classes).sum())
+        if place < MAX_IMAGES:
+            totals += len(labels_R), int(positive_R.sum()), int((labels_R == dataset.num_classes).sum())
         if len(boxes):
-            parts.append(_fit_objects(boxes, record.labels, anchors, assignment.boxes_NR4[0][positive_R], config))
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.zeros(0)] * 7
-    labels, width_T, height_T, best, centered, num_anchors, shares = columns
+            fit = _fit_objects(boxes, anchors, assignment.boxes_NR4[0][positive_R])
+            parts.append((records.annotations(place), record.labels, *fit))
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.zeros(0)] * 5
+    annotations, labels, best, num_anchors, shares = columns
     return AnchorFit(
+        annotations.astype(np.int64),
         labels.astype(np.int64),
-        np.column_stack([width_T, height_T]),
         best,
-        centered,
         num_anchors.astype(np.int64),
         shares.astype(np.bool_),
-        len(subset.records),
+        min(len(order), MAX_IMAGES),
         *totals.tolist(),
     )
 
 
 def _fit_objects(
-    boxes_M4: Tensor, labels_M: NDArray[np.int64], anchors: tuple[Tensor, ...], matched_P4: Tensor, config: Config
-) -> tuple[NDArray[np.float64], ...]:
-    """The columns of AnchorFit for the objects of one image."""
+    boxes_M4: Tensor, anchors: tuple[Tensor, ...], matched_P4: Tensor
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Best IoU, number of anchors, and whether the best anchor is shared, for the objects of one image; (M,) each."""
     best_M, index_M = box_iou(boxes_M4, torch.cat(anchors)).max(dim=1)
     num_anchors_M = (matched_P4[:, None] == boxes_M4).all(dim=2).sum(dim=0)
     _, group, size = np.unique(index_M.numpy(), return_inverse=True, return_counts=True)
-    width_height = (boxes_M4[:, 2:] - boxes_M4[:, :2]).double().numpy()
-    return (
-        labels_M.astype(np.float64),
-        *width_height.T,
-        best_M.double().numpy(),
-        shape_iou(width_height, config.anchors, 0.0),
-        num_anchors_M.double().numpy(),
-        (size[group] > 1).astype(np.float64),
-    )
+    return best_M.double().numpy(), num_anchors_M.double().numpy(), (size[group] > 1).astype(np.float64)
 
 
 def shape_iou(sizes: NDArray[np.float64], anchors: Anchors, offset: float) -> NDArray[np.float64]:
@@ -115,6 +115,9 @@ def shape_iou(sizes: NDArray[np.float64], anchors: Anchors, offset: float) -> ND
 
     Returns: (T,).
     """
+    if len(sizes) > CHUNK:
+        parts = range(0, len(sizes), CHUNK)
+        return np.concatenate([shape_iou(sizes[start : start + CHUNK], anchors, offset) for start in parts])
     width, height = sizes[:, :1], sizes[:, 1:]
     stride = np.repeat([2.0**level for level in LEVELS], anchors.scales * len(anchors.ratios))
     side = anchors.octave_base * 2 ** (np.arange(anchors.scales) / anchors.scales)
@@ -128,7 +131,7 @@ def shape_iou(sizes: NDArray[np.float64], anchors: Anchors, offset: float) -> ND
     return np.asarray(iou.max(axis=1))
 
 
-def check_fit(split: Split, dataset: CocoDataset, fit: AnchorFit, config: Config) -> list[Finding]:
+def check_fit(split: Split, fit: AnchorFit, config: Config) -> list[Finding]:
     """The findings about objects that the anchors do not reach."""
     if not len(fit.labels):
         return []
@@ -137,21 +140,17 @@ def check_fit(split: Split, dataset: CocoDataset, fit: AnchorFit, config: Config
     count, count_below = np.bincount(fit.labels), np.bincount(fit.labels, below)
     by_chance = 2 * np.sqrt(MAX_BELOW * (1 - MAX_BELOW) * count)  # two standard errors
     classes = (count_below > MAX_BELOW * count + by_chance) & (count >= MIN_OBJECTS)
-    findings += _object_finding("objects-below-positive-iou", split, dataset, fit, below & classes[fit.labels])
+    findings += _object_finding("objects-below-positive-iou", split, fit, below & classes[fit.labels])
     without = fit.num_anchors == 0
     if without.mean() > MAX_WITHOUT and without.sum() >= MIN_WITHOUT:
-        findings += _object_finding("objects-without-anchor", split, dataset, fit, without)
+        findings += _object_finding("objects-without-anchor", split, fit, without)
     return findings
 
 
-def _object_finding(
-    code: str, split: Split, dataset: CocoDataset, fit: AnchorFit, selected: NDArray[np.bool_]
-) -> list[Finding]:
+def _object_finding(code: str, split: Split, fit: AnchorFit, selected: NDArray[np.bool_]) -> list[Finding]:
     """A finding about some of the objects of `fit`, that with the lowest IoU first."""
-    records = dataset.evenly_spaced(MAX_IMAGES).records
-    objects = np.concatenate([records.annotations(i) for i in range(len(records))])
     chosen = np.flatnonzero(selected)
-    return box_finding(code, split, objects[chosen[np.argsort(fit.best_iou[chosen], kind="stable")]])
+    return box_finding(code, split, fit.annotations[chosen[np.argsort(fit.best_iou[chosen], kind="stable")]])
 
 
 def _resized(record: Record, config: Config) -> tuple[int, int]:
@@ -162,3 +161,9 @@ def _resized(record: Record, config: Config) -> tuple[int, int]:
 def _scale(record: Record, config: Config) -> NDArray[np.float64]:
     height, width = _resized(record, config)
     return np.array([width / record.width, height / record.height] * 2)
+
+
+def _padded(record: Record, config: Config) -> tuple[int, int]:
+    multiple = config.data.pad_multiple
+    height, width = _resized(record, config)
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from retina.check.findings import MAX_EXAMPLES, Example, Finding, Split, box_finding, image_finding, name_finding
+from retina.check.findings import MAX_EXAMPLES, Example, Finding, Split, box_finding, image_finding, lower, name_finding
 from retina.config import Config
 from retina.data.annotations import Annotations
 from retina.data.augment import resized_size
@@ -24,9 +24,11 @@ MIN_SIDE = 2.0  # pixels of a box at the training size
 RARE = 10  # training objects
 SMALL_IMAGE = 32  # pixels
 ELONGATED = 8.0  # longer side / shorter side
-SAME_SHARE = 4.0  # standard errors between the shares of a class in the splits, and at least a factor of 2
-SAME_SIZE = 1.5  # ratio of the median sides of the splits
-WRONG_NUMBERS = {"boxes-normalized", "boxes-xyxy"}  # of such boxes nothing else can be said
+OTHER_SHARE = 4.0  # standard errors between the shares of a class in the splits, and at least a factor of 2
+OTHER_SIZE = 1.5  # ratio of the median sides of the splits
+FEW = 0.01  # share of the boxes, up to which wrong ones do not stop a training
+MANY_WHOLE = 0.05  # share of the images with a box that covers all
+WRONG_NUMBERS = {"boxes-normalized", "boxes-xyxy", "boxes-centered"}  # of such boxes nothing else can be said
 
 
 def check_errors(split: Split) -> list[Finding]:
@@ -91,13 +93,19 @@ def _objects_per_class(file: Annotations, num_classes: int) -> NDArray[np.int64]
 def check_categories(splits: Sequence[Split]) -> list[Finding]:
     """The findings about the lists of categories; for equal lists each is made once."""
     lists = {(tuple(split.file.category_ids), tuple(split.file.names)) for split in splits}
+    objects = [_objects_per_class(split.file, len(split.file.names)) for split in splits]
     if len(splits) == 2 and len(lists) == 1:
-        return _check_categories(splits[0].file, "train and val")
-    return [finding for split in splits for finding in _check_categories(split.file, split.name)]
+        return _check_categories(splits[0].file, "train and val", objects[0] + objects[1])
+    return [
+        finding
+        for split, count in zip(splits, objects, strict=True)
+        for finding in _check_categories(split.file, split.name, count)
+    ]
 
 
-def _check_categories(file: Annotations, split: str) -> list[Finding]:
-    repeated = [f"{name!r}: {count} times" for name, count in Counter(file.names).items() if count > 1]
+def _check_categories(file: Annotations, split: str, objects_K: NDArray[np.int64]) -> list[Finding]:
+    used = Counter(name for name, count in zip(file.names, objects_K, strict=True) if count)
+    repeated = [f"{name!r}: {count} times" for name, count in used.items() if count > 1]
     spellings: defaultdict[str, set[str]] = defaultdict(set)
     for name in file.names:
         spellings[" ".join(name.casefold().split())].add(name)
@@ -132,13 +140,20 @@ def _check_ids(split: Split) -> list[Finding]:
 
 
 def _check_listed_twice(split: Split) -> list[Finding]:
+    """Files with two entries. Equal boxes in both are no error: the image only counts twice."""
     seen: dict[str, int] = {}
     names = map(posixpath.normpath, split.file.file_names.tolist())
-    return image_finding(
-        "image-listed-twice",
-        split,
-        [image for image, name in enumerate(names) if seen.setdefault(name, image) != image],
-    )
+    twice = [(image, seen[name]) for image, name in enumerate(names) if seen.setdefault(name, image) != image]
+    order = np.argsort(split.file.images, kind="stable")
+    starts = np.searchsorted(split.file.images[order], np.arange(len(split.file.image_ids) + 1))
+    columns = np.column_stack([split.file.labels, split.file.crowd, split.file.boxes])[order]
+
+    def boxes(image: int) -> list[list[float]]:
+        return sorted(columns[starts[image] : starts[image + 1]].tolist())
+
+    findings = image_finding("image-listed-twice", split, [image for image, _ in twice])
+    equal = all(boxes(image) == boxes(first) for image, first in twice)
+    return lower(findings, "warning") if equal else findings
 
 
 def _check_names(split: Split) -> list[Finding]:
@@ -167,14 +182,23 @@ def _check_box_numbers(split: Split) -> list[Finding]:
         return []
     x, y, w, h = file.boxes.T
     image_w, image_h = file.widths[file.images], file.heights[file.images]
-    normalized = ((file.boxes >= 0) & (file.boxes <= 1)).all(axis=1)
+    normalized = ((file.boxes >= 0) & (file.boxes <= 1)).all(axis=1) & (w > 0) & (h > 0)
     if normalized.mean() >= 0.9 and np.median(image_w) > 2:
         return box_finding("boxes-normalized", split, np.flatnonzero(normalized))
-    out = _pixels_outside(file) > 1
-    as_corners = (w > x) & (h > y) & (w <= image_w + 1) & (h <= image_h + 1)
-    if len(out) >= 10 and out.mean() >= 0.5 and as_corners.mean() >= 0.95:
+    outside = _pixels_outside(file)
+    out = outside > 1
+    far_out = outside > 0.05 * np.maximum(image_w, image_h)
+    as_corners = (x >= -1) & (y >= -1) & (w > x) & (h > y) & (w <= image_w + 1) & (h <= image_h + 1)
+    if len(out) >= 10 and far_out.mean() >= 0.1 and as_corners.mean() >= 0.95:
         return box_finding("boxes-xyxy", split, np.flatnonzero(out))
-    return box_finding("box-negative", split, np.flatnonzero((w < 0) | (h < 0)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        as_centered = np.minimum(x - w / 2, y - h / 2) >= -1
+        as_centered &= (x + w / 2 <= image_w + 1) & (y + h / 2 <= image_h + 1)
+    if len(out) >= 20 and out.mean() >= 0.05 and as_centered.mean() >= 0.99:
+        return box_finding("boxes-centered", split, np.flatnonzero(out))
+    negative = (w < 0) | (h < 0)
+    findings = box_finding("box-negative", split, np.flatnonzero(negative))
+    return lower(findings, "warning") if negative.mean() <= FEW else findings
 
 
 def _pixels_outside(file: Annotations) -> NDArray[np.float64]:
@@ -199,13 +223,14 @@ def _check_boxes(split: Split, config: Config) -> list[Finding]:
         whole = usable & (w >= 0.99 * image_w) & (h >= 0.99 * image_h) & ~file.crowd
         largest = (w + 2) * (h + 2)  # of the pixels that a box touches
         area = ((file.areas <= 0) | (file.areas > largest)) & usable
+    many_whole = MANY_WHOLE * len(file.image_ids)
     worst_first = np.argsort(-np.where(clipped, out, -np.inf))[: clipped.sum()]
     return [
         *box_finding("box-without-area", split, np.flatnonzero(without_area)),
         *box_finding("box-outside", split, np.flatnonzero(outside)),
         *box_finding("box-clipped", split, worst_first),
         *box_finding("box-tiny", split, np.flatnonzero(usable & _is_tiny(file, config))),
-        *box_finding("box-whole-image", split, np.flatnonzero(whole)),
+        *(box_finding("box-whole-image", split, np.flatnonzero(whole)) if whole.sum() > many_whole else ()),
         *box_finding("area-contradicts-box", split, np.flatnonzero(area)),
         *_check_repeated_boxes(split, np.flatnonzero(usable & ~file.crowd)),
     ]
@@ -271,7 +296,7 @@ def _check_shares(train: Annotations, val: Annotations) -> list[Finding]:
     pooled_K = images_2K.sum(axis=0) / max(sizes.sum(), 1)
     error_K = np.sqrt(pooled_K * (1 - pooled_K) * (1 / np.maximum(sizes, 1)).sum())
     difference_K = np.abs(share_2K[0] - share_2K[1])
-    differs = (difference_K > SAME_SHARE * error_K) & (share_2K.max(axis=0) >= 2 * share_2K.min(axis=0))
+    differs = (difference_K > OTHER_SHARE * error_K) & (share_2K.max(axis=0) >= 2 * share_2K.min(axis=0))
     differs &= (images_2K > 0).all(axis=0)
     texts = [
         f"{train.names[k]}: in {share_2K[0, k]:.1%} of the training and {share_2K[1, k]:.1%} of the validation images"
@@ -284,7 +309,7 @@ def _check_image_sizes(train: Annotations, val: Annotations) -> list[Finding]:
     if not len(train.image_ids) or not len(val.image_ids):
         return []
     medians = [float(np.median(np.sqrt(file.widths * np.float64(file.heights)))) for file in (train, val)]
-    if max(medians) < SAME_SIZE * min(medians):
+    if max(medians) < OTHER_SIZE * min(medians):
         return []
     text = f"median side {medians[0]:.0f} pixels in train, {medians[1]:.0f} in val"
     return name_finding("image-sizes-differ", "train and val", [text])

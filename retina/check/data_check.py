@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retina.check.advice import Advice, advise
-from retina.check.anchor_fit import AnchorFit, check_fit, measure_fit, resized_objects
+from retina.check.anchor_fit import AnchorFit, check_fit, measure_fit, resized_objects, shape_iou
 from retina.check.annotation_checks import (
     WRONG_NUMBERS,
     check_annotations,
@@ -22,8 +22,8 @@ from retina.check.annotation_checks import (
     check_errors,
     check_same_categories,
 )
-from retina.check.findings import Example, Finding, Split, sort_findings
-from retina.check.image_checks import Progress, check_copies, check_files, read_all_facts
+from retina.check.findings import Example, Finding, Split, lower, sort_findings
+from retina.check.image_checks import ImageFacts, Progress, check_copies, check_files, read_all_facts
 from retina.config import Config
 from retina.data.annotations import DataError, read_annotations
 from retina.data.coco import CocoDataset
@@ -38,6 +38,7 @@ class Objects(NamedTuple):
 
     sizes: NDArray[np.float64]  # (T, 2) width and height in pixels of the resized image
     labels: NDArray[np.int64]  # (T,)
+    centered_iou: NDArray[np.float64]  # (T,) with the best anchor, if it had the same center
     fit: AnchorFit
     dataset: CocoDataset
 
@@ -54,7 +55,7 @@ class DataCheck(NamedTuple):
 
     def count(self, severity: Literal["error", "warning", "note"]) -> int:
         """The number of findings of a severity."""
-        return sum(finding.texts.severity == severity for finding in self.findings)
+        return sum(finding.severity == severity for finding in self.findings)
 
 
 def check_data(config: Config, pixels: bool | None, progress: Progress) -> DataCheck:
@@ -79,30 +80,43 @@ def check_data(config: Config, pixels: bool | None, progress: Progress) -> DataC
             findings.append(Finding("file-refused", name, 1, [Example(str(error))]))
     if pixels is None:
         pixels = sum(len(split.file.image_ids) for split in splits) < PIXELS_BELOW
+    datasets: dict[str, CocoDataset] = {}
     all_facts = []
     for split in splits:
         findings += check_annotations(split, config)
-        images = np.arange(len(split.file.image_ids))
-        all_facts.append(read_all_facts(split, images, pixels, progress))
-        findings += check_files(split, images, all_facts[-1])
+        used = np.arange(len(split.file.image_ids))
+        try:
+            datasets[split.name] = _dataset(split, config)
+            used = np.sort(datasets[split.name].records.positions)
+        except DataError as error:
+            if split.folder.is_dir():  # otherwise its images are reported as missing
+                findings.append(Finding("file-refused", split.name, 1, [Example(str(error))]))
+        facts = [ImageFacts("unused")] * len(split.file.image_ids)
+        for image, fact in zip(used.tolist(), read_all_facts(split, used, pixels, progress), strict=True):
+            facts[image] = fact
+        all_facts.append(facts)
+        findings += _check_files(split, used, [facts[image] for image in used], config)
     findings += check_categories(splits)
     if len(splits) == 2:
         findings += check_both(*splits)
         findings += check_copies((splits[0], all_facts[0]), (splits[1], all_facts[1]))
     objects, advice = None, []
-    for split in splits:
-        try:
-            dataset = _dataset(split, config)
-        except DataError as error:
-            if split.folder.is_dir():  # otherwise its images are reported as missing
-                findings.append(Finding("file-refused", split.name, 1, [Example(str(error))]))
-            continue
-        if split.name == "train" and not WRONG_NUMBERS & {f.code for f in findings if f.split == "train"}:
-            sizes, labels = resized_objects(dataset, config)
-            objects = Objects(sizes, labels, measure_fit(dataset, config), dataset)
-            findings += check_fit(split, dataset, objects.fit, config)
-            advice = advise(dataset, sizes, labels, objects.fit, config)
+    dataset = datasets.get("train")
+    if dataset is not None and not WRONG_NUMBERS & {f.code for f in findings if f.split == "train"}:
+        sizes, labels = resized_objects(dataset, config)
+        centered_iou = shape_iou(sizes, config.anchors, 0.0)
+        objects = Objects(sizes, labels, centered_iou, measure_fit(dataset, config, progress), dataset)
+        findings += check_fit(splits[0], objects.fit, config)
+        advice = advise(dataset, sizes, labels, objects.fit, config)
     return DataCheck(config, splits, sort_findings(findings), objects, advice, pixels)
+
+
+def _check_files(split: Split, images: NDArray[np.int64], facts: list[ImageFacts], config: Config) -> list[Finding]:
+    """The findings about files. With `data.unreadable=skip` a training goes on, so none is an error."""
+    findings = check_files(split, images, facts)
+    if config.data.unreadable == "error":
+        return findings
+    return [lower([finding], "warning")[0] if finding.severity == "error" else finding for finding in findings]
 
 
 def _dataset(split: Split, config: Config) -> CocoDataset:
@@ -126,13 +140,12 @@ def quick_check(train: CocoDataset, val: CocoDataset, config: Config) -> list[Fi
     """
     splits = [Split("train", train.file, train.folder), Split("val", val.file, val.folder)]
     findings = check_categories(splits) + check_same_categories(*splits)
-    for split in splits:
+    for split, dataset in zip(splits, (train, val), strict=True):
         findings += check_errors(split)
         if config.data.unreadable == "error":
-            total = len(split.file.image_ids)
-            images = np.unique(np.linspace(0, total - 1, min(SAMPLE, total)).astype(np.int64))
+            images = np.sort(dataset.evenly_spaced(SAMPLE).records.positions)
             findings += check_files(split, images, read_all_facts(split, images, False, _without_progress))
-    return sort_findings([finding for finding in findings if finding.texts.severity == "error"])
+    return sort_findings([finding for finding in findings if finding.severity == "error"])
 
 
 def _without_progress(iterable: Iterable[Any], _: int) -> Iterable[Any]:

@@ -6,14 +6,14 @@ codes.yaml has the texts of every code. annotation_checks.py, image_checks.py an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retina.check.codes import CODES, SEVERITIES, Code
+from retina.check.codes import CODES, SEVERITIES, Code, Severity
 from retina.data.annotations import Annotations
 
 MAX_EXAMPLES = 10
@@ -40,6 +40,12 @@ class Finding:
     split: str  # "train", "val" or "train and val"
     count: int
     examples: list[Example]
+    lowered: Severity | None = None  # where the defect is less serious than codes.yaml says
+
+    @property
+    def severity(self) -> Severity:
+        """As in codes.yaml, or lower."""
+        return self.lowered or self.texts.severity
 
     @property
     def texts(self) -> Code:
@@ -54,7 +60,7 @@ class Finding:
     def __str__(self) -> str:
         places = "; ".join(example.text for example in self.examples)
         more = f"; ... and {self.num_more} more" if self.num_more else ""
-        return f"{self.texts.severity} {self.code} in {self.split}: {self.texts.title} ({self.count}): {places}{more}"
+        return f"{self.severity} {self.code} in {self.split}: {self.texts.title} ({self.count}): {places}{more}"
 
 
 class Split(NamedTuple):
@@ -115,7 +121,12 @@ def name_finding(code: str, split: str, texts: Sequence[str]) -> list[Finding]:
     return [Finding(code, split, len(texts), [Example(text) for text in texts[:MAX_EXAMPLES]])] if texts else []
 
 
+def lower(findings: list[Finding], severity: Severity) -> list[Finding]:
+    """The findings with another severity."""
+    return [replace(finding, lowered=severity) for finding in findings]
+
+
 def sort_findings(findings: list[Finding]) -> list[Finding]:
     """Errors first, then warnings, then notes, otherwise in the order of codes.yaml."""
     codes = list(CODES)
-    return sorted(findings, key=lambda f: (SEVERITIES.index(f.texts.severity), codes.index(f.code), f.split))
+    return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), codes.index(f.code), f.split))

@@ -21,16 +21,19 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from retina.check.findings import MAX_EXAMPLES, Finding, Split, image_finding
+from retina.data.coco import to_rgb
+from retina.exif import SWAPS_SIDES, exif_orientation
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]  # wraps an iterable of known length
-ORIENTATION = 0x0112  # the EXIF tag
-SWAPS_SIDES = (5, 6, 7, 8)  # its values that exchange width and height
 THUMBNAIL = 32  # pixels of a side, for the comparison of images
 SIMILAR = 0.99  # correlation of the thumbnails of near-duplicates
+MIN_FOR_MEAN = 20  # training images, from which their mean is subtracted before images are compared
+FAINT = 32  # of 256 levels, below which almost nothing is left of an image of 16 bits
+ENDS = 4096  # bytes at both ends of files of equal length, which are compared first
 
 
 class ImageFacts(NamedTuple):
-    """What is known of an image file. `problem` is "missing", "unreadable", "truncated" or empty."""
+    """What is known of an image file. `problem` is "missing", "unreadable", "truncated", "unused" or empty."""
 
     problem: str
     detail: str = ""
@@ -41,7 +44,8 @@ class ImageFacts(NamedTuple):
     frames: int = 1
     num_bytes: int = 0
     transparent: bool = False
-    constant: bool = False  # this and the thumbnail only where pixels are read
+    constant: bool = False  # these three only where pixels are read
+    levels: int = 256  # between the darkest and the brightest value that the network gets
     thumbnail: NDArray[np.uint8] | None = None  # gray, (THUMBNAIL, THUMBNAIL)
 
 
@@ -67,7 +71,7 @@ def read_facts(path: Path, size: tuple[int, int], pixels: bool) -> ImageFacts:
                 "",
                 *image.size,
                 mode=image.mode,
-                orientation=_orientation(Image.Image.getexif(image)),  # that of the PNG class decodes the pixels
+                orientation=exif_orientation(image),
                 num_bytes=status.st_size,
                 transparent=image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
             )
@@ -78,11 +82,6 @@ def read_facts(path: Path, size: tuple[int, int], pixels: bool) -> ImageFacts:
         return ImageFacts("unreadable", "it is in no image format that PIL knows", num_bytes=status.st_size)
     except Exception as error:  # for damaged files the decoders raise almost anything
         return ImageFacts("unreadable", _message(error), num_bytes=status.st_size)
-
-
-def _orientation(exif: Image.Exif) -> int:
-    value: Any = exif.get(ORIENTATION)  # of any type in a damaged file
-    return int(value) if value in range(1, 9) else 1
 
 
 def _num_frames(image: Image.Image) -> int:
@@ -102,9 +101,10 @@ def _with_pixels(facts: ImageFacts, image: Image.Image) -> ImageFacts:
     try:
         image.draft("RGB", (8 * THUMBNAIL, 8 * THUMBNAIL))  # JPEG files are decoded at a fraction of their size: faster
         image.load()
-        orientation = _orientation(image.getexif())  # in a PNG file it may come after the pixels
-        gray = np.asarray(image, np.float64) if image.mode.startswith(("I", "F")) else None
-        if gray is not None:
+        orientation = exif_orientation(image)  # in a PNG file it may come after the pixels
+        limits: Any = to_rgb(image).getextrema()
+        if image.mode.startswith(("I", "F")):
+            gray = np.asarray(image, np.float64)
             image = Image.fromarray(((gray - gray.min()) / (np.ptp(gray) or 1) * 255).astype(np.uint8))
         rgb = image.convert("RGB")
     except Exception as error:
@@ -113,10 +113,13 @@ def _with_pixels(facts: ImageFacts, image: Image.Image) -> ImageFacts:
     if transparent:
         alpha: Any = image.convert("RGBA").getchannel("A").getextrema()
         transparent = alpha[0] < 255
-    limits: Any = rgb.getextrema()
-    constant = all(low == high for low, high in limits)
+    levels = max(high for _, high in limits) - min(low for low, _ in limits)
+    shown: Any = rgb.getextrema()
+    constant = all(low == high for low, high in shown)
     thumbnail = np.asarray(rgb.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
-    return facts._replace(orientation=orientation, transparent=transparent, constant=constant, thumbnail=thumbnail)
+    return facts._replace(
+        orientation=orientation, transparent=transparent, constant=constant, levels=levels, thumbnail=thumbnail
+    )
 
 
 def read_all_facts(split: Split, images: NDArray[np.int64], pixels: bool, progress: Progress) -> list[ImageFacts]:
@@ -138,8 +141,9 @@ def check_files(split: Split, images: NDArray[np.int64], facts: list[ImageFacts]
     for image, fact in zip(images.tolist(), facts, strict=True):
         for code, detail in _codes(fact, int(split.file.widths[image]), int(split.file.heights[image])):
             found[code].append((image, detail))
-    for place, (image, detail) in enumerate(found["image-missing"][:MAX_EXAMPLES]):  # each lists a folder
-        found["image-missing"][place] = image, _other_case(split.image_path(image)) or detail
+    names: dict[Path, dict[str, str]] = {}
+    for place, (image, detail) in enumerate(found["image-missing"][:MAX_EXAMPLES]):
+        found["image-missing"][place] = image, _other_case(split.image_path(image), names) or detail
     return [
         finding
         for code, places in found.items()
@@ -161,8 +165,9 @@ def _codes(fact: ImageFacts, width: int, height: int) -> Iterator[tuple[str, str
         yield "image-exif-rotation", f"orientation {fact.orientation}, {sizes}"
     if fact.mode == "CMYK":
         yield "image-cmyk", ""
-    if fact.mode.startswith("I"):
-        yield "image-16-bit", f"mode {fact.mode}"
+    if fact.mode.startswith(("I", "F")):
+        faint = fact.levels < FAINT and not fact.constant
+        yield ("image-faint", f"{fact.levels} levels") if faint else ("image-16-bit", f"mode {fact.mode}")
     if fact.transparent:
         yield "image-alpha", f"mode {fact.mode}"
     if fact.frames > 1:
@@ -171,16 +176,22 @@ def _codes(fact: ImageFacts, width: int, height: int) -> Iterator[tuple[str, str
         yield "image-constant", ""
 
 
-def _other_case(path: Path) -> str:
-    """A file whose name differs only by case, or that there is no folder; empty otherwise."""
+def _other_case(path: Path, names: dict[Path, dict[str, str]]) -> str:
+    """Why a file may be missing: another case, backslashes, no folder; empty otherwise.
+
+    `names`: of the files of each folder, by their lower case. Folders are listed once and added here.
+    """
+    if "\\" in path.name:
+        return "the name has \\, expected /"
     try:
-        names = sorted(file.name for file in path.parent.iterdir())
+        if path.parent not in names:
+            names[path.parent] = {file.name.casefold(): file.name for file in sorted(path.parent.iterdir())}
     except (FileNotFoundError, NotADirectoryError):
         return f"there is no folder {path.parent}"
     except OSError:
         return ""
-    same = [name for name in names if name.casefold() == path.name.casefold()]
-    return f"the folder has {same[0]}" if same else ""
+    same = names[path.parent].get(path.name.casefold())
+    return f"the folder has {same}" if same else ""
 
 
 def check_copies(train: tuple[Split, list[ImageFacts]], val: tuple[Split, list[ImageFacts]]) -> list[Finding]:
@@ -192,15 +203,18 @@ def check_copies(train: tuple[Split, list[ImageFacts]], val: tuple[Split, list[I
     splits = {"train": train, "val": val}
     for name, (_, facts) in splits.items():
         for image, fact in enumerate(facts):
-            if fact.problem not in ("missing", "unreadable"):
+            if fact.problem not in ("missing", "unreadable", "unused"):
                 by_length[fact.num_bytes].append((name, image))
-    by_bytes: defaultdict[tuple[int, str], list[tuple[str, int]]] = defaultdict(list)
-    for length, files in by_length.items():
-        for name, image in files if len(files) > 1 else ():
-            by_bytes[length, _hash(splits[name][0].image_path(image))].append((name, image))
+    candidates = [files for files in by_length.values() if len(files) > 1]
+    for whole in (False, True):  # the ends of most files differ, so few are read as a whole
+        by_bytes: defaultdict[tuple[int, bytes], list[tuple[str, int]]] = defaultdict(list)
+        for group, files in enumerate(candidates):
+            for name, image in files:
+                by_bytes[group, _hash(splits[name][0].image_path(image), whole)].append((name, image))
+        candidates = [files for files in by_bytes.values() if len(files) > 1]
     repeated: dict[str, list[tuple[int, str]]] = {"train": [], "val": []}
     leaked: dict[int, str] = {}
-    for files in by_bytes.values():
+    for files in candidates:
         first = dict(reversed(files))
         for name, image in files:
             other = splits[name][0].image_text(first[name])
@@ -223,15 +237,26 @@ def check_copies(train: tuple[Split, list[ImageFacts]], val: tuple[Split, list[I
     ]
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _hash(path: Path, whole: bool) -> bytes:
+    """Of a file, or of its first and last ENDS bytes. A file that is gone meanwhile equals no other."""
+    try:
+        with path.open("rb") as file:
+            if whole:
+                return hashlib.file_digest(file, "sha256").digest()
+            start = file.read(ENDS)
+            file.seek(-min(ENDS, path.stat().st_size), os.SEEK_END)
+            return hashlib.sha256(start + file.read()).digest()
+    except OSError:
+        return str(path).encode()
 
 
 def _similar_images(train: tuple[Split, list[ImageFacts]], val: tuple[Split, list[ImageFacts]]) -> dict[int, str]:
     """Validation images whose thumbnail correlates with that of a training image, by their index."""
-    train_images, train_vectors = _vectors(train[1])
-    val_images, val_vectors = _vectors(val[1])
+    train_images, train_pixels = _thumbnails(train[1])
+    val_images, val_pixels = _thumbnails(val[1])
+    # Images of one fixed scene resemble each other; what differs from the mean decides.
+    mean = train_pixels.mean(axis=0) if len(train_images) >= MIN_FOR_MEAN else 0
+    train_vectors, val_vectors = _unit_vectors(train_pixels - mean), _unit_vectors(val_pixels - mean)
     similar: dict[int, str] = {}
     for start in range(0, len(val_images) if len(train_images) else 0, 256):
         correlations = val_vectors[start : start + 256] @ train_vectors.T
@@ -243,10 +268,14 @@ def _similar_images(train: tuple[Split, list[ImageFacts]], val: tuple[Split, lis
     return similar
 
 
-def _vectors(facts: list[ImageFacts]) -> tuple[list[int], NDArray[np.float32]]:
-    """Indices of the images with contrast, and their thumbnails with mean 0 and norm 1, (n, THUMBNAIL^2)."""
+def _thumbnails(facts: list[ImageFacts]) -> tuple[list[int], NDArray[np.float32]]:
+    """Indices of the images with contrast, and their thumbnails, (n, THUMBNAIL^2)."""
     images = [i for i, fact in enumerate(facts) if fact.thumbnail is not None and np.ptp(fact.thumbnail) > 0]
     pixels = [np.ravel(facts[i].thumbnail).astype(np.float32) for i in images]  # type: ignore[arg-type]
-    vectors = np.array(pixels, np.float32).reshape(len(images), THUMBNAIL**2)
-    vectors -= vectors.mean(axis=1, keepdims=True)
-    return images, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return images, np.array(pixels, np.float32).reshape(len(images), THUMBNAIL**2)
+
+
+def _unit_vectors(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Each row with mean 0 and norm 1."""
+    vectors = pixels - pixels.mean(axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6))

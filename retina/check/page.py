@@ -83,7 +83,7 @@ def _findings(findings: list[Finding]) -> Iterator[Block]:
     if not findings:
         yield Paragraph("Nothing was found.")
         return
-    rows = [[f.texts.severity, f.code, f.split, str(f.count), f.texts.title] for f in findings]
+    rows = [[f.severity, f.code, f.split, str(f.count), f.texts.title] for f in findings]
     yield Table(["severity", "finding", "split", "count", "what"], rows, links=frozenset(f.code for f in findings))
     seen: set[str] = set()
     for finding in findings:
@@ -100,14 +100,14 @@ def _finding(finding: Finding, name: str) -> Beside:
     picture = _worst_image(finding)
     unreadable = picture is None and any(example.image for example in finding.examples)
     blocks: list[Heading | Paragraph | Bullets] = [
-        Heading(3, f"{texts.severity}: {finding.code} ({finding.split})", name),
+        Heading(3, f"{finding.severity}: {finding.code} ({finding.split})", name),
         Paragraph(f"{texts.title[0].upper()}{texts.title[1:]} ({finding.count})"),
         Bullets(places),
         Paragraph(texts.effect, "Effect:"),
         Paragraph(texts.advice, "What to do:"),
         *([Paragraph("There is no picture, because none of these images can be read.")] if unreadable else []),
     ]
-    return Beside(blocks, picture, COLORS[texts.severity])
+    return Beside(blocks, picture, COLORS[finding.severity])
 
 
 def _worst_image(finding: Finding) -> Picture | None:

@@ -56,7 +56,7 @@ def _counted(count: tuple[int, str]) -> str:
 
 def _format_finding(finding: Finding) -> str:
     texts = finding.texts
-    lines = [f"{texts.severity.upper()} {finding.code} in {finding.split}: {texts.title} ({finding.count})"]
+    lines = [f"{finding.severity.upper()} {finding.code} in {finding.split}: {texts.title} ({finding.count})"]
     for line in (line for example in finding.examples for line in example.text.splitlines()):
         lines += textwrap.wrap(line, WIDTH, initial_indent="    ", subsequent_indent="      ")
     if finding.num_more:
@@ -74,14 +74,12 @@ def fit_rows(check: DataCheck, objects: Objects) -> list[list[str]]:
 
     def row(name: str, in_all: NDArray[np.bool_], in_fit: NDArray[np.bool_]) -> list[str]:
         side = np.median(np.sqrt(objects.sizes[in_all].prod(axis=1))) if in_all.any() else 0
+        centered = f"{100 * (objects.centered_iou[in_all] < threshold).mean():.1f}" if in_all.any() else "-"
+        cells = [name, str(int(in_all.sum())), f"{side:.0f}", centered]
         if not in_fit.any():
-            return [name, str(int(in_all.sum())), f"{side:.0f}", "-", "-", "-", "-"]
-        percent = [100 * (iou[in_fit] < threshold).mean() for iou in (fit.centered_iou, fit.best_iou)]
-        without = 100 * (fit.num_anchors[in_fit] == 0).mean()
-        return [
-            name, str(int(in_all.sum())), f"{side:.0f}", *(f"{value:.1f}" for value in percent),
-            f"{fit.num_anchors[in_fit].mean():.1f}", f"{without:.1f}",
-        ]  # fmt: skip
+            return [*cells, "-", "-", "-"]
+        below, without = ((column[in_fit]).mean() for column in (fit.best_iou < threshold, fit.num_anchors == 0))
+        return [*cells, f"{100 * below:.1f}", f"{fit.num_anchors[in_fit].mean():.1f}", f"{100 * without:.1f}"]
 
     rows = [row("all", np.ones(len(objects.labels), np.bool_), np.ones(len(fit.labels), np.bool_))]
     by_count = np.argsort(-np.bincount(objects.labels, minlength=len(names)), kind="stable")
@@ -93,11 +91,14 @@ FIT_HEAD = ["class", "objects", "side px", "% below IoU centered", "% below IoU"
 
 def fit_sentences(fit: AnchorFit) -> list[str]:
     """The matching of the anchors in numbers."""
-    return [
-        f"{fit.anchors / fit.images:,.0f} anchors and {fit.positives / fit.images:.1f} positives per image, "
-        f"{fit.negatives / max(fit.positives, 1):.0f} negatives for a positive",
-        f"{100 * fit.shares_anchor.mean():.1f} % of the objects share their best anchor with another object",
+    ratio = f"{fit.negatives / fit.positives:,.0f} negatives for a positive" if fit.positives else "no positives"
+    sentences = [
+        f"{fit.anchors / fit.images:,.0f} anchors and {fit.positives / fit.images:.1f} positives per image, {ratio}"
     ]
+    if len(fit.labels):
+        shared = 100 * fit.shares_anchor.mean()
+        sentences.append(f"{shared:.1f} % of the objects share their best anchor with another object")
+    return sentences
 
 
 def _format_objects(check: DataCheck, objects: Objects) -> str:

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from retina.exif import SWAPS_SIDES, exif_orientation
+
 LISTED = 10  # a message lists so many problems, a note so many names
 MIN_SIDE = 1e-3  # in pixels; training computes in float32, where a smaller box has no area
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)  # float() also takes 1_0 and nan
-UPRIGHT_SWAPS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
-ORIENTATION = 0x0112  # the EXIF tag
 
 
 class Conversion(NamedTuple):
@@ -118,7 +118,7 @@ def image_size(path: Path, upright: bool) -> tuple[int, int]:
             warnings.simplefilter("ignore")  # about large images and damaged EXIF tags
             with Image.open(path) as image:
                 width, height = image.size
-                swapped = upright and image.getexif().get(ORIENTATION) in UPRIGHT_SWAPS
+                swapped = upright and exif_orientation(image) in SWAPS_SIDES
     except Exception as error:  # the readers of PIL raise almost any type for a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: not readable as an image: {reason}") from None

@@ -40,7 +40,7 @@ class _DataFile(NamedTuple):
 
 def find_data_set(root: Path, split: str | None, categories: list[str] | None, notes: list[str]) -> DataSet:
     """Find the files of one split. The arguments and the errors are those of `convert_yolo`."""
-    path = root if is_file(root) else next((root / name for name in DATA_FILES if is_file(root / name)), None)
+    path = root if is_file(root) else _data_file(root)
     if path is None and not is_folder(root):
         raise FileNotFoundError(
             f"{root}: no such folder or file; expected the folder of a YOLO data set or its data.yaml"
@@ -70,6 +70,15 @@ def find_data_set(root: Path, split: str | None, categories: list[str] | None, n
         folder, paths = Path(os.path.commonpath([image.parent for image in images])), list(images)
     names = _class_names(root, data, sources, categories)
     return DataSet(folder, paths, names, 0 if data is None else data.keypoint_columns)
+
+
+def _data_file(root: Path) -> Path | None:
+    """The data.yaml of a folder, or its only YAML file, such as coco128.yaml."""
+    if not is_folder(root):
+        return None
+    files = sorted(path for path in root.iterdir() if path.suffix in (".yaml", ".yml") and is_file(path))
+    named = [root / name for name in DATA_FILES if root / name in files]
+    return named[0] if named else files[0] if len(files) == 1 else None
 
 
 def absolute(path: Path) -> Path:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Side = Annotated[int, Meta(ge=1, le=2**31 - 1)]  # pixels
+WHOLE = {"id", "image_id", "category_id", "width", "height", "iscrowd"}  # fields that are whole numbers
 MAX_ERRORS = 10  # that a message lists
 PART = 20_000  # entries that are decoded at a time
 
@@ -41,7 +42,7 @@ class _Annotation(Struct, gc=False):
     category_id: Int64
     bbox: tuple[float, float, float, float]
     id: Int64 | None = None
-    iscrowd: bool | Annotated[int, Meta(ge=0, le=1)] = 0
+    iscrowd: bool | Annotated[int, Meta(ge=0, le=1)] | None = 0
     area: float | None = None
 
 
@@ -176,12 +177,27 @@ def _decode(name: str, entries: list[msgspec.Raw], schema: type[Entry], errors: 
         part = entries[start : start + PART]
         try:
             yield msgspec.json.decode(b"[" + b",".join(part) + b"]", type=list[schema])  # type: ignore[valid-type]
-        except msgspec.ValidationError:
-            for i, entry in enumerate(part, start):
-                try:
-                    msgspec.json.decode(entry, type=schema)
-                except msgspec.ValidationError as error:
-                    errors.append(_explain(f"{name}[{i}]", str(error), msgspec.json.decode(entry)))
+        except msgspec.DecodeError:
+            decoded = [_decode_entry(f"{name}[{i}]", entry, schema, errors) for i, entry in enumerate(part, start)]
+            yield [entry for entry in decoded if entry is not None]
+
+
+def _decode_entry(place: str, entry: msgspec.Raw, schema: type[Entry], errors: list[str]) -> Entry | None:
+    """One entry in a part with a broken one. Whole numbers may be written as 1.0 here, as pandas does."""
+    try:
+        fields = msgspec.json.decode(entry)
+    except msgspec.ValidationError as error:  # a number that no float can hold
+        errors.append(f"{place}: {error}")
+        return None
+    whole = fields
+    if isinstance(fields, dict):
+        is_whole = {key for key, value in fields.items() if isinstance(value, float) and value.is_integer()}
+        whole = {key: int(value) if key in is_whole & WHOLE else value for key, value in fields.items()}
+    try:
+        return msgspec.convert(whole, schema)
+    except msgspec.ValidationError as error:
+        errors.append(_explain(place, str(error), fields))
+        return None
 
 
 def _annotation_columns(part: list[_Annotation]) -> tuple[NDArray[Any], ...]:
@@ -243,8 +259,7 @@ def _explain(place: str, message: str, entry: Any) -> str:
         value = value[int(step)] if isinstance(value, list) else value[step]
     given = msgspec.json.encode(value).decode()
     given = given if len(given) <= 60 else f"{given[:57]}..."
-    advice = " without a decimal point" if isinstance(value, float) and value.is_integer() else ""
-    return f"{f'{place}{path}'.lstrip('.') or 'top level'}: given {given}; {_plain(expected)}{advice}"
+    return f"{f'{place}{path}'.lstrip('.') or 'top level'}: given {given}; {_plain(expected)}"
 
 
 def _plain(expected: str) -> str:
@@ -252,7 +267,7 @@ def _plain(expected: str) -> str:
         "`int`": "a whole number",
         "`float`": "a number",
         "`str`": "text in quotes",
-        "`bool | int`": "0 or 1",
+        "`bool | int | null`": "0 or 1",
         "`int | null`": "a whole number",
         "`float | null`": "a number",
         "`array`": "a list [...]",

@@ -5,7 +5,8 @@ Boxes are converted here from the xywh of the JSON to xyxy, in pixels of the ori
 What happens to data that cannot be used as it is (`python tools/check_data.py` finds more, and says what to do):
 
 1. Refused by `CocoDataset`, before training starts: a JSON file that is missing or that data/annotations.py refuses, a
-   folder that is missing. The message of the DataError names the file and the places in it.
+   folder that is missing. The message of the DataError names the file and the places in it. A training also refuses
+   the errors that `quick_check` in check/data_check.py finds.
 2. Clipped: a box that reaches outside of its image. A note counts those that reach out by more than a pixel.
 3. Dropped: a box without area, also one that lies wholly outside of its image. A note counts them and
    lists the first ten annotation ids. An image that loses its last box this way stays, as an image without objects.
@@ -32,9 +33,10 @@ from typing import Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from retina.data.annotations import Annotations, DataError, read_annotations
+from retina.exif import upright
 
 Boxes = NDArray[np.float32]
 
@@ -61,6 +63,10 @@ class Records(Sequence[Record]):
         folder: that the file names are relative to.
         file: the columns of the file.
         crowd: "ignore" or "drop", for crowd boxes.
+
+    Attributes:
+        positions: of each record in the columns of the file, (B,).
+        widths, heights: of each image in pixels, (B,).
     """
 
     def __init__(self, folder: Path, file: Annotations, crowd: Literal["ignore", "drop"]) -> None:
@@ -82,6 +88,7 @@ class Records(Sequence[Record]):
         self._stops = np.searchsorted(file.images[used], positions, side="right")
         self._crowd_starts = self._stops - np.bincount(file.images[used][file.crowd[used]], minlength=len(positions))
         self._ids, self._names, self.widths, self.heights = file.image_ids, file.file_names, file.widths, file.heights
+        self.positions = positions
         self._select(np.argsort(file.image_ids, kind="stable"))
 
     def __len__(self) -> int:
@@ -133,7 +140,7 @@ class Records(Sequence[Record]):
         return subset
 
     def _select(self, indices: NDArray[np.int64]) -> None:
-        for name in ("_ids", "_names", "widths", "heights", "_starts", "_crowd_starts", "_stops"):
+        for name in ("positions", "_ids", "_names", "widths", "heights", "_starts", "_crowd_starts", "_stops"):
             setattr(self, name, getattr(self, name)[indices])
 
 
@@ -218,18 +225,24 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.ui
             stored = image.size
             if size is not None and size not in (stored, stored[::-1]):  # before decoding what may be a huge image
                 raise _size_error(path, size, stored)
-            upright = ImageOps.exif_transpose(image)
-            chosen = upright if size is None or upright.size == size else image
+            image.load()
+            rotated = upright(image)
+            chosen = rotated if size is None or rotated.size == size else image
             if size is not None and chosen.size != size:
                 raise _size_error(path, size, stored)
-            if chosen.mode.startswith("I") or chosen.mode == "F":
-                gray = np.asarray(chosen).astype(np.float64)
-                chosen = Image.fromarray((gray / 256 if chosen.mode != "F" else gray).clip(0, 255).astype(np.uint8))
-            return np.array(chosen.convert("RGB"))  # a copy, because torch needs writable memory
+            return np.array(to_rgb(chosen))  # a copy, because torch needs writable memory
     except DataError:
         raise
     except Exception as error:  # for damaged files the decoders raise almost anything, such as struct.error
         raise DataError(f"{path}: not readable as an image: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB. Grays of 16 bits are divided by 256; floats are taken as 0 to 255."""
+    if image.mode.startswith("I") or image.mode == "F":
+        gray = np.asarray(image).astype(np.float64)
+        image = Image.fromarray((gray / 256 if image.mode != "F" else gray).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _size_error(path: Path, size: tuple[int, int], stored: tuple[int, int]) -> DataError:

@@ -113,6 +113,12 @@ def bits_16(split: Split, image: dict[str, Any]) -> None:
     Image.fromarray(gray).save(split.path(image))
 
 
+@plant_image("image-faint", ".png", ": ")
+def bits_12(split: Split, image: dict[str, Any]) -> None:
+    gray = np.asarray(split.open(image).convert("L")).astype(np.uint16) * 16
+    Image.fromarray(gray).save(split.path(image))
+
+
 @plant_image("image-alpha", ".png", ": mode RGBA")
 def alpha(split: Split, image: dict[str, Any]) -> None:
     pixels = split.open(image)

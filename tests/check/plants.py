@@ -85,6 +85,16 @@ def corners(data: Data) -> list[str]:
     return places
 
 
+@plant("boxes-centered", "val", together=False)
+def centers(data: Data) -> list[str]:
+    places = []
+    for annotation in data.val.annotations:
+        x, y, w, h = annotation["bbox"]
+        annotation["bbox"] = [x + w / 2, y + h / 2, w, h]
+        places += box_text(annotation) * (x + 1.5 * w > WIDTH + 1 or y + 1.5 * h > HEIGHT + 1)
+    return places
+
+
 @plant("class-shares-differ", "train and val")
 def rarer_class(data: Data) -> list[str]:
     image = data.train.add_image(random_pixels(np.random.default_rng(1)))
@@ -237,9 +247,19 @@ plant_box("box-without-area", [60, 50, 0, 30])
 plant_box("box-outside", [130, 50, 20, 20])
 plant_box("box-clipped", [100, 60, 40, 34])
 plant_box("box-tiny", [70.5, 50, 1.5, 20])
-plant_box("box-whole-image", [0, 0, WIDTH, HEIGHT])
 plant_box("area-contradicts-box", [60, 50, 20, 20], area=500)
 plant_box("area-contradicts-box", [60, 50, 20, 20], area=0)
+
+
+@plant("box-whole-image", "train")
+def whole_images(data: Data) -> list[str]:
+    places = []
+    for _ in range(len(data.train.images) // 20 + 1):
+        annotation = data.train.take_object()
+        annotation |= {"bbox": [0, 0, WIDTH, HEIGHT]}
+        annotation.pop("area")
+        places += box_text(annotation)
+    return places
 
 
 @plant("box-repeated", "train")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from check_helpers import check, random_pixels
+from PIL import Image
 from torchvision.ops import box_iou
 
 from retina.check import advice
@@ -59,6 +61,10 @@ def write(root: Path, boxes: dict[str, list[list[float]]], size: tuple[int, int]
     return load_config(ROOT / "configs/retina_r50.yaml", [*paths, "data.pad_multiple=16", *overrides])
 
 
+def without_progress(iterable: Iterable[Any], _: int) -> Iterable[Any]:
+    return iterable
+
+
 def test_fit_of_one_object_by_hand(tmp_path: Path) -> None:
     """64 x 64 pixels, one scale and ratio: anchors with sides 16, 32, ... and centers at multiples of 8, 16, ...
 
@@ -69,12 +75,12 @@ def test_fit_of_one_object_by_hand(tmp_path: Path) -> None:
     dataset = CocoDataset(config.data.train_annotations, config.data.train_images)
     sizes, labels = resized_objects(dataset, config)
     assert sizes.tolist() == [[24, 24]] and labels.tolist() == [0]
-    fit = measure_fit(dataset, config)
+    fit = measure_fit(dataset, config, without_progress)
     assert (fit.images, fit.anchors) == (1, 8 * 8 + 4 * 4 + 2 * 2 + 1 + 1)
     # P4, side 32, around (32, 32): IoU 24^2 / 32^2 = 0.5625, positive. Its neighbors are 16 pixels away:
     # 24 * 12 / (24^2 + 32^2 - 24 * 12) = 0.2195. P3, side 16, inside: 16^2 / 24^2 = 0.444, ignored. With a center that
     # is 8 pixels away in one direction: 16 * 12 / (24^2 + 16^2 - 16 * 12) = 0.3. P5 to P7 have sides of 64 and more.
-    assert fit.best_iou[0] == pytest.approx(0.5625) and fit.centered_iou[0] == pytest.approx(0.5625)
+    assert fit.best_iou[0] == pytest.approx(0.5625)
     assert fit.num_anchors.tolist() == [1] and fit.positives == 1
     assert fit.negatives == fit.anchors - 2
     assert fit.shares_anchor.tolist() == [False]
@@ -88,7 +94,7 @@ def test_objects_that_share_or_lose_their_anchor(tmp_path: Path) -> None:
     settings = ["data.short_side=[64]", "data.max_side=64", "anchors.octave_base=4", "anchors.scales=1"]
     config = write(tmp_path, {"a": boxes}, (64, 64), *settings, "anchors.ratios=[1]")
     dataset = CocoDataset(config.data.train_annotations, config.data.train_images)
-    fit = measure_fit(dataset, config)
+    fit = measure_fit(dataset, config, without_progress)
     anchors = torch.cat(make_anchors(config.anchors, 64, 64, torch.device("cpu")))
     xyxy = torch.tensor(boxes)
     xyxy[:, 2:] += xyxy[:, :2]
@@ -196,3 +202,20 @@ def test_each_advice_is_a_setting_that_the_config_accepts(tmp_path: Path) -> Non
     found = settings_of(config)
     assert len(found) >= 4
     load_config(ROOT / "configs/retina_r50.yaml", found)
+
+
+def test_objects_in_few_images_are_found_for_the_fit(tmp_path: Path) -> None:
+    """Tiles of which only every twentieth has objects, and a class is only in one of these."""
+    tile = Image.new("RGB", (64, 64))
+    (tmp_path / "tiles").mkdir()
+    names = [f"{i:04}.png" for i in range(600)]
+    for name in names:
+        tile.save(tmp_path / "tiles" / name)
+    images = [{"id": i, "file_name": name, "width": 64, "height": 64} for i, name in enumerate(names)]
+    annotations = [{"id": i + 1, "image_id": i, "category_id": 1, "bbox": [20, 20, 24, 24]} for i in range(1, 600, 20)]
+    tree = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "a.json").write_text(json.dumps(tree))
+    config = load_config(ROOT / "configs/retina_r50.yaml", ["data.short_side=[64]", "anchors.octave_base=2"])
+    fit = measure_fit(CocoDataset(tmp_path / "a.json", tmp_path / "tiles"), config, without_progress)
+    assert sorted(fit.annotations) == list(range(30)) and fit.images == 200
+    assert fit.positives > 0 and fit.negatives / fit.positives > 50

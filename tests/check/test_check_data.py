@@ -159,7 +159,7 @@ def test_the_progress_bar_gets_the_number_of_images(data: Data) -> None:
         return iterable
 
     data_check.check_data(data.config(), False, progress)
-    assert totals == [24, 12]
+    assert totals == [24, 12, 24]  # the last for the anchors
 
 
 def test_control_characters_in_names_do_not_reach_the_terminal(data: Data) -> None:
@@ -196,4 +196,14 @@ def test_the_quick_check_opens_a_sample_of_the_headers(tmp_path: Path, monkeypat
     )
     monkeypatch.setattr(data_check, "SAMPLE", 9)
     quick_check(train, val, load_config(ROOT / "configs/bccd.yaml"))
-    assert sorted(opened) == [f"train {i:04}.png" for i in range(0, 25, 3)] + [f"val {i:04}.png" for i in range(7)]
+    assert sorted(opened) == [f"train {i * 25 // 9:04}.png" for i in range(9)] + [f"val {i:04}.png" for i in range(7)]
+
+
+def test_a_page_replaces_no_other_file(data: Data) -> None:
+    before = data.train.file.read_bytes()
+    result = run_main("check_data.py", data.root / "config.yaml", "--html", data.train.file)
+    assert result.returncode == 2 and "exists and is not a page" in result.stderr
+    assert data.train.file.read_bytes() == before
+    page = data.root / "page.html"
+    for _ in range(2):
+        assert run_main("check_data.py", data.root / "config.yaml", "--html", page).returncode == 0

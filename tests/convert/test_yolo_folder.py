@@ -176,3 +176,12 @@ def test_two_images_with_one_label_file(tmp_path: Path) -> None:
     write(tmp_path, images__train__a__bmp=0)
     with pytest.raises(ValueError, match=r"a\.png: has the same label file as a\.bmp: .*a\.txt; keep one image"):
         one_image(tmp_path, BOX)
+
+
+def test_the_only_yaml_file_of_a_folder_is_its_data_file(tmp_path: Path) -> None:
+    write(tmp_path, images__train__a__png=0, labels__train__a__txt=BOX)
+    write(tmp_path, coco128__yaml="train: images/train\nnames: [dog, cat]\n")
+    assert boxes(convert_yolo(tmp_path, "train").coco) == [PIXELS]
+    write(tmp_path, other__yaml="train: images/train\nnames: [cow]\n")
+    with pytest.raises(FileNotFoundError, match="no class names"):
+        convert_yolo(tmp_path, "train")

@@ -64,7 +64,7 @@ def test_a_file_becomes_columns(tmp_path: Path) -> None:
     [
         (("images", 1, "width"), MISSING, r"images\[1\]: given .*; missing key `width`"),
         (("images", 1, "width"), 0, r"images\[1\].width: given 0; expected a whole number >= 1"),
-        (("images", 1, "height"), 10.0, r"height: given 10.0; expected a whole number without a decimal point"),
+        (("images", 1, "height"), 10.5, r"images\[1\].height: given 10.5; expected a whole number"),
         (("images", 1, "id"), "5", r"images\[1\].id: given \"5\"; expected a whole number"),
         (("images", 1, "id"), 9, r"images\[1\].id: given 9, which is already the id of images\[0\]"),
         (("images", 1, "id"), 2**70, r"images\[1\].id: given 1180591620717411303424; expected a whole number <= "),
@@ -121,6 +121,15 @@ def test_errors_name_place_and_value(tmp_path: Path, steps: tuple[str | int, ...
 def test_files_that_are_not_coco_are_named(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=rf"a\.json: .*{message}"):
         read_annotations(write(tmp_path, content))
+
+
+def test_whole_numbers_may_have_a_decimal_point(tmp_path: Path) -> None:
+    tree = changed("annotations", 1, "image_id", to=9.0)
+    tree["annotations"][1] |= {"category_id": 4.0, "id": 71.0, "iscrowd": 0.0}
+    tree["images"][0] |= {"width": 40.0, "id": 9.0}
+    tree["annotations"][0]["iscrowd"] = None
+    file, expected = read_annotations(write(tmp_path, tree)), changed("annotations", 0, "iscrowd", to=0)
+    assert all(np.array_equal(a, b) for a, b in zip(file, read_annotations(write(tmp_path, expected)), strict=True))
 
 
 def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:

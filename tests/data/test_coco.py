@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,12 @@ def test_unreadable_image_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xd8\xff no picture")
     with pytest.raises(DataError, match=r"broken\.jpg: not readable as an image"):
         read_image(path)
+
+
+def test_odd_exif_data_does_not_stop_a_rotation(tmp_path: Path) -> None:
+    """The maker of the camera as a fraction. PIL cannot write such data again after it rotated an image."""
+    entries = struct.pack(">HHLLHHLHH", 0x010F, 5, 1, 38, 0x0112, 3, 1, 6, 0)
+    exif = b"Exif\0\0MM\0*" + struct.pack(">LH", 8, 2) + entries + struct.pack(">LLL", 0, 1, 3)
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (40, 30)).save(path, exif=exif)
+    assert read_image(path, (30, 40)).shape == (40, 30, 3)
