@@ -4,11 +4,11 @@ A YOLO data set has a text file for each image, with a line for each object: `cl
 the image. Decisions of the conversion:
 
 Layouts: `data.yaml` (or the only YAML file of the folder) with `train`, `val` or `test`: a folder of images (with the
-folders in it), a .txt list of images, or a list of both. They are relative to `path`, or to the folder of data.yaml if `path` is missing or does not exist
-here. `../train/images`, as Roboflow writes it, is also looked for without `../`. Or a folder without data.yaml:
-`images/train` with `labels/train`, `train/images` with `train/labels`, `images` with `labels`, or labels beside the
-images. The labels of an image are where Ultralytics looks: the last folder `images` of its path becomes `labels`; if
-nothing is there, they are beside the image.
+folders in it), a .txt list of images, or a list of both. They are relative to `path`, or to the folder of data.yaml if
+`path` is missing or does not exist here. `../train/images`, as Roboflow writes it, is also looked for without `../`. Or
+a folder without data.yaml: `images/train` with `labels/train`, `train/images` with `train/labels`, `images` with
+`labels`, or labels beside the images. The labels of an image are where Ultralytics looks: the last folder `images` of
+its path becomes `labels`; if nothing is there, they are beside the image.
 
 Classes: `names` of data.yaml; or else classes.txt (or obj.names), one name a line; or else the given categories.
 Category ids count from 1 in the order of the class numbers: class 0 has id 1.
