@@ -135,7 +135,7 @@ def plot_classes(chosen: list[Group], counts: dict[str, int]) -> Picture:
     evaluated = {name: None for group in chosen for run in group.runs for name in run.metrics.get("per_class", {})}
     classes = [*(name for name in counts if name in evaluated), *(name for name in evaluated if name not in counts)]
     many = len(classes) > MANY_CLASSES
-    figure = Figure(figsize=(14, 7) if many else (max(11, 4 + 0.6 * len(classes)), 4.8), layout="constrained")
+    figure = Figure(figsize=(14, 7) if many else (11, 4.8 + 0.2 * len(chosen)), layout="constrained")
     axes, handles = figure.add_subplot(), []
     for index, group in enumerate(chosen):
         values_by_class = [
@@ -152,8 +152,7 @@ def plot_classes(chosen: list[Group], counts: dict[str, int]) -> Picture:
     axes.set(xlim=(-0.6, len(classes) - 0.4), xlabel="class (training objects), from frequent to rare", ylabel="AP")
     style_axes(axes, "AP of each class, mean and standard deviation over seeds", "no AP yet")
     labels = [f"{group.label}: {group.mean():.1f}" for group in chosen]
-    position: dict[str, Any] = {"loc": "outside lower center", "ncols": 3} if many else {"loc": "outside right upper"}
-    figure.legend(handles, labels, frameon=False, **position)
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=3 if many else 1)
     return figure_picture(figure, "classes.png", "AP of each class, from frequent to rare")
 
 
