@@ -7,6 +7,7 @@ beside the data.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,13 +44,15 @@ def main() -> int:
         return tqdm(iterable, "images", total, unit=" images", file=sys.stderr, disable=None)
 
     check = check_data(config, arguments.pixels, progress)
-    print(format_check(check))
     if arguments.html is not None:
         try:
             write_page(check, arguments.html)
         except OSError as error:
             exit_with_error(f"--html: {arguments.html}: {error.strerror}")
-        print(f"\n{arguments.html}")
+    try:
+        print(format_check(check) + (f"\n\n{arguments.html}" if arguments.html else ""), flush=True)
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1 if check.count("error") else 0
 
 
