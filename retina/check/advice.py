@@ -1,8 +1,11 @@
 """Settings that fit a data set better than those of the config, each with its reason.
 
 The anchors are chosen by their reach: the mean over the classes of the share of objects for which an anchor has an IoU
-of at least `assign.positive_iou`, with centers that differ by a quarter of a stride in x and y, the mean over random
-positions. A setting is advised only if its reach is clearly larger. Nothing is trained.
+of at least a threshold, with centers that differ by a quarter of a stride in x and y, the mean over random positions.
+For ratios and scales the threshold is `assign.positive_iou`. For octave_base it is `assign.negative_iou`: an object
+between the two still gets its best anchors (`assign.low_quality`), and a smaller octave_base sees all objects on a
+coarser level. To demand `assign.positive_iou` there led to a lower AP (docs/results/data_check.md). A setting is
+advised only if its reach is clearly larger. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -58,9 +61,9 @@ def advise(
     ]
 
 
-def reach(sizes: NDArray[np.float64], labels: NDArray[np.int64], anchors: Anchors, positive_iou: float) -> float:
+def reach(sizes: NDArray[np.float64], labels: NDArray[np.int64], anchors: Anchors, min_iou: float) -> float:
     """The mean over the classes of the share of objects that an anchor fits; see the top of this file."""
-    reached = shape_iou(sizes, anchors, MEAN_OFFSET) >= positive_iou
+    reached = shape_iou(sizes, anchors, MEAN_OFFSET) >= min_iou
     count = np.bincount(labels)
     return float(np.mean((np.bincount(labels, reached) / np.maximum(count, 1))[count > 0]))
 
@@ -73,13 +76,13 @@ def _anchors(sizes: NDArray[np.float64], labels: NDArray[np.int64], config: Conf
     advice: dict[str, Advice] = {}  # by key
     start: dict[str, float] = {}  # the reach before a key was changed
     current = config.anchors
-    before = reach(sizes, labels, current, config.assign.positive_iou)
 
-    def try_values(key: str, values: Any, gain: float, reason: str) -> None:
-        nonlocal current, before
+    def try_values(key: str, values: Any, min_iou: float, gain: float, reason: str) -> None:
+        nonlocal current
         candidates = [current.model_copy(update={key: value}) for value in values]
-        reaches = [reach(sizes, labels, candidate, config.assign.positive_iou) for candidate in candidates]
+        reaches = [reach(sizes, labels, candidate, min_iou) for candidate in candidates]
         # Values are in order of preference: the first that comes within half the gain of the best.
+        before = reach(sizes, labels, current, min_iou)
         best = next(i for i, value in enumerate(reaches) if value >= max(reaches) - gain / 2)
         if reaches[best] < before + gain:
             return
@@ -88,18 +91,20 @@ def _anchors(sizes: NDArray[np.float64], labels: NDArray[np.int64], config: Conf
         old = start.setdefault(key, before)
         share = f"an anchor fits {reaches[best]:.0%} of the objects (mean over the classes) instead of {old:.0%}"
         advice[key] = Advice(f"anchors.{key}={text}", f"{share}; {reason}")
-        current, before = candidates[best], reaches[best]
+        current = candidates[best]
 
+    positive = config.assign.positive_iou
     bases = sorted(BASES, key=lambda base: -base)  # a large base gives an object more anchors
-    try_values("octave_base", bases, GAIN, f"the smallest anchor has octave_base x 8 pixels, {_quantiles(sizes)}")
+    low = positive if config.assign.low_quality == "none" else config.assign.negative_iou
+    try_values("octave_base", bases, low, GAIN, f"the smallest anchor has octave_base x 8 pixels, {_quantiles(sizes)}")
     aspects = np.percentile(sizes[:, 1] / np.maximum(sizes[:, 0], 1e-6), [5, 50, 95])
     shape = "height / width of the objects is {:.2g}, {:.2g} and {:.2g} at 5, 50 and 95 %".format(*aspects)
     if len(current.ratios) <= 3:
-        try_values("ratios", RATIOS, GAIN, shape)
-        try_values("ratios", MANY_RATIOS, MORE_ANCHORS_GAIN, f"{shape}; more anchors, so a slower step")
+        try_values("ratios", RATIOS, positive, GAIN, shape)
+        try_values("ratios", MANY_RATIOS, positive, MORE_ANCHORS_GAIN, f"{shape}; more anchors, so a slower step")
     more = [scales for scales in (1, 2, 3, 4) if scales > current.scales]
     if more:
-        try_values("scales", more, MORE_ANCHORS_GAIN, "more anchors, so a slower step")
+        try_values("scales", more, positive, MORE_ANCHORS_GAIN, "more anchors, so a slower step")
     return list(advice.values())
 
 
