@@ -1,6 +1,6 @@
 """Checks of what the annotation files say, without opening an image.
 
-`check_errors` and `check_same_categories` are fast, because every training runs them: 0.3 s for 118,000 images.
+`check_errors` and `check_same_categories` are fast, because every training runs them: half a second for 118,000 images.
 
 B images, T annotations, K categories, as in `Annotations`.
 """
@@ -144,6 +144,8 @@ def _check_listed_twice(split: Split) -> list[Finding]:
     seen: dict[str, int] = {}
     names = map(posixpath.normpath, split.file.file_names.tolist())
     twice = [(image, seen[name]) for image, name in enumerate(names) if seen.setdefault(name, image) != image]
+    if not twice:  # sorting all boxes would be slow
+        return []
     order = np.argsort(split.file.images, kind="stable")
     starts = np.searchsorted(split.file.images[order], np.arange(len(split.file.image_ids) + 1))
     columns = np.column_stack([split.file.labels, split.file.crowd, split.file.boxes])[order]

@@ -191,8 +191,8 @@ def _decode_entry(place: str, entry: msgspec.Raw, schema: type[Entry], errors: l
         return None
     whole = fields
     if isinstance(fields, dict):
-        is_whole = {key for key, value in fields.items() if isinstance(value, float) and value.is_integer()}
-        whole = {key: int(value) if key in is_whole & WHOLE else value for key, value in fields.items()}
+        is_whole = {key for key in WHOLE & fields.keys() if isinstance(fields[key], float) and fields[key].is_integer()}
+        whole = fields | {key: int(fields[key]) for key in is_whole}
     try:
         return msgspec.convert(whole, schema)
     except msgspec.ValidationError as error:
