@@ -31,8 +31,8 @@ PACKAGES = {
     ),
     "plots": Package(["style", "result_files", "boxes", "detections", "run", "document"], []),
     "check": Package(
-        ["codes", "findings", "annotation_checks", "image_checks", "anchor_fit", "advice", "data_check", "text",
-         "pictures", "page"],
+        ["codes", "findings", "box_checks", "annotation_checks", "image_checks", "anchor_fit", "advice", "data_check",
+         "text", "pictures", "page"],
         ["base", "data", "model", "detector", "plots"],
     ),
     "train": Package(

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from retina.check.advice import Advice, advise
 from retina.check.anchor_fit import AnchorFit, check_fit, measure_fit, resized_objects, shape_iou
 from retina.check.annotation_checks import (
-    WRONG_NUMBERS,
     check_annotations,
     check_both,
     check_categories,
     check_errors,
     check_same_categories,
 )
+from retina.check.box_checks import WRONG_NUMBERS
 from retina.check.findings import Example, Finding, Split, lower, sort_findings
 from retina.check.image_checks import ImageFacts, Progress, check_copies, check_files, read_all_facts
 from retina.config import Config

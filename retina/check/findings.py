@@ -1,6 +1,7 @@
 """A finding: one kind of defect in a data set, with its first places.
 
-codes.yaml has the texts of every code. annotation_checks.py, image_checks.py and anchor_fit.py make the findings.
+codes.yaml has the texts of every code. box_checks.py, annotation_checks.py, image_checks.py and anchor_fit.py make the
+findings.
 """
 
 from __future__ import annotations
