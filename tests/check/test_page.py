@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from browser import inspect_page, needs_chromium, take_screenshot
 from coco_files import write_coco
 from page_helpers import check_of, edit, no_progress
 from PIL import Image
@@ -152,47 +151,15 @@ def test_no_objects_and_no_folder(tiny_yaml: Path, coco_root: Path, tmp_path: Pa
     assert re.findall("<h2>(.*?)</h2>", (tmp_path / "page.html").read_text()) == ["Findings", "Classes"]
 
 
-INSPECTION = """<script>
-const errors = []; addEventListener("error", event => errors.push(event.message), true);
-addEventListener("load", () => {
-  const box = document.createElement("pre");
-  const page = {
-    images: [...document.images].map(image => image.complete && image.naturalWidth > 0 && image.alt !== ""),
-    width: [document.documentElement.scrollWidth, document.documentElement.clientWidth],
-    remote: performance.getEntriesByType("resource").map(entry => entry.name).filter(name => name.startsWith("http")),
-    links: [...document.querySelectorAll("a")].map(link => document.getElementById(link.hash.slice(1)) !== null),
-    errors: errors, scripts: document.scripts.length, title: document.title,
-  };
-  box.id = "inspection";
-  box.textContent = btoa(unescape(encodeURIComponent(JSON.stringify(page))));
-  document.body.append(box);
-});</script>"""
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@needs_chromium
 @pytest.mark.parametrize("width", [500, 1300])
 def test_page_in_a_browser(broken: Page, tmp_path: Path, width: int) -> None:
-    copy, screenshot = tmp_path / "copy.html", tmp_path / "page.png"
-    copy.write_text(broken.text + INSPECTION)
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync", "--disable-quic", f"--user-data-dir={tmp_path}/chromium",
-             f"--window-size={width},2000", "--hide-scrollbars"]  # fmt: skip
-
-    def browse(page: Path, *more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["chromium", *flags, *more, page.as_uri()], capture_output=True, text=True, timeout=120)
-
-    done = browse(copy, "--dump-dom")
-    match = re.search(r'<pre id="inspection">([^<]+)</pre>', done.stdout)
-    assert match, done.stderr[-2000:]
-    page = json.loads(base64.b64decode(match[1]))
+    page = inspect_page(broken.text, tmp_path, width)
     assert len(page["images"]) > len(WITH_PICTURE) + 3 and all(page["images"])
-    assert page["width"][0] <= page["width"][1] <= width, "only tables scroll sideways"
-    assert page["remote"] == [] and page["errors"] == [] and page["scripts"] == 1, "only that of this test"
     assert len(page["links"]) == len(broken.check.findings) and all(page["links"])
     assert page["title"] == "Data check"
-    browse(broken.file, f"--screenshot={screenshot}")
-    with Image.open(screenshot) as image:
+    with Image.open(take_screenshot(broken.file, tmp_path, width)) as image:
         pixels = np.asarray(image.convert("L"))
     assert pixels.shape == (2000, width)
     for part in np.array_split(pixels, 4):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import inspect_page, needs_chromium
 from command_helpers import loaded_by
 from matplotlib.axes import Axes
 from PIL import Image
@@ -95,23 +91,8 @@ def test_missing_data_does_not_stop_a_report(tmp_path: Path) -> None:
     assert "an unknown number of training images" in text and "classes.png" in text and "losses.png" not in text
 
 
-INSPECTION = """<script>addEventListener("load", () => {
-  const page = {
-    images: [...document.images].map(image => image.complete && image.naturalWidth > 0 && image.alt !== ""),
-    rows: [...document.querySelectorAll("table")].map(table => table.tBodies[0].rows.length),
-    width: [document.documentElement.scrollWidth, document.documentElement.clientWidth],
-    remote: performance.getEntriesByType("resource").map(entry => entry.name).filter(name => name.startsWith("http")),
-    title: document.title, lang: document.documentElement.lang, text: document.body.innerText,
-  };
-  const box = document.createElement("pre");
-  box.id = "inspection";
-  box.textContent = btoa(unescape(encodeURIComponent(JSON.stringify(page))));
-  document.body.append(box);
-});</script>"""
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@needs_chromium
 @pytest.mark.parametrize("width", [500, 1300])
 def test_page_in_a_browser(tmp_path: Path, width: int) -> None:
     study = write_study(tmp_path, GRID + THREE_SEEDS)
@@ -119,19 +100,9 @@ def test_page_in_a_browser(tmp_path: Path, width: int) -> None:
         write_finished(cell, 20 + cell.seed, milliseconds=9.0)
     write_failure(study.cells[0], f"No <b>{UNSAFE_NAME}</b> " + "word " * 40)
     write_report(study)
-    copy = tmp_path / "copy.html"
-    copy.write_text((study.folder / "report.html").read_text() + INSPECTION)
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync", "--disable-quic", f"--user-data-dir={tmp_path}/chromium",
-             f"--window-size={width},900", "--dump-dom"]  # fmt: skip
-    done = subprocess.run(["chromium", *flags, copy.as_uri()], capture_output=True, text=True, timeout=120)
-    match = re.search(r'<pre id="inspection">([^<]+)</pre>', done.stdout)
-    assert match, done.stderr[-2000:]
-    page = json.loads(base64.b64decode(match[1]))
+    page = inspect_page((study.folder / "report.html").read_text(), tmp_path, width)
     assert page["images"] == [True] * 4, "heat map, curve, classes, losses"
     assert page["rows"] == [6, 1, 6, 18], "main, failed, speed, all runs"
-    assert page["width"][0] <= page["width"][1] <= width, "only tables scroll sideways"
-    assert page["remote"] == []
     assert (page["title"], page["lang"]) == ("study-base", "en")
     assert f"No <b>{UNSAFE_NAME}</b> word" in page["text"]
 
