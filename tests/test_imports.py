@@ -36,7 +36,7 @@ PACKAGES = {
         ["base", "data", "model", "detector", "plots"],
     ),
     "train": Package(
-        ["errors", "distributed", "schedule", "logbook", "step", "state", "loop"],
+        ["errors", "distributed", "schedule", "logbook", "step", "step_flags", "state", "loop"],
         ["base", "data", "model", "detector", "evaluate", "plots", "check"],
     ),
     "shapes": Package(["outlines", "settings", "layout", "painting", "scene", "writing"], ["base"]),

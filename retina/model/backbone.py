@@ -57,6 +57,35 @@ class P6P7(ExtraFPNBlock):  # type: ignore[misc]
         return [*results, p6, p7], [*names, "p6", "p7"]
 
 
+class FPN(FeaturePyramidNetwork):  # type: ignore[misc]
+    """torchvision's FPN with another upsampling: one that keeps the dtype, and adds gradients in a fixed order.
+
+    Autocast computes torchvision's in float32 on CUDA, and the backward that torch.compile makes of it adds in no fixed
+    order, so that a resumed run would end with other bits.
+    """
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        names, maps = list(features), list(features.values())
+        top_down = self.inner_blocks[-1](maps[-1])
+        results = [self.layer_blocks[-1](top_down)]
+        for i in reversed(range(len(maps) - 1)):
+            lateral = self.inner_blocks[i](maps[i])
+            top_down = lateral + _upsample(top_down, *lateral.shape[2:])
+            results.insert(0, self.layer_blocks[i](top_down))
+        results, names = self.extra_blocks(results, maps, names)
+        return OrderedDict(zip(names, results, strict=True))
+
+
+def _upsample(x: Tensor, height: int, width: int) -> Tensor:
+    """Each cell of `x` (N, C, H, W) four times, cut to `height` and `width`: 2H or 2H - 1, and 2W or 2W - 1.
+
+    Equal to nearest-neighbor interpolation to that size. The result is in channels-last memory.
+    """
+    cells = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(-1, -1, 2, -1, 2, -1)
+    doubled = cells.reshape(x.shape[0], 2 * x.shape[2], 2 * x.shape[3], x.shape[1])
+    return doubled[:, :height, :width].permute(0, 3, 1, 2)
+
+
 class ResNetFPN(nn.Module):
     """Normalized images (N, 3, H, W) -> [P3, ..., P7]; level l has shape (N, C, ceil(H / 2^l), ceil(W / 2^l))."""
 
@@ -65,7 +94,7 @@ class ResNetFPN(nn.Module):
         self.body: Any = _build_resnet(config)
         width = self.body.fc.in_features
         del self.body.fc
-        self.fpn = FeaturePyramidNetwork(
+        self.fpn = FPN(
             [width // 4, width // 2, width],
             config.channels,
             P6P7(width, config.channels, config.p6_from, config.relu_before_p7),

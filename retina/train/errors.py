@@ -11,3 +11,12 @@ class RunFolderError(RunError):
 
 class RunFolderInUseError(RunFolderError):
     """Another process is training in the folder."""
+
+
+class NotFiniteError(RunError):
+    """The loss of a step or its gradient is not finite."""
+
+    def __init__(self, step: int, losses: dict[str, float], image_ids: list[int]) -> None:
+        values = ", ".join(f"{name} {value}" for name, value in losses.items())
+        super().__init__(f"step {step}: the loss or its gradient is not finite ({values}); nothing was updated")
+        self.step, self.image_ids = step, image_ids

@@ -22,12 +22,13 @@ from retina.data.loader import train_batches
 from retina.data.sampling import describe_sampling
 from retina.evaluate.coco import evaluate_detections, inference_on_dataset
 from retina.model import checkpoint
-from retina.train.distributed import all_gather_list, process_group
-from retina.train.errors import RunError
+from retina.train.distributed import process_group
+from retina.train.errors import NotFiniteError, RunError
 from retina.train.logbook import Logbook, check_run_folder
 from retina.train.schedule import learning_rate, update_ema
 from retina.train.state import TrainState, checkpoint_metadata, create_train_state
 from retina.train.step import train_step
+from retina.train.step_flags import StepFlags
 
 
 def train(config: Config, resume: bool = False) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
     Raises RunError, DataError, WeightsError, FileNotFoundError. Each message explains what to do.
     """
     check_run_folder(config, resume)  # before the processes join, so that none sees new files of another
+    torch.backends.cudnn.deterministic = True  # for equal bits; it costs no measurable time (docs/results/gpu.md)
     with process_group() as (rank, world, device), Logbook(config, rank) as log, _catch_stop_signals() as signals:
         if config.train.batch_size % (world * config.train.accumulate):
             raise RunError(
@@ -66,32 +68,39 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
             save_checkpoint()
         if state.step == config.train.steps and config.train.keep == "weights":
             save_checkpoint()  # the run had finished with train.keep=all
+        flags = StepFlags(device)
         for batches in train_batches(train_set, config, state.step, rank, world):
             batches = [batch.to(device) for batch in batches]
-            try:
-                losses = train_step(
-                    model,
-                    state.optimizer,
-                    batches,
-                    train_set.num_classes,
-                    state.ema_positives,
-                    config,
-                    state.step,
-                    stop=bool(signals),
-                    log_loss_parts=_is_due(state.step + 1, config.train.log_every, config),
-                )
-            except RunError as error:
-                image_ids = all_gather_list([i for batch in batches for i in batch.image_ids])
-                path = log.save_nonfinite_batch(state.step + 1, image_ids)
-                raise RunError(f"{error}; the image ids are in {path}") from None
+            log_is_due, evaluation_is_due, checkpoint_is_due = (
+                _is_due(state.step + 1, every, config)
+                for every in (config.train.log_every, config.train.eval_every, config.train.checkpoint_every)
+            )
+            losses = train_step(
+                model,
+                state.optimizer,
+                batches,
+                train_set.num_classes,
+                state.ema_positives,
+                config,
+                state.step,
+                stop=bool(signals),
+                log_loss_parts=log_is_due,
+            )
             if state.ema_model:
                 update_ema(state.ema_model, state.model, config.train.ema, state.step)
             state.step += 1
-            stopping = bool(losses.pop("stop"))
+            try:
+                stopping = flags.read()  # of the step before, while the device computes this one
+                flags.send(state.step, losses, batches)
+                if stopping or log_is_due or evaluation_is_due or checkpoint_is_due:
+                    stopping |= flags.read()
+            except NotFiniteError as error:
+                path = log.save_nonfinite_batch(error.step, error.image_ids)
+                raise RunError(f"{error}; the image ids are in {path}") from None
             log.log_step(state.step, losses, learning_rate(state.step - 1, config.train), batches)
-            if not stopping and _is_due(state.step, config.train.eval_every, config):
+            if evaluation_is_due and not stopping:
                 _evaluate(state, val_set, config, device, log)
-            if stopping or _is_due(state.step, config.train.checkpoint_every, config):
+            if checkpoint_is_due or stopping:
                 save_checkpoint()
             if stopping:
                 log.info(f"stopped by a signal after step {state.step}; continue with --resume")

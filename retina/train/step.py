@@ -1,4 +1,8 @@
-"""One training step on one screen: match, forward, loss, backward, check, update."""
+"""One training step on one screen: match, forward, loss, backward, check, update.
+
+On CUDA the host never waits for the device within a step. So it prepares the next step while the device computes this
+one. What the host must know of a step, train/step_flags.py reads later.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,6 @@ from retina.criterion import count_positives, detection_loss, normalizer, positi
 from retina.data.loader import Batch
 from retina.device import autocast
 from retina.model.anchors import make_anchors
-from retina.train.errors import RunError
 from retina.train.schedule import learning_rate
 
 
@@ -42,10 +45,10 @@ def train_step(
         stop: this process asks all processes to end after the step.
         log_loss_parts: compute the class loss of the positive and of the negative anchors too.
 
-    Returns: float32 scalars for the log: loss, loss_cls, loss_box, grad_norm, positives (per image), stop (above 0 if
-        any process asked for it) and, with `log_loss_parts`, loss_pos and loss_neg.
-
-    Raises: RunError if the loss or its gradient is not finite; the weights are not updated.
+    Returns: float32 scalars on the device. For the log: loss, loss_cls, loss_box, grad_norm, positives (per image) and,
+        with `log_loss_parts`, loss_pos and loss_neg. For the caller, who must read them before it saves anything:
+        finite (0 if the loss or its gradient is not finite; then no weight was updated, and the run should end) and
+        stop (above 0 if any process asked for it).
     """
     world = distributed.get_world_size() if distributed.is_initialized() else 1
     anchors = [make_anchors(config.anchors, *batch.images.shape[2:], batch.images.device) for batch in batches]
@@ -54,7 +57,7 @@ def train_step(
         for level_anchors, batch in zip(anchors, batches, strict=True)
     ]
     positives = [count_positives(assignment, num_classes) for assignment in assignments]
-    reduced = torch.stack([torch.cat(positives).sum(), ema_positives.new_tensor(stop)])
+    reduced = torch.stack([torch.cat(positives).sum(), torch.full_like(ema_positives, stop)])
     if world > 1:
         distributed.all_reduce(reduced)
     batch_positives, stop_requests = reduced  # of the global batch
@@ -67,7 +70,7 @@ def train_step(
         normalizer_N = normalizer_N / world  # DDP averages gradients over the processes; this loss is a sum over them
         skip_sync = isinstance(model, DistributedDataParallel) and i + 1 < len(batches)
         with model.no_sync() if skip_sync else contextlib.nullcontext():  # type: ignore[operator]
-            images = batch.normalized().contiguous(memory_format=torch.channels_last)
+            images = batch.normalized(config.train.compile).contiguous(memory_format=torch.channels_last)
             with autocast(images.device, config.train.precision):
                 outputs = model(images)
             loss_arguments = (outputs, anchors[i], assignments[i], normalizer_N, config.loss)
@@ -78,20 +81,20 @@ def train_step(
         totals = {name: totals.get(name, 0) + loss.detach() / world for name, loss in losses.items()}
     if world > 1:
         for loss in totals.values():
-            distributed.all_reduce(loss)  # all processes have the same loss now and stop together if it is not finite
+            distributed.all_reduce(loss)  # all processes have the same loss now and end together if it is not finite
     if log_loss_parts:
         totals["loss_neg"] = totals["loss_cls"] - totals["loss_pos"]
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     totals["grad_norm"] = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if not torch.isfinite(totals["loss"] + totals["grad_norm"]):
-        values = ", ".join(f"{name} {value.item()}" for name, value in totals.items())
-        raise RunError(f"step {step + 1}: the loss or its gradient is not finite ({values}); nothing was updated")
+    finite = torch.isfinite(totals["loss"] + totals["grad_norm"])
 
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config.train)
     if config.train.clip_norm:
         nn.utils.clip_grads_with_norm_(parameters, config.train.clip_norm, totals["grad_norm"])
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # a fused optimizer then skips the update
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     ema_positives.copy_(update_ema_positives(ema_positives, batch_positives, config.loss.ema_momentum))
-    return totals | {"positives": batch_positives / config.train.batch_size, "stop": stop_requests}
+    totals["positives"] = batch_positives / config.train.batch_size
+    return totals | {"finite": finite.float(), "stop": stop_requests}

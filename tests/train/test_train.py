@@ -23,6 +23,7 @@ from retina.train.errors import RunError
 from retina.train.loop import train
 from retina.train.schedule import build_optimizer, learning_rate, update_ema
 from retina.train.step import train_step
+from retina.train.step_flags import StepFlags
 
 pytestmark = pytest.mark.slow
 RESNET18 = ("model.backbone=resnet18", "model.base_channels=64")
@@ -84,9 +85,16 @@ def test_non_finite_loss_stops_before_the_update_and_names_the_images(
     before = checkpoint.digest(model.state_dict())
     optimizer = build_optimizer(model, tiny.train)
     batches = next(train_batches(data, tiny, 0))
-    with pytest.raises(RunError, match=r"step 1: the loss or its gradient is not finite"):
-        train_step(model, optimizer, batches, data.num_classes, torch.tensor(100.0), tiny, 0)
+    losses = train_step(model, optimizer, batches, data.num_classes, torch.tensor(100.0), tiny, 0)
+    assert losses["finite"] == 0
     assert checkpoint.digest(model.state_dict()) == before
+    flags = StepFlags(torch.device("cpu"))
+    assert not flags.read()
+    flags.send(1, losses, batches)
+    with pytest.raises(
+        RunError, match=r"step 1: the loss or its gradient is not finite \(loss nan, .*nothing was updated"
+    ):
+        flags.read()
 
     monkeypatch.setattr("retina.model.retinanet.prior_bias", lambda pi: float("nan"))
     with pytest.raises(RunError, match=r"image ids are in .*nonfinite_step_1\.json"):
