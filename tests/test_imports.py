@@ -24,7 +24,7 @@ PACKAGES = {
         ["arguments", "box", "class_weights", "focal_cpu", "focal_triton", "focal", "softmax", "mining", "modules"], []
     ),
     "data": Package(["annotations", "coco", "cache", "augment", "sampling", "loader"], ["base"]),
-    "model": Package(["backbone", "anchors", "retinanet", "pretrained", "checkpoint"], ["base", "losses"]),
+    "model": Package(["fused", "backbone", "anchors", "retinanet", "pretrained", "checkpoint"], ["base", "losses"]),
     "detector": Package(["assign_triton", "assign", "criterion", "detect"], ["base", "losses", "data", "model"]),
     "evaluate": Package(
         ["inference", "coco", "latency", "loss_distribution"], ["base", "losses", "data", "model", "detector"]

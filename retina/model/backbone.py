@@ -19,6 +19,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from retina.config import Model
+from retina.model.fused import conv_norm_relu
 
 LEVELS = (3, 4, 5, 6, 7)
 
@@ -105,11 +106,23 @@ class ResNetFPN(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         body = self.body
-        x = body.maxpool(body.relu(body.bn1(body.conv1(images))))
-        c3 = body.layer2(body.layer1(x))
-        c4 = body.layer3(c3)
-        c5 = body.layer4(c4)
-        return list(self.fpn(OrderedDict(c3=c3, c4=c4, c5=c5)).values())
+        x = body.maxpool(conv_norm_relu(body.conv1, body.bn1, images))
+        stages = []
+        for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
+            for block in stage:
+                x = _run_block(block, x)
+            stages.append(x)
+        return list(self.fpn(OrderedDict(zip(("c3", "c4", "c5"), stages[1:], strict=True))).values())
+
+
+def _run_block(block: Any, x: Tensor) -> Tensor:
+    """As the forward of torchvision's BasicBlock or Bottleneck, with `conv_norm_relu` for its layers."""
+    y = conv_norm_relu(block.conv1, block.bn1, x)
+    last_conv, last_norm = block.conv2, block.bn2
+    if isinstance(block, resnet.Bottleneck):
+        y = conv_norm_relu(block.conv2, block.bn2, y)
+        last_conv, last_norm = block.conv3, block.bn3
+    return conv_norm_relu(last_conv, last_norm, y, x if block.downsample is None else block.downsample(x))
 
 
 def _build_resnet(config: Model) -> Any:

@@ -7,7 +7,7 @@ of the program.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
@@ -16,6 +16,7 @@ from retina.config import Config
 from retina.losses import prior_bias
 from retina.model.anchors import num_anchors_per_cell
 from retina.model.backbone import ResNetFPN
+from retina.model.fused import conv_norm_relu
 
 
 class Outputs(NamedTuple):
@@ -44,8 +45,8 @@ class RetinaNet(nn.Module):
         """`images`: float (N, 3, H, W), normalized, zero in the padding."""
         features = self.backbone(images)
         return Outputs(
-            [_per_anchor(self.cls_logits(self.cls_head(level)), self.num_classes) for level in features],
-            [_per_anchor(self.bbox_reg(self.box_head(level)), 4) for level in features],
+            [_per_anchor(self.cls_logits(_run_head(self.cls_head, level)), self.num_classes) for level in features],
+            [_per_anchor(self.bbox_reg(_run_head(self.box_head, level)), 4) for level in features],
         )
 
 
@@ -64,6 +65,12 @@ def _head(config: Config) -> nn.Sequential:
         if isinstance(module, nn.Conv2d):
             _init_conv(module)
     return head
+
+
+def _run_head(head: nn.Sequential, x: Tensor) -> Tensor:
+    for conv, *norm, _ in cast("list[Any]", head):  # a convolution, a norm where there is one, and a ReLU
+        x = conv_norm_relu(conv, norm[0] if norm else None, x)
+    return x
 
 
 def _output_conv(channels: int, outputs: int, bias: float) -> nn.Conv2d:
