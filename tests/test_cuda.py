@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
+from torch import nn
 
 from retina.assign import assign
 from retina.config import Anchors, Assign, Config, Detect, Loss
@@ -18,6 +19,8 @@ from retina.detect import detect
 from retina.losses import sigmoid_focal_loss
 from retina.model import checkpoint
 from retina.model.anchors import make_anchors
+from retina.model.backbone import FrozenBatchNorm2d, FrozenStatsBatchNorm2d
+from retina.model.fused import conv_norm_relu
 from retina.model.retinanet import Outputs, RetinaNet
 from retina.train.loop import train
 from retina.train.schedule import build_optimizer
@@ -100,6 +103,39 @@ def test_loss_and_matching_never_synchronize(box: str) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(again, expected)  # and the same bits
+
+
+@pytest.mark.parametrize("kind", ["bias", "frozen", "statistics", "residual"])
+def test_fused_layers_equal_the_layers_one_by_one(kind: str) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(32, 48, 3, stride=2, padding=1, bias=kind == "bias").to(CUDA)
+    norm: nn.Module | None = None
+    if kind == "statistics":
+        norm = FrozenStatsBatchNorm2d(48).to(CUDA).train()
+    elif kind != "bias":
+        norm = FrozenBatchNorm2d(48).to(CUDA)
+    if norm is not None:
+        for name, values in (
+            ("weight", (0.5, 2)),
+            ("bias", (-1, 1)),
+            ("running_mean", (-1, 1)),
+            ("running_var", (0.3, 2)),
+        ):
+            nn.init.uniform_(getattr(norm, name), *values)
+    x = torch.randn(2, 32, 13, 18, device=CUDA)
+    residual = torch.randn(2, 48, 7, 9, device=CUDA) if kind == "residual" else None
+    upstream = torch.randn(2, 48, 7, 9, device=CUDA)
+    torch.backends.cudnn.allow_tf32 = False
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):  # float32 takes the layers one by one
+        leaves = [x.clone().requires_grad_(), *([residual.clone().requires_grad_()] if residual is not None else [])]
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            y = conv_norm_relu(conv, norm, *leaves)
+        assert y.dtype == dtype
+        parameters = [*leaves, *(p for m in (conv, norm) if m is not None for p in m.parameters())]
+        results.append([y, *torch.autograd.grad((y * upstream).sum(), parameters)])
+    for exact, fused in zip(*results, strict=True):
+        assert (fused.float() - exact).norm() < 0.01 * exact.norm()  # bfloat16 has three digits
 
 
 LOSSES = [
