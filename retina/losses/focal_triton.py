@@ -4,9 +4,11 @@ The plain formula moves about 348 bytes per float32 logit. This kernel moves 8 (
 that also stores its gradient. The normalizer is known before the loss, so the kernel includes it in the gradient. The
 upstream gradient is applied in the backward, by a kernel that ends at once if it is 1.
 
-The kernel reads logits of any strides in (N, R, K), without one-hot labels and without a copy. An element computes its
-row and class from its index, and loads the class id of its row (from the cache, mostly). Each program adds up its part
-in a fixed order, and the parts are added in a fixed order. So every run gives the same bits. The host never waits.
+The kernel reads logits of any strides in (N, R, K), without one-hot labels and without a copy. In a detector nearly all
+rows are background. So the kernel first loads the few class ids of a block. If all of them are background, its elements
+need no class id each, and about 20 instructions fewer. Otherwise an element computes its row and class from its index,
+and loads the class id of its row (from the cache, mostly). Each program adds up its part in a fixed order, and the
+parts are added in a fixed order. So every run gives the same bits. The host never waits.
 
 N images, R rows of an image, K classes; P programs.
 """
@@ -22,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK, WARPS, BLOCKS_EACH = 1024, 4, 8  # elements in a block; warps of a program; blocks of a program, in a loop
+FEWEST_CLASSES = 32  # below this a block has many rows, and is seldom all background
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton then runs the kernels on the CPU, for the tests
 
 
@@ -35,21 +38,17 @@ def _exp2(x, INTERPRETED: tl.constexpr):
 
 @triton.jit
 def _reciprocal(x, INTERPRETED: tl.constexpr):
-    """1 / x in one instruction, to 1 ulp, for x from 1 to 6."""
+    """1 / x in one instruction, to 1 ulp, for x >= 1; a subnormal result becomes 0."""
     if INTERPRETED:
-        return 1.0 / x
+        return tl.where(x > 8.5e37, 0.0, 1.0 / x)
     return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit
 def _power(
-    one_minus_p,
-    log_one_minus_p,
-    remainder,
-    HALVES: tl.constexpr,
-    HAS_REMAINDER: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):
+    one_minus_p, log_one_minus_p, remainder,
+    HALVES: tl.constexpr, HAS_REMAINDER: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
     """(1 - p)^(HALVES / 2 + remainder): multiplications, a square root and exp(remainder log(1 - p)).
 
     `remainder` is from -1/4 to 1/4.
@@ -57,11 +56,9 @@ def _power(
     log2e: tl.constexpr = 1.4426950408889634
     # Below -88 `one_minus_p` is 0, and 0 * inf would be NaN for a negative `remainder`.
     log_one_minus_p = tl.maximum(log_one_minus_p, -88.0)
-    result = (
-        _exp2(remainder * log2e * log_one_minus_p, INTERPRETED)
-        if HAS_REMAINDER
-        else tl.full(one_minus_p.shape, 1.0, tl.float32)
-    )
+    result = tl.full(one_minus_p.shape, 1.0, tl.float32)
+    if HAS_REMAINDER:
+        result = _exp2(remainder * log2e * log_one_minus_p, INTERPRETED)
     if HALVES % 2 == 1:
         result *= tl.sqrt(one_minus_p)
     for _i in tl.static_range(HALVES // 2):
@@ -72,25 +69,44 @@ def _power(
 @triton.jit
 def _terms(x_t, gamma, remainder, HALVES: tl.constexpr, HAS_REMAINDER: tl.constexpr, INTERPRETED: tl.constexpr):
     """(1 - p_t)^gamma, -log(p_t) and gamma p_t (-log p_t) + 1 - p_t, from x_t (eq. 4 and 10 of the paper)."""
-    abs_x = tl.abs(x_t)
-    e = _exp2(abs_x * -1.4426950408889634, INTERPRETED)
-    # One reciprocal gives both 1 / (1 + e) and s = e / (2 + e), where log(1 + e) = 2 artanh(s) and s <= 1/3. A series
-    # in s^2 stays accurate for a small e, which a logarithm of 1 + e does not; these five coefficients fit to 4e-9.
-    a, b = 1.0 + e, 2.0 + e
-    reciprocal = _reciprocal(a * b, INTERPRETED)
-    sigmoid_abs_x = reciprocal * b
-    sigmoid_minus_abs_x = e * sigmoid_abs_x
-    s = e * (a * reciprocal)
-    t = s * s
-    series = 2.00000000768 + t * (0.666663216414 + t * (0.400245952308 + t * (0.279651577452 + t * 0.281577783280)))
-    log_1_plus_e = s * series
-    is_easy = x_t >= 0
-    one_minus_p_t = tl.where(is_easy, sigmoid_minus_abs_x, sigmoid_abs_x)
-    p_t = tl.where(is_easy, sigmoid_abs_x, sigmoid_minus_abs_x)
-    cross_entropy = tl.where(is_easy, log_1_plus_e, abs_x + log_1_plus_e)
-    log_one_minus_p_t = tl.where(is_easy, -abs_x - log_1_plus_e, -log_1_plus_e)  # used only with HAS_REMAINDER
+    # exp(x_t), finite, so that it may be multiplied by 0. A NaN stays NaN.
+    e = _exp2(tl.minimum(x_t * 1.4426950408889634, 127.0, propagate_nan=tl.PropagateNan.ALL), INTERPRETED)
+    one_minus_p_t = _reciprocal(1.0 + e, INTERPRETED)
+    # 0 instead of 1 for x_t > 87, where 1 - p_t is 0: harmless, as it only multiplies -log(p_t), which is 0 too.
+    p_t = e * one_minus_p_t
+    # -log(p_t) = max(-x_t, 0) - log(1 - m), with m <= 1/2. A series in m stays accurate for a small m, which a
+    # logarithm of 1 - m does not; these nine coefficients fit to 2.3e-8.
+    m = tl.minimum(p_t, one_minus_p_t)
+    series = 0.269612752464 + m * (-0.203538992312 + m * (1.25766996225 + m * (-1.69581225132 + m * 1.44110808095)))
+    series = 1.00000002273 + m * (0.49999285256 + m * (0.333700614501 + m * (0.242805080546 + m * series)))
+    cross_entropy = tl.maximum(-x_t, 0.0) + m * series
+    log_one_minus_p_t = -tl.maximum(x_t, 0.0) - m * series  # used only with HAS_REMAINDER
     factor = _power(one_minus_p_t, log_one_minus_p_t, remainder, HALVES, HAS_REMAINDER, INTERPRETED)
     return factor, cross_entropy, gamma * p_t * cross_entropy + one_minus_p_t
+
+
+@triton.jit
+def _only_background(ids, first, elements, ignore_index, K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Whether a block is whole and all its rows have class id K.
+
+    `first`: its first element, counted from the first of the row at `ids`. `elements`: how many remain from there on.
+    """
+    last = (first + tl.minimum(elements, BLOCK) - 1).to(tl.uint32) // K
+    rows = first.to(tl.uint32) // K + tl.arange(0, ROWS)
+    differs = tl.load(ids + rows, mask=rows <= last, other=K).to(tl.int32) != K
+    return (elements >= BLOCK) & (ignore_index != K) & (tl.max(differs.to(tl.int32)) == 0)
+
+
+@triton.jit
+def _strided(row, column, rows_per_image, stride_n, stride_r, stride_k):
+    image = row // rows_per_image
+    return image * stride_n + (row - image * rows_per_image) * stride_r + column.to(tl.int64) * stride_k
+
+
+@triton.jit
+def _store(pointers, slope, mask, GRADIENT: tl.constexpr):
+    if GRADIENT:
+        tl.store(pointers, slope.to(pointers.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -99,8 +115,8 @@ def _focal_kernel(
     logit_stride_n, logit_stride_r, logit_stride_k, gradient_stride_n, gradient_stride_r, gradient_stride_k,
     alpha_pos, alpha_neg, gamma, remainder, scale, ignore_index,
     K: tl.constexpr, CONTIGUOUS: tl.constexpr, PER_CLASS: tl.constexpr, WEIGHTED: tl.constexpr, DIVIDED: tl.constexpr,
-    GRADIENT: tl.constexpr, HALVES: tl.constexpr, HAS_REMAINDER: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCKS_EACH: tl.constexpr, INTERPRETED: tl.constexpr,
+    GRADIENT: tl.constexpr, HALVES: tl.constexpr, HAS_REMAINDER: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCKS_EACH: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     first_element = tl.program_id(0).to(tl.int64) * (BLOCK * BLOCKS_EACH)
     first_row = first_element // K
@@ -119,28 +135,38 @@ def _focal_kernel(
         if CONTIGUOUS:
             logit_pointers, gradient_pointers = logits + first_element + offsets, gradient + first_element + offsets
         else:
-            image = (first_row + row) // rows_per_image
-            r, k = first_row + row - image * rows_per_image, column.to(tl.int64)
-            logit_pointers = logits + image * logit_stride_n + r * logit_stride_r + k * logit_stride_k
-            gradient_pointers = gradient + image * gradient_stride_n + r * gradient_stride_r + k * gradient_stride_k
-        target = tl.load(targets + first_row + row, mask=in_bounds, other=0).to(tl.int32)
-        not_ignored = in_bounds & (target != ignore_index)
+            logit_pointers = logits + _strided(
+                first_row + row, column, rows_per_image, logit_stride_n, logit_stride_r, logit_stride_k
+            )
+            gradient_pointers = gradient + _strided(
+                first_row + row, column, rows_per_image, gradient_stride_n, gradient_stride_r, gradient_stride_k
+            )
         x = tl.load(logit_pointers, mask=in_bounds, other=0.0).to(tl.float32)
-        is_positive = target == column
-        # x_t = 1000 has loss and gradient 0. Ignored logits are replaced, not weighted by 0: they may be infinite.
-        x_t = tl.where(not_ignored, tl.where(is_positive, x, -x), 1000.0)
-        factor, cross_entropy, slope = _terms(x_t, gamma, remainder, HALVES, HAS_REMAINDER, INTERPRETED)
-        if PER_CLASS:
-            alpha_t = scale * tl.where(is_positive, tl.load(alphas_pos + column), tl.load(alphas_neg + column))
+        only_background = False
+        if ROWS:
+            start, left = first_class + i * BLOCK, total - first_element - i * BLOCK
+            only_background = _only_background(targets + first_row, start, left, ignore_index, K, ROWS, BLOCK)
+        if only_background:  # the same for all threads
+            factor, cross_entropy, slope = _terms(-x, gamma, remainder, HALVES, HAS_REMAINDER, INTERPRETED)
+            factor *= alpha_neg
+            _store(gradient_pointers, factor * slope, None, GRADIENT)
+            sums = tl.fma(factor, cross_entropy, sums)
         else:
-            alpha_t = tl.where(is_positive, alpha_pos, alpha_neg)
-        if WEIGHTED:
-            alpha_t *= tl.load(weights + first_row + row, mask=not_ignored, other=0.0).to(tl.float32)
-        factor *= alpha_t
-        sums += factor * cross_entropy
-        if GRADIENT:
-            slope = factor * tl.where(is_positive, -slope, slope)
-            tl.store(gradient_pointers, slope.to(gradient.dtype.element_ty), mask=in_bounds)
+            target = tl.load(targets + first_row + row, mask=in_bounds, other=0).to(tl.int32)
+            not_ignored = in_bounds & (target != ignore_index)
+            is_positive = target == column
+            # x_t = 1000 has loss and gradient 0. Ignored logits are replaced, not weighted by 0: they may be infinite.
+            x_t = tl.where(not_ignored, tl.where(is_positive, x, -x), 1000.0)
+            factor, cross_entropy, slope = _terms(x_t, gamma, remainder, HALVES, HAS_REMAINDER, INTERPRETED)
+            if PER_CLASS:
+                alpha_t = scale * tl.where(is_positive, tl.load(alphas_pos + column), tl.load(alphas_neg + column))
+            else:
+                alpha_t = tl.where(is_positive, alpha_pos, alpha_neg)
+            if WEIGHTED:
+                alpha_t *= tl.load(weights + first_row + row, mask=not_ignored, other=0.0).to(tl.float32)
+            factor *= alpha_t
+            _store(gradient_pointers, factor * tl.where(is_positive, -slope, slope), in_bounds, GRADIENT)
+            sums = tl.fma(factor, cross_entropy, sums)
     tl.store(partial_sums + tl.program_id(0), tl.sum(sums))
 
 
@@ -214,6 +240,8 @@ def _launch_forward(
     programs = triton.cdiv(total, BLOCK * BLOCKS_EACH)
     partial_sums_P = logits_NRK.new_empty(programs, dtype=torch.float32)
     halves = round(2 * gamma)
+    contiguous = logits_NRK.is_contiguous() and gradient.is_contiguous()
+    plain = contiguous and weight_R is None and alpha_pos_K is None
     if total:
         with torch.cuda.device_of(logits_NRK):
             _focal_kernel[(programs,)](
@@ -236,13 +264,14 @@ def _launch_forward(
                 scale,
                 ignore_index,
                 K=logits_NRK.shape[2],
-                CONTIGUOUS=logits_NRK.is_contiguous() and gradient.is_contiguous(),
+                CONTIGUOUS=contiguous,
                 PER_CLASS=alpha_pos_K is not None,
                 WEIGHTED=weight_R is not None,
                 DIVIDED=divisor is not None,
                 GRADIENT=with_gradient,
                 HALVES=halves,
                 HAS_REMAINDER=gamma != halves / 2,
+                ROWS=_rows_of_a_block(logits_NRK.shape[2]) if plain else 0,
                 BLOCK=BLOCK,
                 BLOCKS_EACH=BLOCKS_EACH,
                 INTERPRETED=INTERPRETED,
@@ -250,6 +279,11 @@ def _launch_forward(
                 enable_fp_fusion=True,
             )
     return partial_sums_P.sum(dtype=torch.float64).float(), gradient
+
+
+def _rows_of_a_block(K: int) -> int:
+    """The most rows that a block has a part of, as a power of two; 0 if they are not worth a look."""
+    return int(triton.next_power_of_2(BLOCK // K + 2)) if K >= FEWEST_CLASSES else 0
 
 
 def _empty_gradient(logits: Tensor, with_gradient: bool) -> Tensor:
@@ -278,9 +312,8 @@ def _rescale(gradient: Tensor, upstream: Tensor) -> None:
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[1])
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(
-        False
-    )  # otherwise autograd makes a zero tensor of the size of the logits for the second output
+    # Otherwise autograd makes a zero tensor of the size of the logits for the second output.
+    ctx.set_materialize_grads(False)
     ctx.dtype, ctx.backward_done = inputs[0].dtype, False
 
 

@@ -52,7 +52,10 @@ def build(kernel: Any, constants: dict[str, Any], dtype: str = "fp32", warps: in
 
 
 def describe(name: str, built: Any, elements: int) -> str:
-    """Registers and spills of a thread, and machine instructions for each of the elements that it handles."""
+    """Registers and spills of a thread, and machine instructions for each of the elements that it handles.
+
+    A kernel with a branch for blocks of background: also what one turn of its loop needs, by either branch.
+    """
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(built.asm["cubin"])
@@ -61,10 +64,40 @@ def describe(name: str, built: Any, elements: int) -> str:
             for flag in ("-res-usage", "-sass")
         )
     registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))  # type: ignore[index]
-    count = sum(op != "NOP" for op in re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)", code, re.M))
-    return (
-        f"{name:44} registers {registers:3}, stack {stack}, instructions {count:4}, {count / elements:.1f} an element"
+    found = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*?);", code, re.M)
+    lines = [(int(address, 16), op, rest) for address, op, rest in found if op != "NOP"]
+    line = (
+        f"{name:44} registers {registers:3}, stack {stack}, instructions {len(lines):4}, "
+        f"{len(lines) / elements:.1f} an element"
     )
+    background, mixed = loop_lengths(lines, elements)
+    return line + (f", in the loop {background / elements:.1f} or {mixed / elements:.1f}" if mixed else "")
+
+
+def loop_lengths(lines: list[tuple[int, str, str]], elements: int) -> tuple[int, int]:
+    """Instructions of one turn of the loop, by the cheaper and by the dearer of its two branches; zeros without two.
+
+    Only in the branches does each element have its own exp2.
+    """
+    jumps = {
+        address: int(match[1], 16)
+        for address, op, rest in lines
+        if op == "BRA" and (match := re.search(r"0x(\w+)", rest))
+    }
+    loops = [(target, address) for address, target in jumps.items() if target < address]
+    if len(loops) != 1:
+        return 0, 0
+    runs: list[list[str]] = [[]]
+    for address, op, _ in lines:
+        if loops[0][0] <= address <= loops[0][1]:
+            if address in jumps.values():
+                runs.append([])
+            runs[-1].append(op)
+            if op == "BRA":
+                runs.append([])
+    branches = sorted(len(run) for run in runs if run.count("MUFU.EX2") >= elements)
+    total = sum(map(len, runs))
+    return (total - branches[1], total - branches[0]) if len(branches) == 2 else (0, 0)
 
 
 def main() -> None:
@@ -72,24 +105,26 @@ def main() -> None:
     block, warps = focal_triton.BLOCK, focal_triton.WARPS
     each = block // (32 * warps)
     common = {"CONTIGUOUS": True, "PER_CLASS": False, "WEIGHTED": False, "DIVIDED": True, "GRADIENT": True}
-    common |= {"BLOCK": block, "BLOCKS_EACH": focal_triton.BLOCKS_EACH, "INTERPRETED": False}
+    common |= {"BLOCK": block, "BLOCKS_EACH": focal_triton.BLOCKS_EACH, "ROWS": 0, "INTERPRETED": False}
     gamma_2 = {"HALVES": 4, "HAS_REMAINDER": False}
     for dtype in ("fp32", "bf16", "fp16"):
         for classes, halves, has_remainder in (
             (80, 4, False),
             (91, 4, False),
+            (264, 4, False),
             (80, 2, False),
             (80, 0, False),
             (80, 1, True),
             (1, 4, False),
         ):
             constants = common | {"K": classes, "HALVES": halves, "HAS_REMAINDER": has_remainder}
+            constants["ROWS"] = focal_triton._rows_of_a_block(classes)
             built = build(focal_triton._focal_kernel, constants, dtype, warps)
             suffix = " + remainder" if has_remainder else ""
             print(describe(f"focal {dtype} K {classes} gamma {halves / 2:g}{suffix}", built, each))
     full = common | gamma_2 | {"K": 80, "CONTIGUOUS": False, "PER_CLASS": True, "WEIGHTED": True}
     print(describe("focal fp32, strided, weights, alphas", build(focal_triton._focal_kernel, full), each))
-    no_gradient = common | gamma_2 | {"K": 80, "GRADIENT": False}
+    no_gradient = common | gamma_2 | {"K": 80, "GRADIENT": False, "ROWS": focal_triton._rows_of_a_block(80)}
     print(describe("focal bf16, no gradient", build(focal_triton._focal_kernel, no_gradient, "bf16"), each))
     print(describe("rescale bf16", build(focal_triton._rescale_kernel, {"BLOCK": block}, "bf16", warps), each))
     block, warps = assign_triton.BLOCK, assign_triton.WARPS

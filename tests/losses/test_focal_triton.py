@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from retina.losses import SigmoidFocalLoss, sigmoid_focal_loss
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed here (it comes with torch for CUDA on Linux)", allow_module_level=True)
+
+import triton
 
 from retina.losses import focal_triton
 
@@ -63,6 +67,57 @@ def test_every_gamma_and_dtype(gamma: float, dtype: torch.dtype) -> None:
 )
 def test_odd_shapes(shape: tuple[int, ...]) -> None:
     compare(*problem(shape), reduction="sum")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gamma", [0.0, 0.2, 1.0, 2.0, 2.3, 5.0])
+def test_blocks_of_background(gamma: float, dtype: torch.dtype) -> None:
+    """They have a branch of their own. The last block is shorter than the others."""
+    for classes in (focal_triton.FEWEST_CLASSES, 80, 91):
+        rows = 2 * focal_triton.BLOCK // classes + 3
+        assert focal_triton._rows_of_a_block(classes) and rows * classes % focal_triton.BLOCK
+        logits, _ = problem((rows, classes), dtype)
+        with torch.no_grad():  # finite in float16 too
+            logits.view(-1)[:16] = torch.tensor(
+                [1e4, -1e4, 200, -200, 87, 88, 89, -86, -87, -88, 17, -17, 1, -1, 0, 1e-4]
+            )
+        compare(logits, torch.full((rows,), classes, device=DEVICE), gamma=gamma, reduction="sum")
+
+
+@pytest.mark.parametrize("classes", [focal_triton.FEWEST_CLASSES, 80, 91, 264])
+@pytest.mark.parametrize("label", [-1, 0, -2], ids=["ignored", "first class", "last class"])
+def test_one_other_row_at_either_end_of_a_block(label: int, classes: int) -> None:
+    """A block that contains a part of a row must see its class id, and no other."""
+    block = focal_triton.BLOCK
+    rows = 3 * block // classes + 2
+    label = classes - 1 if label == -2 else label
+    for element in (0, block - 1, block, 2 * block - 1, 2 * block, 3 * block - 1, 3 * block, rows * classes - 1):
+        ids = torch.full((rows,), classes, device=DEVICE)
+        ids[element // classes] = label
+        compare(problem((rows, classes))[0], ids, reduction="sum")
+
+
+def test_ignored_and_infinite_logits_beside_background() -> None:
+    logits, _ = problem((60, 80))
+    ids = torch.full((60,), 80, device=DEVICE)
+    with torch.no_grad():
+        logits[12], ids[12] = torch.inf, -1  # in the first two blocks
+        logits[40, :7] = -torch.inf  # certain of background: loss and gradient 0
+    loss = fused(logits, ids, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient.isfinite().all() and not gradient[12].any() and not gradient[40, :7].any()
+    kept = torch.arange(60, device=DEVICE) != 12
+    exact = logits.detach()[kept].clamp(min=-80).double()
+    expected = sigmoid_focal_loss(exact, ids[kept], reduction="sum", impl="reference")
+    torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=0)
+    logits.data[59, 3] = torch.nan
+    assert fused(logits, ids, reduction="sum").isnan()  # not hidden
+
+
+def test_background_that_is_ignored() -> None:
+    logits, ids = problem((60, 80))[0], torch.full((60,), 80, device=DEVICE)
+    loss = fused(logits, ids, ignore_index=80, reduction="sum")
+    assert loss.item() == 0 and not torch.autograd.grad(loss, logits)[0].any()
 
 
 def test_more_than_one_program_and_block() -> None:
@@ -216,31 +271,55 @@ def test_operators_have_schemas_and_fakes() -> None:
 
 
 def test_kernels_compile_for_a_gpu() -> None:
-    """For a Hopper GPU, on any machine: no spills, and no fused multiply-add in the matching."""
+    """For a Hopper GPU, on any machine: no spills, and no fused multiply-add in the matching.
+
+    How registers are allocated depends on the version of Triton, so spills fail the test only with the version named
+    here. With another one they give a warning.
+    """
     script = Path(__file__).with_name("compile_kernels.py")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("stack 0") == done.stdout.count("\n") > 10
+    lines = done.stdout.splitlines()
+    assert len(lines) > 10 and all("stack" in line for line in lines)
+    spilled = "\n".join(line for line in lines if "stack 0," not in line)
+    if not triton.__version__.startswith("3.9."):
+        if spilled:
+            warnings.warn(f"spills with Triton {triton.__version__}:\n{spilled}", stacklevel=1)
+        return
+    assert not spilled, spilled
+    pairs = [tuple(map(float, pair)) for pair in re.findall(r"in the loop (\S+) or (\S+)", done.stdout)]
+    assert len(pairs) >= 15 and all(background < 0.9 * mixed for background, mixed in pairs), done.stdout
 
 
 @pytest.mark.skipif(not CUDA, reason="no CUDA device")
 def test_no_host_synchronization_and_a_cuda_graph() -> None:
     logits, ids = problem((2, 500, 80), torch.bfloat16)
+    logits.requires_grad_(False)
     factor = torch.tensor(30.0, device=DEVICE)
 
     def step() -> tuple[Tensor, Tensor]:
-        loss = sigmoid_focal_loss(logits, ids, avg_factor=factor)
-        return loss, torch.autograd.grad(loss, logits)[0]
+        # A new leaf in each call: autograd remembers the stream on which a leaf was first used, and waits for it.
+        leaf = logits.detach().requires_grad_()
+        loss = sigmoid_focal_loss(leaf, ids, avg_factor=factor)
+        return loss.detach(), torch.autograd.grad(loss, leaf)[0]
 
-    expected = step()  # compiles
+    step()  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
         step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # a capture needs a warm-up on a stream other than the default one
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = step()
+    logits.copy_(torch.randn_like(logits))  # new values where the graph reads them
+    factor.fill_(7.0)
     graph.replay()
-    torch.testing.assert_close(captured, expected, rtol=0, atol=0)
+    torch.testing.assert_close(captured, step(), rtol=0, atol=0)
