@@ -46,13 +46,9 @@ def _reciprocal(x, INTERPRETED: tl.constexpr):
 
 @triton.jit
 def _power(
-    one_minus_p,
-    log_one_minus_p,
-    remainder,
-    HALVES: tl.constexpr,
-    HAS_REMAINDER: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):
+    one_minus_p, log_one_minus_p, remainder,
+    HALVES: tl.constexpr, HAS_REMAINDER: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
     """(1 - p)^(HALVES / 2 + remainder): multiplications, a square root and exp(remainder log(1 - p)).
 
     `remainder` is from -1/4 to 1/4.
@@ -60,11 +56,9 @@ def _power(
     log2e: tl.constexpr = 1.4426950408889634
     # Below -88 `one_minus_p` is 0, and 0 * inf would be NaN for a negative `remainder`.
     log_one_minus_p = tl.maximum(log_one_minus_p, -88.0)
-    result = (
-        _exp2(remainder * log2e * log_one_minus_p, INTERPRETED)
-        if HAS_REMAINDER
-        else tl.full(one_minus_p.shape, 1.0, tl.float32)
-    )
+    result = tl.full(one_minus_p.shape, 1.0, tl.float32)
+    if HAS_REMAINDER:
+        result = _exp2(remainder * log2e * log_one_minus_p, INTERPRETED)
     if HALVES % 2 == 1:
         result *= tl.sqrt(one_minus_p)
     for _i in tl.static_range(HALVES // 2):
@@ -289,8 +283,7 @@ def _launch_forward(
 
 def _rows_of_a_block(K: int) -> int:
     """The most rows that a block has a part of, as a power of two; 0 if they are not worth a look."""
-    rows: int = triton.next_power_of_2(BLOCK // K + 2)
-    return rows if K >= FEWEST_CLASSES else 0
+    return int(triton.next_power_of_2(BLOCK // K + 2)) if K >= FEWEST_CLASSES else 0
 
 
 def _empty_gradient(logits: Tensor, with_gradient: bool) -> Tensor:

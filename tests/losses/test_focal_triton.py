@@ -110,8 +110,7 @@ def test_ignored_and_infinite_logits_beside_background() -> None:
     exact = logits.detach()[kept].clamp(min=-80).double()
     expected = sigmoid_focal_loss(exact, ids[kept], reduction="sum", impl="reference")
     torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=0)
-    with torch.no_grad():
-        logits[59, 3] = torch.nan
+    logits.data[59, 3] = torch.nan
     assert fused(logits, ids, reduction="sum").isnan()  # not hidden
 
 
@@ -285,7 +284,9 @@ def test_kernels_compile_for_a_gpu() -> None:
     assert len(lines) > 10 and all("stack" in line for line in lines)
     spilled = "\n".join(line for line in lines if "stack 0," not in line)
     if not triton.__version__.startswith("3.9."):
-        return warnings.warn(f"spills with Triton {triton.__version__}:\n{spilled}", stacklevel=1) if spilled else None
+        if spilled:
+            warnings.warn(f"spills with Triton {triton.__version__}:\n{spilled}", stacklevel=1)
+        return
     assert not spilled, spilled
     pairs = [tuple(map(float, pair)) for pair in re.findall(r"in the loop (\S+) or (\S+)", done.stdout)]
     assert len(pairs) >= 15 and all(background < 0.9 * mixed for background, mixed in pairs), done.stdout
