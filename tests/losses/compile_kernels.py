@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from retina import assign_triton
+from retina import assign_triton, nms_triton
 from retina.losses import focal_triton
 
 TYPES = {
@@ -34,6 +34,9 @@ TYPES = {
     "anchors": "*fp32", "boxes": "*fp32", "ignores": "*fp32", "labels": "*i64", "images": "*i32", "best_BT": "*fp32",
     "best_T": "*fp32", "label_NR": "*i16", "box_NR4": "*fp32", "R": "i32", "T": "i32", "num_classes": "i32",
     "positive_iou": "fp32", "negative_iou": "fp32",
+    # of NMS
+    "boxes_NC4": "*fp32", "labels_NC": "*i64", "count_N": "*i32", "keep_NM": "*i64", "found_N": "*i32", "C": "i32",
+    "max_detections": "i32", "max_iou": "fp32",
 }  # fmt: skip
 
 
