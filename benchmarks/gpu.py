@@ -1,6 +1,6 @@
 """Everything that is measured on a CUDA card, by one command.
 
-    python benchmarks/gpu.py [--output results/gpu] [--only training inference ...]          (make gpu)
+    python benchmarks/gpu.py [--output runs/gpu] [--only training inference ...]          (make gpu)
     python benchmarks/gpu.py --device cpu                            a rehearsal of every line, with tiny sizes
 
 Sections, in this order:
@@ -49,7 +49,7 @@ JOB_SETTINGS = [
 def main() -> int:
     """Exit status: 0, or 1 if a section failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("results/gpu"), help="folder (%(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     arguments = parser.parse_args()

@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from gpu_models import Rounds, Sizes, our_model, run_measurement, spread_outputs, their_model, training_config
+from gpu_models import (
+    Rounds,
+    Sizes,
+    our_model,
+    raise_if_failed,
+    run_measurement,
+    spread_outputs,
+    their_model,
+    training_config,
+)
 from gpu_report import Report
 from speed import make_batch, our_eval, their_eval
 
@@ -20,6 +29,7 @@ def measure(report: Report, sizes: Sizes, device: torch.device) -> None:
     for size in sizes.inference_batches:
         torch.compiler.reset()  # otherwise the second batch size would compile for any size, which is slower
         measure_batch(report, sizes, device, size)
+    raise_if_failed(report)
 
 
 def measure_batch(report: Report, sizes: Sizes, device: torch.device, size: int) -> None:
@@ -49,8 +59,7 @@ def measure_batch(report: Report, sizes: Sizes, device: torch.device, size: int)
     rounds.repeat()
     for kind in ("eager", "compiled"):
         rounds.say_ratio(f"retina {kind} with NMS, batch {size}", torchvision)
-    rounds.raise_if_failed()
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_measurement(measure))
+    run_measurement(measure)

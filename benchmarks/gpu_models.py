@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
 import statistics
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from gpu_report import Report
@@ -36,30 +39,34 @@ class Sizes:
     inference_batches: tuple[int, ...] = (16, 32)
     warm_up: int = 4
     calls: int = 10  # in a row, without a wait in between
-    rounds: int = 5
+    rounds: int = 3
     compiler: str = "inductor"
     gflop: float | None = 846.0  # of a training step for one image, counted for resnet50 at 800x800
 
 
-# Not 64: there P7 has one cell of one cell, and oneDNN in bf16 gives NaN as the gradient of the weight of that convolution.
+# Not 64: P6 and P7 have one cell there, and oneDNN's gradient of the weight between them is NaN in bf16.
 REHEARSAL = Sizes("resnet18", 96, 2, (2,), 1, 1, 2, "eager", None)
 
 
-def run_measurement(measure: Callable[[Report, Sizes, torch.device], None]) -> int:
-    """The main program of a measurement: `measure` on the report that the command line names; returns the status."""
-    end_with_parent()
+def run_measurement(measure: Callable[[Report, Sizes, torch.device], None]) -> NoReturn:
+    """The main program of a measurement: `measure` on the report that the command line names; ends the process."""
+    with contextlib.suppress(OSError):  # a sandbox may not offer the signal
+        end_with_parent()
     report = Report.read(Path(sys.argv[1]))
     device = pick_device()
     torch.backends.cuda.matmul.allow_tf32 = True  # as users of torchvision who want speed in float32
     torch.backends.cudnn.allow_tf32 = True
     try:
         measure(report, REHEARSAL if device.type == "cpu" else Sizes(), device)
+        status = 0
     except Exception:
         traceback.print_exc()
         report.content["error"] += traceback.format_exc()
         report.write()
-        return 1
-    return 0
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # everything is written; to unload torch takes seconds
 
 
 def training_config(sizes: Sizes, compiled: bool = False) -> Config:
@@ -114,6 +121,12 @@ def spread_outputs(theirs: TorchvisionRetinaNet, config: Config, batch: Batch, s
     classes.bias.add_(threshold - logits[0].flatten().float().topk(CANDIDATES).values[-1])
     logits, _ = outputs(config.train.precision)
     return sum((image.float() > threshold).sum().item() for image in logits) / len(logits)
+
+
+def raise_if_failed(report: Report) -> None:
+    """At the end of a measurement: RuntimeError with the names of the rows that failed."""
+    if failed := [row["name"] for row in report.content["rows"] if "error" in row]:
+        raise RuntimeError(f"failed: {', '.join(failed)}")
 
 
 class Rounds:
@@ -176,11 +189,6 @@ class Rounds:
         """Print the ratio of `compare`."""
         if ratio := self.compare(name, other):
             self.report.say(f"{name} / {other}: {ratio[0]:.2f}x ({ratio[1]:.2f} to {ratio[2]:.2f})")
-
-    def raise_if_failed(self) -> None:
-        """At the end of a section."""
-        if failed := [row["name"] for row in self.report.content["rows"] if "error" in row]:
-            raise RuntimeError(f"failed: {', '.join(failed)}")
 
     def _put(self, name: str) -> None:
         times = self.seconds[name]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from gpu_models import Rounds, Sizes, our_model, run_measurement, their_model, training_config
+from gpu_models import Rounds, Sizes, our_model, raise_if_failed, run_measurement, their_model, training_config
 from gpu_report import Report
 from speed import make_batch, our_step, their_step
 from torch.profiler import ProfilerActivity, profile
@@ -34,7 +34,7 @@ KINDS = {
     "matching": ("best_iou", "match_kernel"),
     "optimizer": ("sgd", "adam", "multi_tensor"),
     "compiled elementwise": ("triton_",),
-    "convolution": ("conv", "gemm", "xmma", "cudnn", "cutlass", "nvjet", "wgrad", "dgrad", "nhwc"),
+    "convolution": ("conv", "gemm", "xmma", "cudnn", "cutlass", "nvjet", "wgrad", "dgrad", "addpadding", "nchwtonhwc"),
 }
 
 
@@ -72,7 +72,7 @@ def measure(report: Report, sizes: Sizes, device: torch.device) -> None:
     for name in (COMPILED, EAGER):
         if name in rounds.calls:
             profile_calls(report, name, rounds.calls[name], device)
-    rounds.raise_if_failed()
+    raise_if_failed(report)
 
 
 def network_alone(model: RetinaNet, batch: Batch, config: Config) -> Callable[[], object]:
@@ -136,7 +136,9 @@ def is_kernel(event: Any, on_cuda: bool) -> bool:
     """Whether an entry of the profile is a kernel; operators and named ranges repeat the time of their kernels."""
     if not on_cuda:
         return bool(event.self_cpu_time_total > 0)
-    is_range = getattr(event, "is_user_annotation", False) or event.key.startswith(("aten::", "Optimizer.", "## "))
+    is_range = getattr(event, "is_user_annotation", False) or event.key.startswith(
+        ("aten::", "Optimizer.", "## ", "Torch-Compiled")
+    )
     return event.device_type == torch.autograd.DeviceType.CUDA and event.self_device_time_total > 0 and not is_range
 
 
@@ -147,4 +149,4 @@ def kind_of(kernel: str) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_measurement(measure))
+    run_measurement(measure)
