@@ -1,5 +1,5 @@
 # make demo   install, generate data, train, evaluate, draw pictures    make check  what CI runs: lint, types, tests
-# make test   the test suite                                           make gpu    CUDA tests and benchmarks
+# make test   the test suite                                           make gpu    all measurements on a card
 # make quick  the fast tests (no training, no server), in under a minute
 # make ablate-smoke   a study in three minutes: its data, two short runs, the report
 PYTHON ?= python3

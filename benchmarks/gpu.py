@@ -1,129 +1,199 @@
-"""Results of one CUDA card in one file: speed compared with torchvision, a timed run and its AP, a profile of a step.
+"""Everything that is measured on a CUDA card, by one command.
 
-    python benchmarks/gpu.py [--seconds 300] [--output docs/results/gpu.md]     (make gpu: after the CUDA tests)
+    python benchmarks/gpu.py [--output runs/gpu] [--only training inference ...]          (make gpu)
+    python benchmarks/gpu.py --device cpu                            a rehearsal of every line, with tiny sizes
 
-1. training and inference of R50-FPN at 640x640, batch 16, with torchvision's RetinaNet in the same run (speed.py);
-2. configs/gpu.yaml, with as many steps as fit into `--seconds` at the speed just measured, and its evaluation;
-3. the share of a training step's device time that is not convolution, by torch.profiler.
-Without a CUDA device the benchmark stops with a message; --device cpu tries it on the CPU.
+Sections, in this order:
+1. tests: the CUDA tests; outputs, loss and detections compared with torchvision's RetinaNet on the card
+2. kernels: the focal loss and the matching (focal_loss.py, assign.py), then the sweep of the focal kernel
+3. training: R50-FPN, 800x800, batch 16, beside torchvision and beside the network without loss and matching
+4. loader: loader.py
+5. inference: with and without NMS, batch 16 and 32, beside torchvision
+6. job: runs that are killed and resumed, with evaluation, compared in every bit (kill_resume.py)
+
+Each section writes one file, 1_tests.json to 6_job.json, and all together summary.txt, after every figure: what was
+measured stays if the command is cut off. Each section runs in a process of its own, or starts programs, with a time
+limit. One that fails stops no other; the exit status is then 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
-import io
+import importlib.util
+import json
+import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
-from collections import defaultdict
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import speed
-import torch
-import torchvision
-from torch.profiler import ProfilerActivity, profile
+from gpu_report import Report, kill_group, run_program
 
-from retina.config import Config
-from retina.config_file import load_config
-from retina.data import CocoDataset, train_batches
-from retina.device import pick_device
-from retina.evaluate import format_metrics
-from retina.model import RetinaNet
-from retina.train import build_optimizer, train, train_step
-
-WARM_UP, PROFILED = 5, 5
+ROOT = Path(__file__).resolve().parents[1]
+SECTIONS = ("tests", "kernels", "training", "loader", "inference", "job")
+TEST_FILES = ["tests/test_cuda.py", "tests/losses/test_focal_triton.py", "tests/test_assign.py"]
+SECTION_SECONDS = 170  # the time limit of a measurement, far above what it takes
+REHEARSAL_FACTOR = 5  # for all time limits; a CPU may be busy
+# For a training run of kill_resume.py that uses the tensor cores and takes a few seconds.
+JOB_SETTINGS = [
+    "model.backbone=resnet18", "model.base_channels=64", "model.channels=128", "model.head_convs=2",
+    "data.short_side=[256,320]",
+]  # fmt: skip
 
 
 def main() -> int:
-    """Exit status: 0 with the result file written."""
+    """Exit status: 0, or 1 if a section failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to configs/gpu.yaml")
-    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder (%(default)s)")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/gpu.md"))
-    arguments = parser.parse_intermixed_args()
-    device = pick_device()
-    if device.type != arguments.device:
-        sys.exit(f"this machine offers {device.type}, not {arguments.device}")
-    torch.set_float32_matmul_precision("high")
-    card = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
-    with tempfile.TemporaryDirectory() as folder:
-        config = load_config("configs/gpu.yaml", [f"output_dir={folder}/run", *arguments.overrides])
-        per_second, speed_table = measure_speed(config)
-        steps = max(10, int(arguments.seconds * per_second / config.train.batch_size))
-        config = load_config(
-            "configs/gpu.yaml", [f"output_dir={folder}/run", *arguments.overrides, f"train.steps={steps}"]
-        )
-        fractions = profile_step(config, device)
-        start = time.perf_counter()
-        metrics = train(config)
-        seconds = time.perf_counter() - start
-    images = steps * config.train.batch_size
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    lines = [
-        "# On a GPU",
-        "",
-        f"`make gpu` at {commit or 'an unknown commit'}, {datetime.date.today()}: {card}, torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}, Python {platform.python_version()}.",
-        "",
-        "## Speed compared with torchvision, same run",
-        f"```\n{speed_table}```",
-        "## Training from scratch on generated images",
-        f"`configs/gpu.yaml`, {steps} steps: {seconds:.0f} s with start, loading, evaluation and checkpoints; "
-        f"{images / seconds:.1f} images/s over all of it.",
-        f"```\n{format_metrics(metrics)}\n```",
-        "## Where the time of a step goes",
-        *(f"- {name}: {100 * fraction:.1f} %" for name, fraction in fractions.items()),
-        "",
-    ]
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text("\n".join(lines), encoding="utf-8")
-    print("\n".join(lines), arguments.output, sep="\n")
-    return 0
+    arguments = parser.parse_args()
+    if arguments.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also for the programs that are started
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ["PYTHONUNBUFFERED"] = "1"
+    folder = arguments.output.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    machine = describe_machine(arguments.device)
+    print(f"{machine['card']}, torch {machine['torch']}; results in {folder}", flush=True)
+    start = time.monotonic()
+    statuses = {}
+    for number, name in enumerate(SECTIONS, 1):
+        if name in arguments.only:
+            print(f"\n=== {number} {name}, after {time.monotonic() - start:.0f} s", flush=True)
+            statuses[name] = run_section(name, folder, f"{number}_{name}", machine, arguments.device == "cpu")
+    print(f"\n{time.monotonic() - start:.0f} s: " + ", ".join(f"{name} {status}" for name, status in statuses.items()))
+    return int(any(status == "failed" for status in statuses.values()))
 
 
-def measure_speed(config: Config) -> tuple[float, str]:
-    """Training images/s of this package, and the table that speed.py prints."""
-    side = str(config.data.short_side[0])
-    command = ["speed.py", "--backbone", config.model.backbone, "--size", side, side]
-    sys.argv = [*command, "--batch", str(config.train.batch_size)]
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-        speeds = speed.main()
-    print(output.getvalue())
-    return speeds["training"], output.getvalue()
+def describe_machine(device: str) -> dict[str, Any]:
+    """Card, versions, date and commit. Ends the program without the device."""
+    code = (  # in another process: this one stays without torch, and takes no memory of the card
+        "import json, torch, torchvision; cuda = torch.cuda.is_available();"
+        "card = torch.cuda.get_device_properties(0) if cuda else None;"
+        "print(json.dumps({'card': card.name if card else 'no card, CPU',"
+        "'memory_gib': round(card.total_memory / 2**30, 1) if card else None,"
+        "'torch': torch.__version__, 'torchvision': torchvision.__version__, 'cuda': torch.version.cuda,"
+        "'cudnn': torch.backends.cudnn.version() if cuda else None}))"
+    )
+    found: dict[str, Any] = json.loads(
+        subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()[-1]
+    )
+    if device == "cuda" and not found["memory_gib"]:
+        sys.exit("no CUDA device found: --device cpu rehearses the measurements on the CPU")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    return found | {
+        "python": platform.python_version(),
+        "machine": f"{platform.node()}, {os.cpu_count()} cores",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit.strip() or "unknown",
+    }
 
 
-def profile_step(config: Config, device: torch.device) -> dict[str, float]:
-    """Fractions of the device time of training steps: convolutions, everything else, and the largest of the others."""
-    dataset = CocoDataset(config.data.train_annotations, config.data.train_images)
-    model = RetinaNet(config, dataset.num_classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = build_optimizer(model, config.train)
-    ema_positives = torch.tensor(100.0, device=device)
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-    batches = train_batches(dataset, config, 0)
+def run_section(name: str, folder: Path, file_name: str, machine: dict[str, Any], rehearsal: bool) -> str:
+    """Run a section to its end, whatever happens in it; returns its status."""
+    report = Report.begin(folder, file_name, machine)
+    programs: dict[str, Callable[[Report, bool], None]] = {
+        "tests": run_tests, "kernels": run_kernels, "loader": run_loader, "job": run_job
+    }  # fmt: skip
+    try:
+        if name in programs:
+            programs[name](report, rehearsal)
+        else:
+            run_measurement(name, report, rehearsal)
+        if report.content["status"] == "running":
+            report.end("done")
+    except Exception:
+        traceback.print_exc()
+        report.end("failed", traceback.format_exc())
+    status: str = report.content["status"]
+    return status
 
-    def run_steps(count: int) -> None:
-        for step in range(count):
-            batch = [part.to(device) for part in next(batches)]
-            train_step(model, optimizer, batch, dataset.num_classes, ema_positives, config, step)
 
-    run_steps(WARM_UP)
-    with profile(activities=activities) as profiler:
-        run_steps(PROFILED)
-    times: dict[str, float] = defaultdict(float)
-    for event in profiler.key_averages():
-        time_us = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
-        if event.key.startswith("aten::") or device.type == "cpu":
-            times["convolution" if "conv" in event.key else event.key] += time_us
-    total = sum(times.values())
-    largest = sorted((name for name in times if name != "convolution"), key=lambda name: -times[name])[:8]
-    fractions = {"convolution": times["convolution"] / total, "everything else": 1 - times["convolution"] / total}
-    return fractions | {f"  of it {name}": times[name] / total for name in largest}
+def run_measurement(name: str, report: Report, rehearsal: bool) -> None:
+    """Run gpu_<name>.py on the file of the report, in a process of its own: it may crash or hang."""
+    command = [sys.executable, str(ROOT / f"benchmarks/gpu_{name}.py"), str(report.path)]
+    limit = SECTION_SECONDS * (REHEARSAL_FACTOR if rehearsal else 1)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # it ends when the pipe closes
+    try:
+        status = process.wait(limit)
+        problem = f"exit status {status}" if status else ""
+    except subprocess.TimeoutExpired:
+        problem = f"stopped at the time limit of {limit} s"
+    finally:
+        kill_group(process)
+    report.content = Report.read(report.path).content
+    if problem:
+        raise RuntimeError(f"gpu_{name}.py: {problem}")
+
+
+def run_programs(report: Report, steps: list[Callable[[], None]]) -> None:
+    """Each step even if one before it failed; raises RuntimeError at the end if one did."""
+    errors = []
+    for step in steps:
+        try:
+            step()
+        except RuntimeError as error:
+            errors.append(str(error))
+            report.say(str(error))
+    if errors:
+        raise RuntimeError("; ".join(errors))
+
+
+def run_tests(report: Report, rehearsal: bool) -> None:
+    """The comparison with torchvision on the device, then the tests that need CUDA."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", *TEST_FILES]
+    if rehearsal:
+        report.say("rehearsal: the tests are collected and not run")
+        command += ["-qq", "--collect-only"]
+    else:
+        command += ["-q"]
+        if importlib.util.find_spec("xdist"):
+            command += ["-n", str(min(8, os.cpu_count() or 1))]
+    run_programs(
+        report,
+        [lambda: run_measurement("parity", report, rehearsal), lambda: run_program(report, command, 120)],
+    )
+
+
+def run_kernels(report: Report, rehearsal: bool) -> None:
+    """The benchmarks of both kernels. They time CUDA kernels: the rehearsal reads their options and prints the help."""
+    focal, assign = ([sys.executable, str(ROOT / "benchmarks" / name)] for name in ("focal_loss.py", "assign.py"))
+    focal += ["--device", "cuda", "--rounds", "3"]
+    if rehearsal:
+        report.say("rehearsal: no kernel is timed")
+        steps = [lambda: run_program(report, [*focal, "--sweep", "--help"], 60)]
+        steps += [lambda: run_program(report, [*assign, "--help"], 60)]
+    else:
+        steps = [lambda: run_program(report, focal, 60), lambda: run_program(report, assign, 30)]
+        steps += [lambda: run_program(report, [*focal, "--sweep"], 50, enough=True)]
+    run_programs(report, steps)
+
+
+def run_loader(report: Report, rehearsal: bool) -> None:
+    """The benchmark of the loader, without options; the rehearsal prints its help."""
+    program = ROOT / "benchmarks/loader.py"
+    if not program.exists():
+        report.say("skipped: this checkout has no benchmarks/loader.py")
+        report.end("skipped")
+        return
+    run_program(report, [sys.executable, str(program), *(["--help"] if rehearsal else [])], 120)
+
+
+def run_job(report: Report, rehearsal: bool) -> None:
+    """Killed and resumed runs."""
+    command = [sys.executable, str(ROOT / "benchmarks/kill_resume.py"), "--seed", "1"]
+    if rehearsal:
+        command += ["--kills", "1", "--chain", "0", "train.steps=6", "train.eval_every=3"]
+    else:
+        command += ["--kills", "6", "--chain", "2", "--seconds", "60", "--precision", "bf16", *JOB_SETTINGS]
+    run_program(report, command, 150 * (REHEARSAL_FACTOR if rehearsal else 1))
 
 
 if __name__ == "__main__":

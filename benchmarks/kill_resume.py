@@ -49,7 +49,10 @@ def main() -> int:
     parser.add_argument("--chain", type=int, default=3, help="kills of the last case; 0 omits it (%(default)s)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the random times; printed")
-    arguments = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no case after this time")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the settings of the runs")
+    arguments = parser.parse_intermixed_args()
+    start_time = time.perf_counter()
     rng = random.Random(arguments.seed)
     print(f"seed {arguments.seed}", flush=True)
     # The threads of OpenMP do not survive a fork: this process uses one, and its runs use THREADS.
@@ -57,22 +60,45 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_shapes(root / "shapes", ShapesSettings(train=22, val=6, size=96), processes=1)
-        (root / "kill.yaml").write_text(SETTINGS.format(root=root / "shapes", precision=arguments.precision))
-        start_time = time.perf_counter()
+        settings = root / "kill.yaml"
+        settings.write_text(SETTINGS.format(root=root / "shapes", precision=arguments.precision))
+        settings.write_text(load_config(settings, arguments.overrides).to_yaml())
+        begin = time.perf_counter()
         expected = run_to_end(run_config(root, "uninterrupted", 0))
-        duration = time.perf_counter() - start_time
-        print(f"uninterrupted: {duration:.1f} s", flush=True)
+        duration = time.perf_counter() - begin
+        on_cuda, different = has_cuda(), []
+        print(f"uninterrupted: {duration:.1f} s, on {'CUDA' if on_cuda else 'the CPU'}", flush=True)
+        if (
+            on_cuda
+        ):  # the first run compiles kernels, so the second has the time; and without kills it must be equal too
+            begin = time.perf_counter()
+            different = differences(expected, run_to_end(run_config(root, "again", 0)))
+            duration = time.perf_counter() - begin
+            print(f"uninterrupted again: {duration:.1f} s, {verdict(different)}", flush=True)
         cases = [("write" if i % 3 == 1 else "any", 1) for i in range(arguments.kills)]
         cases += [("any", arguments.chain)] if arguments.chain else []
-        equal = 0
+        equal, done = int(on_cuda and not different), int(on_cuda)
         for i, (when, kills) in enumerate(cases):
+            if i and time.perf_counter() - start_time > arguments.seconds:
+                break
             steps = [kill_once(run_config(root, str(i), k % 3), when, duration / kills, rng) for k in range(kills)]
             different = differences(expected, run_to_end(run_config(root, str(i), (kills + i) % 3)))
-            equal += not different
-            verdict = f"DIFFERS in {', '.join(different)}" if different else "equal"
-            print(f"{i + 1}: killed {when} at step {', '.join(steps)}: {verdict}", flush=True)
-        print(f"{equal} of {len(cases)} equal")
-        return 0 if equal == len(cases) else 1
+            equal, done = equal + (not different), done + 1
+            print(f"{i + 1}: killed {when} at step {', '.join(steps)}: {verdict(different)}", flush=True)
+        print(f"{equal} of {done} equal")
+        return 0 if equal == done else 1
+
+
+def has_cuda() -> bool:
+    """Asked in a forked process: once this process has asked CUDA for anything, the runs it forks could not use it."""
+    child = os.fork()
+    if child == 0:
+        os._exit(int(torch.cuda.is_available()))
+    return os.waitpid(child, 0)[1] != 0
+
+
+def verdict(different: list[str]) -> str:
+    return f"DIFFERS in {', '.join(different)}" if different else "equal"
 
 
 def run_config(root: Path, name: str, workers: int) -> Config:

@@ -1,7 +1,7 @@
 """Images per second, compared with torchvision's own RetinaNet in the same run.
 
     python benchmarks/speed.py                               R18-FPN at 320x240, batch 8: two CPU cores
-    python benchmarks/speed.py --backbone resnet50 --size 800 1344 --batch 16       a CUDA card
+    python benchmarks/gpu.py --only training inference       a CUDA card, with the functions of this file
 
 Same backbone, FPN and head width (256), images, batch, boxes and optimizer. torchvision runs as its users run it
 (float32, eager; with --peer-bf16 under autocast), retina as in `tools/train.py`. Rounds alternate between the two, and
@@ -20,6 +20,7 @@ import torchvision
 from torch import Tensor
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from retina.config import Config, Model, Train
@@ -33,8 +34,8 @@ from retina.train import build_optimizer, train_step
 CLASSES, BOXES = 80, 8
 
 
-def main() -> dict[str, float]:
-    """Print a table: images/s of both, median ratio and its range. Returns images/s of retina for each row."""
+def main() -> None:
+    """Print a table: images/s of both, median ratio and its range."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--size", type=int, nargs=2, default=(240, 320), metavar=("HEIGHT", "WIDTH"))
@@ -62,21 +63,27 @@ def main() -> dict[str, float]:
     if arguments.compile:
         ours.compile()
     batch = make_batch(arguments.batch, height, width, config.data.pad_multiple).to(device)
-    speeds = {}
     print(f"{'':10} {'torchvision':>14} {'retina':>14} {'ratio':>8}")
     for name, their_call, our_call in (
         ("training", their_step(theirs, batch, device, arguments.peer_bf16), our_step(ours, batch, config, device)),
         ("inference", their_eval(theirs, batch, device, arguments.peer_bf16), our_eval(ours, batch, config, device)),
     ):
-        speeds[name] = compare(name, their_call, our_call, arguments.batch, arguments.rounds, device)
-    return speeds
+        compare(name, their_call, our_call, arguments.batch, arguments.rounds, device)
 
 
-def torchvision_retinanet(backbone: str, height: int, width: int, classes: int = CLASSES) -> TorchvisionRetinaNet:
-    """torchvision's RetinaNet by its own constructor, on any ResNet; P6 from C5, as in retina."""
-    body = torchvision.models.get_model(backbone, weights=None)
+def torchvision_retinanet(
+    backbone: str, height: int, width: int, classes: int = CLASSES, frozen: bool = False
+) -> TorchvisionRetinaNet:
+    """torchvision's RetinaNet by its own constructor, on any ResNet; P6 from C5, as in retina.
+
+    `frozen`: with frozen BatchNorm, and the stem and layer1 frozen, as it trains from pretrained weights.
+    """
+    body = torchvision.models.get_model(
+        backbone, weights=None, norm_layer=FrozenBatchNorm2d if frozen else torch.nn.BatchNorm2d
+    )
     extra_blocks = LastLevelP6P7(body.fc.in_features, 256)
-    backbone_fpn = _resnet_fpn_extractor(body, 5, returned_layers=[2, 3, 4], extra_blocks=extra_blocks)
+    trainable_layers = 3 if frozen else 5
+    backbone_fpn = _resnet_fpn_extractor(body, trainable_layers, returned_layers=[2, 3, 4], extra_blocks=extra_blocks)
     return TorchvisionRetinaNet(backbone_fpn, classes, min_size=min(height, width), max_size=max(height, width))
 
 
@@ -108,8 +115,11 @@ def our_step(model: RetinaNet, batch: Batch, config: Config, device: torch.devic
     return step
 
 
-def their_step(model: TorchvisionRetinaNet, batch: Batch, device: torch.device, bf16: bool) -> Callable[[], None]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+def their_step(
+    model: TorchvisionRetinaNet, batch: Batch, device: torch.device, bf16: bool, lr: float = 1e-3
+) -> Callable[[], None]:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=1e-4)
     images = unpadded_images(batch)
     targets = [{"boxes": target.boxes, "labels": target.labels} for target in batch.targets]
 
@@ -124,7 +134,11 @@ def their_step(model: TorchvisionRetinaNet, batch: Batch, device: torch.device, 
     return step
 
 
-def our_eval(model: RetinaNet, batch: Batch, config: Config, device: torch.device) -> Callable[[], None]:
+def our_eval(
+    model: RetinaNet, batch: Batch, config: Config, device: torch.device, detections: bool = True
+) -> Callable[[], None]:
+    """`detections`: with decoding and NMS, else the network alone."""
+
     @torch.inference_mode()
     def evaluate() -> None:
         model.eval()
@@ -132,7 +146,8 @@ def our_eval(model: RetinaNet, batch: Batch, config: Config, device: torch.devic
         anchors = make_anchors(config.anchors, images.shape[2], images.shape[3], device)
         with autocast(device, config.train.precision):
             outputs = model(images)
-        detect(outputs, anchors, batch.sizes, config.detect)
+        if detections:
+            detect(outputs, anchors, batch.sizes, config.detect)
 
     return evaluate
 
@@ -154,30 +169,36 @@ def unpadded_images(batch: Batch) -> list[Tensor]:
     return [image[:, :h, :w].float() / 255 for image, (h, w) in zip(batch.images, batch.sizes, strict=True)]
 
 
+def seconds_per_call(run: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Of `repeats` calls in a row, with one wait for the device at the end."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / repeats
+
+
+def ratio_of_rounds(theirs: list[float], ours: list[float]) -> tuple[float, float, float]:
+    """Median, smallest and largest of their seconds / our seconds in each round."""
+    ratios = sorted(their_seconds / our_seconds for their_seconds, our_seconds in zip(theirs, ours, strict=True))
+    return statistics.median(ratios), ratios[0], ratios[-1]
+
+
 def compare(
     name: str, theirs: Callable[[], None], ours: Callable[[], None], images: int, rounds: int, device: torch.device
-) -> float:
-    """Print a row of the table; returns images/s of `ours`. `images`: the number in one call."""
-
-    def seconds(run: Callable[[], None], repeats: int) -> float:
-        start = time.perf_counter()
-        for _ in range(repeats):
-            run()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return (time.perf_counter() - start) / repeats
-
+) -> None:
+    """Print a row of the table. `images`: the number in one call."""
     repeats = 10 if device.type == "cuda" else 1
     for run in (theirs, ours):
-        seconds(run, 2)
-    pairs = [(seconds(theirs, repeats), seconds(ours, repeats)) for _ in range(rounds)]
-    ratios = sorted(their_seconds / our_seconds for their_seconds, our_seconds in pairs)
-    speeds = [images / statistics.median(pair[i] for pair in pairs) for i in (0, 1)]
-    print(
-        f"{name:10} {speeds[0]:8.2f} img/s {speeds[1]:8.2f} img/s {statistics.median(ratios):7.2f}x"
-        f"   ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-    )
-    return speeds[1]
+        seconds_per_call(run, 2, device)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for run, times in zip((theirs, ours), seconds, strict=True):
+            times.append(seconds_per_call(run, repeats, device))
+    speeds = [images / statistics.median(times) for times in seconds]
+    ratio, low, high = ratio_of_rounds(*seconds)
+    print(f"{name:10} {speeds[0]:8.2f} img/s {speeds[1]:8.2f} img/s {ratio:7.2f}x   ({low:.2f} to {high:.2f})")
 
 
 if __name__ == "__main__":
