@@ -122,7 +122,7 @@ def _run_block(block: Any, x: Tensor) -> Tensor:
     if isinstance(block, resnet.Bottleneck):
         y = conv_norm_relu(block.conv2, block.bn2, y)
         last_conv, last_norm = block.conv3, block.bn3
-    return conv_norm_relu(last_conv, last_norm, y, x if block.downsample is None else block.downsample(x))
+    return conv_norm_relu(last_conv, last_norm, y, x, block.downsample)
 
 
 def _build_resnet(config: Model) -> Any:

@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from retina import assign_triton, nms_triton
+from retina import assign_triton
 from retina.losses import focal_triton
 
 TYPES = {
