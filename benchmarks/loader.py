@@ -5,8 +5,10 @@
 Makes JPEG files of 640x480 at quality 90 that are as large as COCO's, with seven boxes each, in a temporary folder.
 Then it measures in rounds, in turn:
 
-- one core: a batch made in this process, and where its time goes;
+- a batch made in this process, on one core, and where its time goes;
 - `--workers` processes: from the files to batches in this process, and on the card if there is one.
+
+Processor time shows the images per second of one core, also on a machine with other work.
 
 The others do the operations of a well-known loader, written here from its documentation, in torch's DataLoader:
 
@@ -86,7 +88,7 @@ def photograph(rng: np.random.Generator, boxes: list[list[float]]) -> NDArray[np
         inside = np.zeros((HEIGHT, WIDTH), np.uint8)
         cv2.ellipse(inside, (int(x + w / 2), int(y + h / 2)), (int(w / 2), int(h / 2)), 0, 0, 360, 1, -1)
         image[inside > 0] = 0.6 * image[inside > 0] + rng.uniform(0, 110, 3)
-    return (image + rng.normal(0, 3.5, (HEIGHT, WIDTH, 1))).clip(0, 255).astype(np.uint8)
+    return (image + rng.normal(0, 4.5, (HEIGHT, WIDTH, 1))).clip(0, 255).astype(np.uint8)
 
 
 def boxes_of(record: Record, scale: float, width: int, flip: bool) -> Tensor:
@@ -181,14 +183,13 @@ def _as_lists(samples: list[Sample]) -> list[list[Any]]:
     return [list(part) for part in zip(*samples, strict=True)]
 
 
-def images_per_second(name: str, dataset: CocoDataset, config: Config, warmup: int) -> float:
-    """From the end of `warmup` batches to the last one. The images of each batch are on the card before the next.
+def images_per_second(name: str, dataset: CocoDataset, config: Config, warmup: int) -> tuple[float, float]:
+    """By the clock, from the end of `warmup` batches to the last one; and per second of processor time.
 
-    Without worker processes these are seconds of the processor, which other work on the machine changes little.
+    Processor time is that of all processes, with their start. Other work on the machine changes it little. The images
+    of each batch are on the card, if there is one, before the next batch is asked for.
     """
-    start = 0.0
-    cuda = torch.cuda.is_available()
-    clock = time.perf_counter if config.data.workers else time.process_time
+    start, cuda, processor = 0.0, torch.cuda.is_available(), sum(os.times()[:4])
     for step, batch in enumerate(batches(name, dataset, config)):
         if isinstance(batch, Batch) and cuda:
             batch.to(torch.device("cuda"))
@@ -197,8 +198,11 @@ def images_per_second(name: str, dataset: CocoDataset, config: Config, warmup: i
         if cuda:
             torch.cuda.synchronize()
         if step == warmup - 1:
-            start = clock()
-    return (config.train.steps - warmup) * config.train.batch_size / (clock() - start)
+            start = time.perf_counter()
+    elapsed = time.perf_counter() - start
+    del batch
+    size, steps = config.train.batch_size, config.train.steps
+    return (steps - warmup) * size / elapsed, steps * size / (sum(os.times()[:4]) - processor)
 
 
 @contextmanager
@@ -255,11 +259,11 @@ def copy_to_card(dataset: CocoDataset, config: Config) -> float:
 
 
 def print_rates(title: str, rates: dict[str, list[float]]) -> None:
-    print(f"\n{title}: median of the rounds (lowest to highest), and retina's ratio by rounds")
+    print(f"\n{title}; median of the rounds (lowest to highest), and retina's ratio by rounds")
     for name, values in rates.items():
         ratios = sorted(ours / theirs for ours, theirs in zip(rates["retina"], values, strict=True))
         print(
-            f"  {name:12} {statistics.median(values):7.1f} images/s ({min(values):.1f} to {max(values):.1f})"
+            f"  {name:12} {statistics.median(values):7.1f} ({min(values):.1f} to {max(values):.1f})"
             f"   {statistics.median(ratios):5.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
         )
 
@@ -288,26 +292,31 @@ def main() -> None:
 
 
 def measure(dataset: CocoDataset, config: Callable[[int, int], Config], workers: int, rounds: int) -> None:
-    """The three tables."""
+    """Measure in rounds, and print the tables."""
     names = ["retina", *PEERS]
     one_core: dict[str, list[float]] = {name: [] for name in names}
     together: dict[str, list[float]] = {name: [] for name in names}
+    a_core: dict[str, list[float]] = {name: [] for name in names}
     times = []
     for _ in range(rounds):
         times.append(stages(dataset, config(0, 3)))
         for name in names:
-            one_core[name].append(images_per_second(name, dataset, config(0, 3), warmup=1))
+            one_core[name].append(images_per_second(name, dataset, config(0, 3), warmup=1)[1])
         for name in names:
             steps = 5 * workers
-            together[name].append(images_per_second(name, dataset, config(workers, steps), warmup=workers))
+            rate, core_rate = images_per_second(name, dataset, config(workers, steps), warmup=workers)
+            together[name].append(rate)
+            a_core[name].append(core_rate)
     print("\nretina on one core, milliseconds of processor time per image: median of the rounds (lowest to highest)")
     for stage in times[0]:
         values = [t[stage] for t in times]
         print(f"  {stage:12} {statistics.median(values):7.2f} ({min(values):.2f} to {max(values):.2f})")
     if torch.cuda.is_available():
         print(f"  {'to the card':12} {copy_to_card(dataset, config(0, 1)):7.2f}")
-    print_rates("One core, a batch in this process, per second of processor time", one_core)
-    print_rates(f"{workers} worker processes, to this process{' and the card' * torch.cuda.is_available()}", together)
+    print_rates("A batch in this process: images per second of processor time", one_core)
+    place = "this process and the card" if torch.cuda.is_available() else "this process"
+    print_rates(f"{workers} worker processes, to {place}: images per second of processor time of all processes", a_core)
+    print_rates(f"{workers} worker processes, to {place}: images per second", together)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,10 @@ The seed and the step determine a batch: which images (sampling.py), how they ar
 The annotations contain the size of every image, so the padded size of a *global* batch is known before any pixel is
 read. Every process and every micro-batch pads to it. So a global batch gives the same numbers however it is split.
 
+A worker process resizes the images into the memory of their batch, which it shares with the training process. With a
+CUDA device the DataLoader copies each batch to pinned memory before it asks for the next one. So a worker has a few
+such memories and uses them in turn: the pages of new memory cost more time than decoding the images.
+
 Which images are not trained on or evaluated:
 
 - The end of an epoch: fewer than `train.batch_size` images do not fill a batch. They are chosen at random in
@@ -32,7 +36,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from retina.config import Config, Data
 from retina.data.annotations import DataError
@@ -76,6 +80,7 @@ class Batch(NamedTuple):
         return images
 
 
+PREFETCH = 2  # batches that a worker makes in advance
 IGNORE_WHOLE_IMAGE = torch.tensor([[-1e6, -1e6, 1e6, 1e6]])  # larger than any anchor
 
 
@@ -105,7 +110,7 @@ def train_batches(
             own = batch[rank * len(batch) // world : (rank + 1) * len(batch) // world]
             yield from (own[i : i + micro_batch_size] for i in range(0, len(own), micro_batch_size))
 
-    loader = iter(_data_loader(_SampleDataset(dataset, config, train=True), keys(), config))
+    loader = _load(_BatchDataset(dataset, config, train=True), keys(), config)
     for _ in range(start, config.train.steps):
         yield [next(loader) for _ in range(config.train.accumulate)]
 
@@ -125,7 +130,7 @@ def eval_batches(dataset: CocoDataset, config: Config, rank: int = 0, world: int
         by_padded_size.setdefault(padded_size, []).append(SampleKey(index, 0, *padded_size))
     size = config.train.eval_batch
     batches = [keys[i : i + size] for keys in by_padded_size.values() for i in range(0, len(keys), size)]
-    yield from _data_loader(_SampleDataset(dataset, config, train=False), batches[rank::world], config)
+    yield from _load(_BatchDataset(dataset, config, train=False), batches[rank::world], config)
 
 
 def step_keys(dataset: CocoDataset, config: Config, step: int) -> list[SampleKey]:
@@ -155,12 +160,46 @@ class _Sample(NamedTuple):
     unreadable: str  # why the file could not be read, "" if it could
 
 
-class _SampleDataset(Dataset[_Sample]):
-    def __init__(self, dataset: CocoDataset, config: Config, train: bool) -> None:
+class _BatchDataset(Dataset[Batch]):
+    """Makes the batches, in the worker processes if there are any.
+
+    Args:
+        dataset: of the images.
+        config: of the run.
+        train: with augmentation and ground truth.
+        reuse: the memory of a worker's batch may be written again when it makes the third batch after it.
+    """
+
+    def __init__(self, dataset: CocoDataset, config: Config, train: bool, reuse: bool | None = None) -> None:
         self.dataset, self.config, self.train = dataset, config, train
         self.cache = ImageCache(dataset.records, Path(config.data.cache)) if config.data.cache else None
+        self.reuse = torch.cuda.is_available() if reuse is None else reuse
+        self._memories: list[Tensor] = []  # the one to be used next is the first
 
-    def __getitem__(self, key: SampleKey) -> _Sample:
+    def __getitems__(self, keys: list[SampleKey]) -> Batch:
+        dtype = torch.float32 if self.config.data.resize == "torchvision" else torch.uint8
+        images = self._memory(len(keys) * keys[0].height * keys[0].width * 3 * dtype.itemsize).view(dtype)
+        images = images.view(len(keys), keys[0].height, keys[0].width, 3)
+        batch = _collate([self._sample(key, memory.numpy()) for key, memory in zip(keys, images, strict=True)], images)
+        if get_worker_info() is None:
+            return batch
+        # As arrays they are sent with their message. As tensors each would be a file of shared memory.
+        arrays: list[Any] = [Target(*(part.numpy() for part in target)) for target in batch.targets]  # type: ignore[arg-type]
+        return batch._replace(targets=arrays)
+
+    def _memory(self, size: int) -> Tensor:
+        """uint8 (size,), with any content; in a worker it is shared with the training process."""
+        if get_worker_info() is None:
+            return torch.empty(size, dtype=torch.uint8)
+        if not self.reuse:
+            return _shared(size)
+        memory = self._memories.pop(0) if len(self._memories) > PREFETCH else torch.empty(0, dtype=torch.uint8)
+        if len(memory) < size:
+            memory = _shared(size)
+        self._memories.append(memory)
+        return memory[:size]
+
+    def _sample(self, key: SampleKey, memory: NDArray[np.uint8]) -> _Sample:
         record = self.dataset.records[key.position]
         no_objects = _empty_target()
         try:
@@ -177,41 +216,61 @@ class _SampleDataset(Dataset[_Sample]):
             return _Sample(blank, ignored, key, record.image_id, str(error))
         if not self.train:
             return _Sample(eval_transform(image, self.config.data), no_objects, key, record.image_id, "")
-        augmented, *target = train_transform(image, record, self.config.data, self.config.seed, key.epoch, key.copy)
+        augmented, *target = train_transform(
+            image, record, self.config.data, self.config.seed, key.epoch, key.copy, memory
+        )
         return _Sample(augmented, Target(*target), key, record.image_id, "")
+
+
+def _shared(size: int) -> Tensor:
+    memory = torch.empty(size, dtype=torch.uint8)
+    memory.share_memory_()  # type: ignore[no-untyped-call]
+    return memory
 
 
 def _empty_target() -> Target:
     return Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
 
 
-def _data_loader(samples: _SampleDataset, batches: Iterable[list[SampleKey]], config: Config) -> DataLoader[Any]:
-    return DataLoader(
-        samples,
+def _load(dataset: _BatchDataset, batches: Iterable[list[SampleKey]], config: Config) -> Iterator[Batch]:
+    loader = DataLoader(
+        dataset,
         batch_sampler=batches,
         num_workers=config.data.workers,
-        collate_fn=_collate,
+        prefetch_factor=PREFETCH if config.data.workers else None,
+        collate_fn=_unchanged,
         worker_init_fn=_init_worker,
         pin_memory=torch.cuda.is_available(),
     )
+    for batch in loader:
+        targets = [Target(*(torch.as_tensor(part) for part in target)) for target in batch.targets]
+        yield batch._replace(targets=targets)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
 def single_image_batch(image: NDArray[np.uint8] | Tensor, config: Data) -> Batch:
     """A batch of one image, as `eval_transform` returns it, without ground truth."""
     height, width = image.shape[1:] if isinstance(image, Tensor) else image.shape[:2]
     key = SampleKey(0, 0, *_padded_size([(height, width)], config))
-    return _collate([_Sample(image, _empty_target(), key, 0, "")])
+    dtype = torch.float32 if isinstance(image, Tensor) else torch.uint8
+    images = torch.empty(1, key.height, key.width, 3, dtype=dtype)
+    return _collate([_Sample(image, _empty_target(), key, 0, "")], images)
 
 
-def _collate(samples: list[_Sample]) -> Batch:
-    height, width = samples[0].key.height, samples[0].key.width
+def _collate(samples: list[_Sample], images: Tensor) -> Batch:
+    """A batch in the memory `images`, (N, H, W, 3), where some of the samples may be already."""
     sizes = []
-    is_float = any(isinstance(sample.image, Tensor) for sample in samples)
-    images = torch.zeros(len(samples), height, width, 3, dtype=torch.float32 if is_float else torch.uint8)
     for padded, sample in zip(images, samples, strict=True):
         image = sample.image.permute(1, 2, 0) if isinstance(sample.image, Tensor) else torch.from_numpy(sample.image)
-        padded[: image.shape[0], : image.shape[1]] = image
-        sizes.append((image.shape[0], image.shape[1]))
+        height, width = image.shape[:2]
+        if image.data_ptr() != padded.data_ptr():
+            padded[:height, :width] = image
+        padded[height:] = 0
+        padded[:height, width:] = 0
+        sizes.append((height, width))
     return Batch(
         images.permute(0, 3, 1, 2),
         sizes,
