@@ -5,9 +5,8 @@ The seed and the step determine a batch: which images (sampling.py), how they ar
 The annotations contain the size of every image, so the padded size of a *global* batch is known before any pixel is
 read. Every process and every micro-batch pads to it. So a global batch gives the same numbers however it is split.
 
-A worker process resizes the images into the memory of their batch, which it shares with the training process. With a
-CUDA device the DataLoader copies each batch to pinned memory before it asks for the next one. So a worker has a few
-such memories and uses them in turn: the pages of new memory cost more time than decoding the images.
+A worker process resizes the images into the memory of their batch, which it shares with the training process. It uses
+this memory again when the training process has freed the batch: the pages of new memory cost more time than the resize.
 
 Which images are not trained on or evaluated:
 
@@ -26,6 +25,7 @@ Which images are not trained on or evaluated:
 from __future__ import annotations
 
 import signal
+import weakref
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -80,7 +80,6 @@ class Batch(NamedTuple):
         return images
 
 
-PREFETCH = 2  # batches that a worker makes in advance
 IGNORE_WHOLE_IMAGE = torch.tensor([[-1e6, -1e6, 1e6, 1e6]])  # larger than any anchor
 
 
@@ -160,44 +159,71 @@ class _Sample(NamedTuple):
     unreadable: str  # why the file could not be read, "" if it could
 
 
-class _BatchDataset(Dataset[Batch]):
-    """Makes the batches, in the worker processes if there are any.
+class _Message(NamedTuple):
+    """A batch on its way from a worker."""
 
-    Args:
-        dataset: of the images.
-        config: of the run.
-        train: with augmentation and ground truth.
-        reuse: the memory of a worker's batch may be written again when it makes the third batch after it.
+    images: Tensor  # (N, H, W, 3)
+    targets: list[tuple[NDArray[Any], ...]]
+    sizes: list[tuple[int, int]]
+    image_ids: list[int]
+    unreadable: dict[int, str]
+    slot: tuple[int, int] | None  # of the memory of the images
+
+
+class _SharedMemories:
+    """Memory for the images of batches, which a worker takes and the training process gives back.
+
+    Each worker has a few slots. A byte for each, which all processes see, is 1 while a batch uses its memory.
     """
 
-    def __init__(self, dataset: CocoDataset, config: Config, train: bool, reuse: bool | None = None) -> None:
+    def __init__(self, workers: int) -> None:
+        self._used = torch.zeros(workers, 8, dtype=torch.uint8)
+        self._used.share_memory_()  # type: ignore[no-untyped-call]
+        self._slots: dict[int, Tensor] = {}  # of this process
+
+    def take(self, size: int) -> tuple[Tensor, tuple[int, int] | None]:
+        """uint8 (size,) with any content, and its slot: none in the training process, or if no slot is free."""
+        memory = torch.empty(size, dtype=torch.uint8)  # has no pages before it is written
+        worker = get_worker_info()
+        if worker is None:
+            return memory, None
+        free = (self._used[worker.id] == 0).nonzero()
+        if not len(free):
+            return memory, None
+        slot = int(free[0])
+        if slot not in self._slots or len(self._slots[slot]) < size:
+            self._slots[slot] = memory
+            memory.share_memory_()  # type: ignore[no-untyped-call]
+        self._used[worker.id, slot] = 1
+        return self._slots[slot][:size], (worker.id, slot)
+
+    def give_back(self, slot: tuple[int, int]) -> None:
+        self._used[slot] = 0
+
+    def give_back_with(self, images: Tensor, slot: tuple[int, int]) -> Tensor:
+        """The same images; the slot is free when no tensor or array uses their memory any more."""
+        array = images.numpy()
+        weakref.finalize(array, self.give_back, slot).atexit = False
+        return torch.from_numpy(array)  # refers to `array`, as all tensors do that are made from it
+
+
+class _BatchDataset(Dataset[_Message]):
+    """Makes the batches, in the worker processes if there are any."""
+
+    def __init__(self, dataset: CocoDataset, config: Config, train: bool) -> None:
         self.dataset, self.config, self.train = dataset, config, train
         self.cache = ImageCache(dataset.records, Path(config.data.cache)) if config.data.cache else None
-        self.reuse = torch.cuda.is_available() if reuse is None else reuse
-        self._memories: list[Tensor] = []  # the one to be used next is the first
+        self.memories = _SharedMemories(config.data.workers)
 
-    def __getitems__(self, keys: list[SampleKey]) -> Batch:
+    def __getitems__(self, keys: list[SampleKey]) -> _Message:
+        count, (height, width) = len(keys), keys[0][2:4]
         dtype = torch.float32 if self.config.data.resize == "torchvision" else torch.uint8
-        images = self._memory(len(keys) * keys[0].height * keys[0].width * 3 * dtype.itemsize).view(dtype)
-        images = images.view(len(keys), keys[0].height, keys[0].width, 3)
-        batch = _collate([self._sample(key, memory.numpy()) for key, memory in zip(keys, images, strict=True)], images)
-        if get_worker_info() is None:
-            return batch
-        # As arrays they are sent with their message. As tensors each would be a file of shared memory.
-        arrays: list[Any] = [Target(*(part.numpy() for part in target)) for target in batch.targets]  # type: ignore[arg-type]
-        return batch._replace(targets=arrays)
-
-    def _memory(self, size: int) -> Tensor:
-        """uint8 (size,), with any content; in a worker it is shared with the training process."""
-        if get_worker_info() is None:
-            return torch.empty(size, dtype=torch.uint8)
-        if not self.reuse:
-            return _shared(size)
-        memory = self._memories.pop(0) if len(self._memories) > PREFETCH else torch.empty(0, dtype=torch.uint8)
-        if len(memory) < size:
-            memory = _shared(size)
-        self._memories.append(memory)
-        return memory[:size]
+        memory, slot = self.memories.take(count * height * width * 3 * dtype.itemsize)
+        images = memory.view(dtype).view(count, height, width, 3)
+        batch = _collate([self._sample(key, own.numpy()) for key, own in zip(keys, images, strict=True)], images)
+        # Arrays are sent within the message. Each tensor would be a file of shared memory.
+        arrays = [tuple(part.numpy() for part in target) for target in batch.targets]
+        return _Message(images, arrays, batch.sizes, batch.image_ids, batch.unreadable, slot)
 
     def _sample(self, key: SampleKey, memory: NDArray[np.uint8]) -> _Sample:
         record = self.dataset.records[key.position]
@@ -222,12 +248,6 @@ class _BatchDataset(Dataset[Batch]):
         return _Sample(augmented, Target(*target), key, record.image_id, "")
 
 
-def _shared(size: int) -> Tensor:
-    memory = torch.empty(size, dtype=torch.uint8)
-    memory.share_memory_()  # type: ignore[no-untyped-call]
-    return memory
-
-
 def _empty_target() -> Target:
     return Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
 
@@ -237,14 +257,20 @@ def _load(dataset: _BatchDataset, batches: Iterable[list[SampleKey]], config: Co
         dataset,
         batch_sampler=batches,
         num_workers=config.data.workers,
-        prefetch_factor=PREFETCH if config.data.workers else None,
         collate_fn=_unchanged,
         worker_init_fn=_init_worker,
         pin_memory=torch.cuda.is_available(),
     )
-    for batch in loader:
-        targets = [Target(*(torch.as_tensor(part) for part in target)) for target in batch.targets]
-        yield batch._replace(targets=targets)
+    for images, arrays, *rest, slot in loader:
+        if slot is not None and loader.pin_memory:  # a copy already
+            dataset.memories.give_back(slot)
+        elif slot is not None:
+            images = dataset.memories.give_back_with(images, slot)
+        targets = [Target(*(torch.from_numpy(part) for part in target)) for target in arrays]
+        batch = Batch(images.permute(0, 3, 1, 2), rest[0], targets, *rest[1:])
+        del images  # else its memory would be in use for longer than the batch
+        yield batch
+        del batch
 
 
 def _unchanged(batch: Any) -> Any:
