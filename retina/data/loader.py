@@ -170,32 +170,33 @@ class _Message(NamedTuple):
     slot: tuple[int, int] | None  # of the memory of the images
 
 
-class _SharedMemories:
+class _Memories:
     """Memory for the images of batches, which a worker takes and the training process gives back.
 
-    Each worker has a few slots. A byte for each, which all processes see, is 1 while a batch uses its memory.
+    Each worker, or the training process if there is none, has a few slots. A byte for each, which all processes see, is
+    1 while a batch uses its memory.
     """
 
     def __init__(self, workers: int) -> None:
-        self._used = torch.zeros(workers, 8, dtype=torch.uint8)
+        self._used = torch.zeros(max(1, workers), 8, dtype=torch.uint8)
         self._used.share_memory_()  # type: ignore[no-untyped-call]
         self._slots: dict[int, Tensor] = {}  # of this process
 
     def take(self, size: int) -> tuple[Tensor, tuple[int, int] | None]:
-        """uint8 (size,) with any content, and its slot: none in the training process, or if no slot is free."""
+        """uint8 (size,) with any content, and its slot: None if all are in use."""
         memory = torch.empty(size, dtype=torch.uint8)  # has no pages before it is written
-        worker = get_worker_info()
-        if worker is None:
-            return memory, None
-        free = (self._used[worker.id] == 0).nonzero()
+        info = get_worker_info()
+        worker = 0 if info is None else info.id
+        free = (self._used[worker] == 0).nonzero()
         if not len(free):
             return memory, None
         slot = int(free[0])
         if slot not in self._slots or len(self._slots[slot]) < size:
             self._slots[slot] = memory
-            memory.share_memory_()  # type: ignore[no-untyped-call]
-        self._used[worker.id, slot] = 1
-        return self._slots[slot][:size], (worker.id, slot)
+            if info is not None:
+                memory.share_memory_()  # type: ignore[no-untyped-call]
+        self._used[worker, slot] = 1
+        return self._slots[slot][:size], (worker, slot)
 
     def give_back(self, slot: tuple[int, int]) -> None:
         self._used[slot] = 0
@@ -213,7 +214,7 @@ class _BatchDataset(Dataset[_Message]):
     def __init__(self, dataset: CocoDataset, config: Config, train: bool) -> None:
         self.dataset, self.config, self.train = dataset, config, train
         self.cache = ImageCache(dataset.records, Path(config.data.cache)) if config.data.cache else None
-        self.memories = _SharedMemories(config.data.workers)
+        self.memories = _Memories(config.data.workers)
 
     def __getitems__(self, keys: list[SampleKey]) -> _Message:
         count, (height, width) = len(keys), keys[0][2:4]
