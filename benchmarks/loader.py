@@ -186,10 +186,10 @@ def _as_lists(samples: list[Sample]) -> list[list[Any]]:
 def images_per_second(name: str, dataset: CocoDataset, config: Config, warmup: int) -> tuple[float, float]:
     """By the clock, from the end of `warmup` batches to the last one; and per second of processor time.
 
-    Processor time is that of all processes, with their start. Other work on the machine changes it little. The images
-    of each batch are on the card, if there is one, before the next batch is asked for.
+    Processor time is that of all processes, with their start; without workers that from the end of `warmup`. Other work
+    on the machine changes it less than the clock. The images of each batch are on the card, if there is one, before the next batch is asked for.
     """
-    start, cuda, processor = 0.0, torch.cuda.is_available(), sum(os.times()[:4])
+    start, in_process, cuda, processor = 0.0, 0.0, torch.cuda.is_available(), sum(os.times()[:4])
     for step, batch in enumerate(batches(name, dataset, config)):
         if isinstance(batch, Batch) and cuda:
             batch.to(torch.device("cuda"))
@@ -199,9 +199,13 @@ def images_per_second(name: str, dataset: CocoDataset, config: Config, warmup: i
             torch.cuda.synchronize()
         if step == warmup - 1:
             start = time.perf_counter()
+            in_process = time.process_time()
+    in_process = time.process_time() - in_process
     elapsed = time.perf_counter() - start
     del batch
     size, steps = config.train.batch_size, config.train.steps
+    if not config.data.workers:
+        return (steps - warmup) * size / elapsed, (steps - warmup) * size / in_process
     return (steps - warmup) * size / elapsed, steps * size / (sum(os.times()[:4]) - processor)
 
 
@@ -225,19 +229,18 @@ def timed(owner: Any, name: str, seconds: dict[str, float]) -> Iterator[None]:
 
 
 def stages(dataset: CocoDataset, config: Config) -> dict[str, float]:
-    """Milliseconds of processor time per image for each stage, in this process."""
-    images = config.train.steps * config.train.batch_size
-    records = [dataset.records[i % len(dataset.records)] for i in range(images)]
+    """Milliseconds of processor time per image for each stage, in this process, without the first batch."""
+    images = (config.train.steps - 1) * config.train.batch_size
     start = time.process_time()
-    for record in records:
-        record.path.read_bytes()
+    for i in range(images):
+        dataset.records[i % len(dataset.records)].path.read_bytes()
     read = time.process_time() - start
     t: dict[str, float] = {}
-    functions = [(loader, "read_image"), (loader, "train_transform"), (cv2, "resize")]
-    with timed(*functions[0], t), timed(*functions[1], t), timed(*functions[2], t):
-        start = time.process_time()
-        for _ in batches("retina", dataset, config):
-            pass
+    with timed(loader, "read_image", t), timed(loader, "train_transform", t), timed(cv2, "resize", t):
+        for step, _ in enumerate(batches("retina", dataset, config)):
+            if step == 0:
+                t.clear()
+                start = time.process_time()
         total = time.process_time() - start
     result = {"read": read, "decode": t["read_image"] - read, "resize": t["resize"]}
     result |= {"augment": t["train_transform"] - t["resize"]}
@@ -303,8 +306,8 @@ def measure(dataset: CocoDataset, config: Callable[[int, int], Config], workers:
         for name in names:
             one_core[name].append(images_per_second(name, dataset, config(0, 3), warmup=1)[1])
         for name in names:
-            steps = 5 * workers
-            rate, core_rate = images_per_second(name, dataset, config(workers, steps), warmup=workers)
+            steps = 10 * workers
+            rate, core_rate = images_per_second(name, dataset, config(workers, steps), warmup=3 * workers)
             together[name].append(rate)
             a_core[name].append(core_rate)
     print("\nretina on one core, milliseconds of processor time per image: median of the rounds (lowest to highest)")
