@@ -189,7 +189,8 @@ def images_per_second(name: str, dataset: CocoDataset, config: Config, warmup: i
     Processor time is that of all processes, with their start; without workers that from the end of `warmup`. Other work
     on the machine changes it less than the clock. The images of each batch are on the card, if there is one, before the next batch is asked for.
     """
-    start, in_process, cuda, processor = 0.0, 0.0, torch.cuda.is_available(), sum(os.times()[:4])
+    cuda, processor = torch.cuda.is_available(), sum(os.times()[:4])
+    start = in_process = 0.0
     for step, batch in enumerate(batches(name, dataset, config)):
         if isinstance(batch, Batch) and cuda:
             batch.to(torch.device("cuda"))
