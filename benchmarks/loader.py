@@ -187,7 +187,8 @@ def images_per_second(name: str, dataset: CocoDataset, config: Config, warmup: i
     """By the clock, from the end of `warmup` batches to the last one; and per second of processor time.
 
     Processor time is that of all processes, with their start; without workers that from the end of `warmup`. Other work
-    on the machine changes it less than the clock. The images of each batch are on the card, if there is one, before the next batch is asked for.
+    on the machine changes it less than the clock. The images of each batch are on the card, if there is one, before the
+    next batch is asked for.
     """
     cuda, processor = torch.cuda.is_available(), sum(os.times()[:4])
     start = in_process = 0.0
