@@ -3,8 +3,9 @@
 Input: a uint8 RGB image (H, W, 3) and its `Record`, boxes in pixels of that image. Output: the resized image, without
 padding, and the boxes in its pixels.
 
-All random draws are a function of (seed, epoch, image id, copy). Each sample gets new generators, because the state of
-albumentations' own generator would be the same in every loader worker and every epoch.
+All random draws are a function of (seed, epoch, image id, copy). The generators of albumentations are seeded anew for
+each sample, because their state would be the same in every loader worker and every epoch. The transforms themselves are
+made once in a process, which takes longer than all of their work on the boxes. So one thread at a time may augment.
 
 `train_transform` drops a box without a message if the crop of a zoom above 1 leaves less than MIN_VISIBLE_FRACTION of
 its area, or if it has almost no area in the resized image. The image stays, also without boxes.
@@ -13,8 +14,10 @@ its area, or if it has almost no area in the resized image. The image stays, als
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -47,7 +50,13 @@ def resized_size(height: int, width: int, short_side: int, config: Data) -> tupl
 
 
 def train_transform(
-    image: NDArray[np.uint8], record: Record, config: Data, seed: int, epoch: int, copy: int = 0
+    image: NDArray[np.uint8],
+    record: Record,
+    config: Data,
+    seed: int,
+    epoch: int,
+    copy: int = 0,
+    memory: NDArray[np.uint8] | None = None,
 ) -> tuple[NDArray[np.uint8] | Tensor, Tensor, Tensor, Tensor]:
     """Flip, zoom, resize and change the colors at random.
 
@@ -60,6 +69,8 @@ def train_transform(
         seed: of the run.
         epoch: counts from 0.
         copy: of the image in the epoch, counts from 0. Each is augmented differently.
+        memory: (H, W, 3), not smaller than the resized image, which is then a view of its top left. Not used with
+            `resize: torchvision`.
 
     Returns:
         The image as `eval_transform` returns it; boxes, float32 (M, 4) xyxy in its pixels; labels, int64 (M,); ignore
@@ -71,14 +82,10 @@ def train_transform(
     zoom = float(np.exp(rng.uniform(*np.log(config.zoom))))
     unzoomed_size = resized_size(height, width, short_side, config)
     size = max(1, round(unzoomed_size[0] * min(zoom, 1.0))), max(1, round(unzoomed_size[1] * min(zoom, 1.0)))
-    transforms: list[Any] = [A.HorizontalFlip(p=config.flip), A.VerticalFlip(p=config.vertical_flip)]
-    if zoom > 1:  # a window of the image, which the resize below enlarges to `size`
-        transforms.append(A.RandomCrop(max(1, round(height / zoom)), max(1, round(width / zoom))))
-    if config.resize == "opencv":
-        transforms.append(A.Resize(*size, area_for_downscale="image"))
-    transforms.append(A.ColorJitter((0.7, 1.3), (0.7, 1.3), (0.7, 1.3), (-0.03, 0.03), p=config.photometric))
-    bbox_params = A.BboxParams("pascal_voc", label_fields=["index"], clip=True, filter_invalid_bboxes=True)
-    transform = A.Compose(transforms, bbox_params=bbox_params, seed=int(rng.integers(2**31)))
+    opencv = config.resize == "opencv"
+    out = memory[: size[0], : size[1]] if memory is not None and opencv else None
+    crop = (max(1, round(height / zoom)), max(1, round(width / zoom))) if zoom > 1 else None
+    transform = _seeded_transform(config, crop, size if opencv else None, out, int(rng.integers(2**31)))
     boxes = np.concatenate([record.boxes, record.ignore]).astype(np.float64)
     result = transform(image=image, bboxes=boxes, index=np.arange(len(boxes)))
     new_image, index = result["image"], np.asarray(result["index"], dtype=np.int64)
@@ -86,6 +93,9 @@ def train_transform(
     if config.resize == "torchvision":
         new_boxes = new_boxes * torch.tensor([size[1] / new_image.shape[1], size[0] / new_image.shape[0]] * 2)
         new_image = resize_as_torchvision(new_image, size)
+    elif out is not None and new_image is not out:  # the colors were changed
+        out[:] = new_image
+        new_image = out
     area_scale = size[0] / height * size[1] / width * max(zoom, 1.0) ** 2  # of a box that is not cropped
     uncropped_area = torch.from_numpy((boxes[index, 2:] - boxes[index, :2]).prod(axis=1) * area_scale)
     visible = (new_boxes[:, 2:] - new_boxes[:, :2]).prod(dim=1) >= MIN_VISIBLE_FRACTION * uncropped_area
@@ -99,7 +109,20 @@ def eval_transform(image: NDArray[np.uint8], config: Data) -> NDArray[np.uint8] 
     size = resized_size(image.shape[0], image.shape[1], config.eval_short_side or config.short_side[-1], config)
     if config.resize == "torchvision":
         return resize_as_torchvision(image, size)
-    return np.asarray(A.Resize(*size, area_for_downscale="image")(image=image)["image"])
+    return _resize(image, size)
+
+
+def _resize(image: NDArray[np.uint8], size: tuple[int, int], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """Bilinear, or the mean of the area if a side shrinks. Into `out`, if it is given; otherwise it may be `image`."""
+    if size == image.shape[:2]:
+        if out is None:
+            return image
+        out[:] = image
+        return out
+    shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    resized = cv2.resize(image, size[::-1], dst=out, interpolation=interpolation).astype(np.uint8, copy=False)
+    return resized if out is None else out
 
 
 def resize_as_torchvision(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
@@ -107,6 +130,50 @@ def resize_as_torchvision(image: NDArray[np.uint8], size: tuple[int, int]) -> Te
     x = torch.from_numpy(image).permute(2, 0, 1).float() / 255
     x = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     return F.interpolate(x[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+class _Resize(A.Resize):  # type: ignore[misc]
+    """As A.Resize, but into `out` if it is set, and without its copy of an `out` whose rows are not contiguous."""
+
+    out: NDArray[np.uint8] | None = None
+
+    def apply_with_params(self, params: dict[str, Any], *args: Any, **data: Any) -> dict[str, Any]:
+        return data | {"image": _resize(data["image"], (self.height, self.width), self.out)}  # boxes are relative
+
+
+def _seeded_transform(
+    config: Data,
+    crop: tuple[int, int] | None,
+    size: tuple[int, int] | None,
+    out: NDArray[np.uint8] | None,
+    seed: int,
+) -> Any:
+    """Flips, a crop of the size `crop`, a resize to `size` into `out`, and a change of the colors; as a new Compose."""
+    probabilities = config.flip, config.vertical_flip, config.photometric
+    compose = _compose(*probabilities, with_crop=crop is not None, with_resize=size is not None)
+    for transform in compose.transforms:
+        transform.py_random.seed(seed)
+        if crop is not None and isinstance(transform, A.RandomCrop):
+            transform.height, transform.width = crop
+        elif size is not None and isinstance(transform, _Resize):
+            (transform.height, transform.width), transform.out = size, out
+        elif isinstance(transform, A.ColorJitter):  # the only one that draws from it
+            transform.random_generator = np.random.default_rng(seed)
+    return compose
+
+
+@lru_cache
+def _compose(flip: float, vertical_flip: float, photometric: float, with_crop: bool, with_resize: bool) -> Any:
+    """The transforms with sizes of 1, which `_seeded_transform` replaces."""
+    transforms: list[Any] = [A.HorizontalFlip(p=flip), A.VerticalFlip(p=vertical_flip)]
+    if with_crop:  # a window of the image, which the resize enlarges
+        transforms.append(A.RandomCrop(1, 1))
+    if with_resize:
+        transforms.append(_Resize(1, 1))
+    if photometric:
+        transforms.append(A.ColorJitter((0.7, 1.3), (0.7, 1.3), (0.7, 1.3), (-0.03, 0.03), p=photometric))
+    bbox_params = A.BboxParams("pascal_voc", label_fields=["index"], clip=True, filter_invalid_bboxes=True)
+    return A.Compose(transforms, bbox_params=bbox_params)
 
 
 def _generator(seed: int, epoch: int, image_id: int, stream: int) -> np.random.Generator:

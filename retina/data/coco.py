@@ -32,11 +32,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple, overload
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from retina.data.annotations import Annotations, DataError, read_annotations
-from retina.exif import upright
+from retina.exif import exif_orientation, upright
 
 Boxes = NDArray[np.float32]
 
@@ -210,7 +212,8 @@ class CocoDataset:
 def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """Read any image file that PIL can read; uint8 RGB (H, W, 3).
 
-    16-bit gray values are divided by 256, not clipped at 255.
+    16-bit gray values are divided by 256, not clipped at 255. The common kind of JPEG is decoded by torchvision, which
+    takes half of PIL's time and returns the same pixels: both use libjpeg-turbo.
 
     Args:
         path: of the image file.
@@ -221,10 +224,15 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.ui
         DataError: the file is missing or cannot be decoded, or neither image has `size`.
     """
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:  # reads no pixels yet
             stored = image.size
             if size is not None and size not in (stored, stored[::-1]):  # before decoding what may be a huge image
                 raise _size_error(path, size, stored)
+            if image.format == "JPEG" and image.mode == "RGB" and exif_orientation(image) == 1:
+                file.seek(0)
+                pixels = _decode_jpeg(file.read())
+                if pixels is not None:
+                    return pixels
             image.load()
             rotated = upright(image)
             chosen = rotated if size is None or rotated.size == size else image
@@ -235,6 +243,15 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.ui
         raise
     except Exception as error:  # for damaged files the decoders raise almost anything, such as struct.error
         raise DataError(f"{path}: not readable as an image: {error}") from error
+
+
+def _decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
+    """uint8 RGB (H, W, 3); None if the file is damaged, or if torchvision was built without JPEG."""
+    try:
+        decoded = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+    except RuntimeError:
+        return None
+    return np.ascontiguousarray(decoded.permute(1, 2, 0).numpy())
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

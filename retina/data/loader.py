@@ -5,6 +5,9 @@ The seed and the step determine a batch: which images (sampling.py), how they ar
 The annotations contain the size of every image, so the padded size of a *global* batch is known before any pixel is
 read. Every process and every micro-batch pads to it. So a global batch gives the same numbers however it is split.
 
+A worker process resizes the images into the memory of their batch, which it shares with the training process. It uses
+this memory again when the training process has freed the batch: the pages of new memory cost more time than the resize.
+
 Which images are not trained on or evaluated:
 
 - The end of an epoch: fewer than `train.batch_size` images do not fill a batch. They are chosen at random in
@@ -22,6 +25,7 @@ Which images are not trained on or evaluated:
 from __future__ import annotations
 
 import signal
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -32,7 +36,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from retina.config import Config, Data
 from retina.data.annotations import DataError
@@ -120,7 +124,7 @@ def train_batches(
             own = batch[rank * len(batch) // world : (rank + 1) * len(batch) // world]
             yield from (own[i : i + micro_batch_size] for i in range(0, len(own), micro_batch_size))
 
-    loader = iter(_data_loader(_SampleDataset(dataset, config, train=True), keys(), config))
+    loader = _load(_BatchDataset(dataset, config, train=True), keys(), config)
     for _ in range(start, config.train.steps):
         yield [next(loader) for _ in range(config.train.accumulate)]
 
@@ -140,7 +144,7 @@ def eval_batches(dataset: CocoDataset, config: Config, rank: int = 0, world: int
         by_padded_size.setdefault(padded_size, []).append(SampleKey(index, 0, *padded_size))
     size = config.train.eval_batch
     batches = [keys[i : i + size] for keys in by_padded_size.values() for i in range(0, len(keys), size)]
-    yield from _data_loader(_SampleDataset(dataset, config, train=False), batches[rank::world], config)
+    yield from _load(_BatchDataset(dataset, config, train=False), batches[rank::world], config)
 
 
 def step_keys(dataset: CocoDataset, config: Config, step: int) -> list[SampleKey]:
@@ -170,12 +174,74 @@ class _Sample(NamedTuple):
     unreadable: str  # why the file could not be read, "" if it could
 
 
-class _SampleDataset(Dataset[_Sample]):
+class _Message(NamedTuple):
+    """A batch on its way from a worker."""
+
+    images: Tensor  # (N, H, W, 3)
+    targets: list[tuple[NDArray[Any], ...]]
+    sizes: list[tuple[int, int]]
+    image_ids: list[int]
+    unreadable: dict[int, str]
+    slot: tuple[int, int] | None  # of the memory of the images
+
+
+class _Memories:
+    """Memory for the images of batches, which a worker takes and the training process gives back.
+
+    Each worker, or the training process if there is none, has a few slots. A byte for each, which all processes see, is
+    1 while a batch uses its memory.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._used = torch.zeros(max(1, workers), 8, dtype=torch.uint8)
+        self._used.share_memory_()  # type: ignore[no-untyped-call]
+        self._slots: dict[int, Tensor] = {}  # of this process
+
+    def take(self, size: int) -> tuple[Tensor, tuple[int, int] | None]:
+        """uint8 (size,) with any content, and its slot: None if all are in use."""
+        memory = torch.empty(size, dtype=torch.uint8)  # has no pages before it is written
+        info = get_worker_info()
+        worker = 0 if info is None else info.id
+        free = (self._used[worker] == 0).nonzero()
+        if not len(free):
+            return memory, None
+        slot = int(free[0])
+        if slot not in self._slots or len(self._slots[slot]) < size:
+            self._slots[slot] = memory
+            if info is not None:
+                memory.share_memory_()  # type: ignore[no-untyped-call]
+        self._used[worker, slot] = 1
+        return self._slots[slot][:size], (worker, slot)
+
+    def give_back(self, slot: tuple[int, int]) -> None:
+        self._used[slot] = 0
+
+    def give_back_with(self, images: Tensor, slot: tuple[int, int]) -> Tensor:
+        """The same images; the slot is free when no tensor or array uses their memory any more."""
+        array = images.numpy()
+        weakref.finalize(array, self.give_back, slot).atexit = False
+        return torch.from_numpy(array)  # refers to `array`, as all tensors do that are made from it
+
+
+class _BatchDataset(Dataset[_Message]):
+    """Makes the batches, in the worker processes if there are any."""
+
     def __init__(self, dataset: CocoDataset, config: Config, train: bool) -> None:
         self.dataset, self.config, self.train = dataset, config, train
         self.cache = ImageCache(dataset.records, Path(config.data.cache)) if config.data.cache else None
+        self.memories = _Memories(config.data.workers)
 
-    def __getitem__(self, key: SampleKey) -> _Sample:
+    def __getitems__(self, keys: list[SampleKey]) -> _Message:
+        count, (height, width) = len(keys), keys[0][2:4]
+        dtype = torch.float32 if self.config.data.resize == "torchvision" else torch.uint8
+        memory, slot = self.memories.take(count * height * width * 3 * dtype.itemsize)
+        images = memory.view(dtype).view(count, height, width, 3)
+        batch = _collate([self._sample(key, own.numpy()) for key, own in zip(keys, images, strict=True)], images)
+        # Arrays are sent within the message. Each tensor would be a file of shared memory.
+        arrays = [tuple(part.numpy() for part in target) for target in batch.targets]
+        return _Message(images, arrays, batch.sizes, batch.image_ids, batch.unreadable, slot)
+
+    def _sample(self, key: SampleKey, memory: NDArray[np.uint8]) -> _Sample:
         record = self.dataset.records[key.position]
         no_objects = _empty_target()
         try:
@@ -192,7 +258,9 @@ class _SampleDataset(Dataset[_Sample]):
             return _Sample(blank, ignored, key, record.image_id, str(error))
         if not self.train:
             return _Sample(eval_transform(image, self.config.data), no_objects, key, record.image_id, "")
-        augmented, *target = train_transform(image, record, self.config.data, self.config.seed, key.epoch, key.copy)
+        augmented, *target = train_transform(
+            image, record, self.config.data, self.config.seed, key.epoch, key.copy, memory
+        )
         return _Sample(augmented, Target(*target), key, record.image_id, "")
 
 
@@ -200,33 +268,51 @@ def _empty_target() -> Target:
     return Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
 
 
-def _data_loader(samples: _SampleDataset, batches: Iterable[list[SampleKey]], config: Config) -> DataLoader[Any]:
-    return DataLoader(
-        samples,
+def _load(dataset: _BatchDataset, batches: Iterable[list[SampleKey]], config: Config) -> Iterator[Batch]:
+    loader = DataLoader(
+        dataset,
         batch_sampler=batches,
         num_workers=config.data.workers,
-        collate_fn=_collate,
+        collate_fn=_unchanged,
         worker_init_fn=_init_worker,
         pin_memory=torch.cuda.is_available(),
     )
+    for images, arrays, *rest, slot in loader:
+        if slot is not None and loader.pin_memory:  # a copy already
+            dataset.memories.give_back(slot)
+        elif slot is not None:
+            images = dataset.memories.give_back_with(images, slot)
+        targets = [Target(*(torch.from_numpy(part) for part in target)) for target in arrays]
+        batch = Batch(images.permute(0, 3, 1, 2), rest[0], targets, *rest[1:])
+        del images  # else its memory would be in use for longer than the batch
+        yield batch
+        del batch
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
 def single_image_batch(image: NDArray[np.uint8] | Tensor, config: Data) -> Batch:
     """A batch of one image, as `eval_transform` returns it, without ground truth."""
     height, width = image.shape[1:] if isinstance(image, Tensor) else image.shape[:2]
     key = SampleKey(0, 0, *_padded_size([(height, width)], config))
-    return _collate([_Sample(image, _empty_target(), key, 0, "")])
+    dtype = torch.float32 if isinstance(image, Tensor) else torch.uint8
+    images = torch.empty(1, key.height, key.width, 3, dtype=dtype)
+    return _collate([_Sample(image, _empty_target(), key, 0, "")], images)
 
 
-def _collate(samples: list[_Sample]) -> Batch:
-    height, width = samples[0].key.height, samples[0].key.width
+def _collate(samples: list[_Sample], images: Tensor) -> Batch:
+    """A batch in the memory `images`, (N, H, W, 3), where some of the samples may be already."""
     sizes = []
-    is_float = any(isinstance(sample.image, Tensor) for sample in samples)
-    images = torch.zeros(len(samples), height, width, 3, dtype=torch.float32 if is_float else torch.uint8)
     for padded, sample in zip(images, samples, strict=True):
         image = sample.image.permute(1, 2, 0) if isinstance(sample.image, Tensor) else torch.from_numpy(sample.image)
-        padded[: image.shape[0], : image.shape[1]] = image
-        sizes.append((image.shape[0], image.shape[1]))
+        height, width = image.shape[:2]
+        if image.data_ptr() != padded.data_ptr():
+            padded[:height, :width] = image
+        padded[height:] = 0
+        padded[:height, width:] = 0
+        sizes.append((height, width))
     return Batch(
         images.permute(0, 3, 1, 2),
         sizes,

@@ -49,25 +49,12 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
         train_set, val_set = load_datasets(config, log)
         state = create_train_state(config, train_set, device, resume, log)
         model: nn.Module = DistributedDataParallel(state.model) if world > 1 else state.model
-
-        def save_checkpoint() -> None:
-            if rank != 0:
-                return
-            metadata = checkpoint_metadata(config, train_set)
-            if config.train.keep == "weights" and state.evaluated_step == config.train.steps:
-                # In this order: after a kill in between, last.pt is still complete and the end of the run is repeated.
-                for name in (checkpoint.PREVIOUS, checkpoint.BEST):
-                    (config.run_dir / name).unlink(missing_ok=True)
-                checkpoint.save(config.run_dir / checkpoint.LAST, state.evaluated_weights() | metadata)
-            else:
-                checkpoint.save_last(config.run_dir, state.state_dict() | metadata)
-
         log.open(state.step)
         if state.evaluated_step < state.step and _is_due(state.step, config.train.eval_every, config):
             _evaluate(state, val_set, config, device, log)  # the run was stopped before this evaluation
-            save_checkpoint()
+            _save_checkpoint(state, train_set, config, log)
         if state.step == config.train.steps and config.train.keep == "weights":
-            save_checkpoint()  # the run had finished with train.keep=all
+            _save_checkpoint(state, train_set, config, log)  # the run had finished with train.keep=all
         flags = StepFlags(device)
         for batches in train_batches(train_set, config, state.step, rank, world):
             batches = [batch.to(device) for batch in batches]
@@ -101,7 +88,7 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
             if evaluation_is_due and not stopping:
                 _evaluate(state, val_set, config, device, log)
             if checkpoint_is_due or stopping:
-                save_checkpoint()
+                _save_checkpoint(state, train_set, config, log)
             if stopping:
                 log.info(f"stopped by a signal after step {state.step}; continue with --resume")
                 break
@@ -129,6 +116,20 @@ def load_datasets(config: Config, log: Logbook) -> tuple[CocoDataset, CocoDatase
     if sampling := describe_sampling(train_set, data):
         log.info(sampling)
     return train_set, val_set
+
+
+def _save_checkpoint(state: TrainState, train_set: CocoDataset, config: Config, log: Logbook) -> None:
+    """Process 0 saves the run, or only the weights that were evaluated at its end, with train.keep=weights."""
+    if not log.active:
+        return
+    metadata = checkpoint_metadata(config, train_set)
+    if config.train.keep == "weights" and state.evaluated_step == config.train.steps:
+        # In this order: after a kill in between, last.pt is still complete and the end of the run is repeated.
+        for name in (checkpoint.PREVIOUS, checkpoint.BEST):
+            (config.run_dir / name).unlink(missing_ok=True)
+        checkpoint.save(config.run_dir / checkpoint.LAST, state.evaluated_weights() | metadata)
+    else:
+        checkpoint.save_last(config.run_dir, state.state_dict() | metadata)
 
 
 def _evaluate(state: TrainState, dataset: CocoDataset, config: Config, device: torch.device, log: Logbook) -> None:

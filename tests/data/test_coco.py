@@ -102,6 +102,32 @@ def test_exif_rotation_follows_the_size_in_the_json(tmp_path: Path) -> None:
         read_image(path, (50, 50))
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_jpeg_pixels_are_those_of_pil(tmp_path: Path, subsampling: int, progressive: bool) -> None:
+    rng = np.random.default_rng(subsampling)
+    path = tmp_path / "a.jpg"
+    for height, width in ((1, 1), (17, 33), (40, 31)):
+        smooth = np.linspace(0, 200, height * width * 3).reshape(height, width, 3)
+        image = Image.fromarray((smooth + rng.integers(0, 55, smooth.shape)).astype(np.uint8))
+        image.save(path, quality=80, subsampling=subsampling, progressive=progressive)
+        pixels = read_image(path, (width, height))
+        assert np.array_equal(pixels, np.array(Image.open(path))) and pixels.flags.c_contiguous
+        pixels[:] = 0  # writable
+
+
+@pytest.mark.parametrize("end", [b"", b"\xff\xd9"])
+def test_a_jpeg_that_ends_too_early_is_as_with_pil(tmp_path: Path, end: bytes) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:3000] + end)
+    if end:  # libjpeg fills the rest of the image
+        assert np.array_equal(read_image(path), np.array(Image.open(path)))
+    else:
+        with pytest.raises(DataError, match=r"a\.jpg: not readable as an image: .*truncated"):
+            read_image(path)
+
+
 def test_unreadable_image_is_named(tmp_path: Path) -> None:
     path = tmp_path / "broken.jpg"
     path.write_bytes(b"\xff\xd8\xff no picture")

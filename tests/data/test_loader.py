@@ -55,6 +55,21 @@ def test_samples_depend_neither_on_workers_nor_on_a_resume(tiny_yaml: Path, work
     assert resumed == {key: value for key, value in full_run.items() if key[0] >= 7} and len(resumed) == 20
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_memory_of_a_batch_is_used_again_when_nothing_refers_to_it(tiny_yaml: Path, workers: int) -> None:
+    """Parts of batches, kept as views, keep their bits while the worker goes on in the memory of the other batches."""
+    config = load_config(tiny_yaml, ["train.steps=30", f"data.workers={workers}"])
+    expected = hashes([batch for step in train_batches(dataset(config), config, 0) for batch in step], 0)
+    kept, addresses = [], []
+    for step, (batch,) in enumerate(train_batches(dataset(config), config, 0)):
+        assert hashes([batch], step).items() <= expected.items()
+        addresses.append(batch.images.data_ptr())
+        if step % 3 == 0:
+            kept.append((batch.images[1], batch.images[1].clone()))
+    assert all(torch.equal(view, copy) for view, copy in kept)
+    assert len(set(addresses)) < len(addresses)
+
+
 def test_augmentation_of_an_image_differs_between_epochs(tiny_yaml: Path) -> None:
     config = load_config(tiny_yaml, ["train.steps=20"])  # 22 images in batches of 4: five steps an epoch
     seen: dict[int, set[str]] = {}
