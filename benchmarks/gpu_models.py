@@ -25,6 +25,7 @@ from retina.device import autocast, pick_device
 from retina.model import RetinaNet
 from retina.model.pretrained import from_torchvision, load_exactly
 from retina.parent_process import end_with_parent
+from retina.train.state import compile_network
 
 CANDIDATES = 1000  # class scores above the threshold in an image, for NMS to work on
 
@@ -92,7 +93,9 @@ def our_model(config: Config, theirs: TorchvisionRetinaNet, sizes: Sizes, device
     model = RetinaNet(config, CLASSES)
     load_exactly(model, from_torchvision(theirs.state_dict())[0], "torchvision")
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.train.compile:
+    if config.train.compile and sizes.compiler == "inductor":
+        compile_network(model, config.train, device)
+    elif config.train.compile:
         model.compile(backend=sizes.compiler)
     return model
 

@@ -25,11 +25,13 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from retina.config import Config, Model, Train
 from retina.data import Batch, Target
-from retina.detect import detect
+from retina.detect import Detections
 from retina.device import autocast, pick_device
-from retina.model import RetinaNet, make_anchors
+from retina.evaluate.inference import start_batch
+from retina.model import RetinaNet
 from retina.model.pretrained import from_torchvision, load_exactly
 from retina.train import build_optimizer, train_step
+from retina.train.state import compile_network
 
 CLASSES, BOXES = 80, 8
 
@@ -61,7 +63,7 @@ def main() -> None:
     torch.nn.init.normal_(theirs.head.classification_head.cls_logits.weight, std=0.05)  # some detections for NMS
     load_exactly(ours, from_torchvision(theirs.state_dict())[0], "torchvision")
     if arguments.compile:
-        ours.compile()
+        compile_network(ours, config.train, device)
     batch = make_batch(arguments.batch, height, width, config.data.pad_multiple).to(device)
     print(f"{'':10} {'torchvision':>14} {'retina':>14} {'ratio':>8}")
     for name, their_call, our_call in (
@@ -137,17 +139,20 @@ def their_step(
 def our_eval(
     model: RetinaNet, batch: Batch, config: Config, device: torch.device, detections: bool = True
 ) -> Callable[[], None]:
-    """`detections`: with decoding and NMS, else the network alone."""
+    """`detections`: with decoding and NMS, as `detect_batches` runs it; else the network alone."""
+    started: list[Callable[[], list[Detections]]] = []
 
     @torch.inference_mode()
     def evaluate() -> None:
         model.eval()
-        images = batch.normalized().contiguous(memory_format=torch.channels_last)
-        anchors = make_anchors(config.anchors, images.shape[2], images.shape[3], device)
-        with autocast(device, config.train.precision):
-            outputs = model(images)
         if detections:
-            detect(outputs, anchors, batch.sizes, config.detect)
+            started.append(start_batch(model, batch, config))
+            if len(started) > 1:
+                started.pop(0)()
+            return
+        images = batch.normalized(config.train.compile).contiguous(memory_format=torch.channels_last)
+        with autocast(device, config.train.precision):
+            model(images)
 
     return evaluate
 

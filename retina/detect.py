@@ -16,6 +16,7 @@ largest D.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -31,7 +32,7 @@ LOW_BITS = 2**32 - 1  # an image has fewer pairs of an anchor and a class: their
 
 
 class Detections(NamedTuple):
-    """Detections on one image in order of falling score; boxes in pixels of the network's input."""
+    """Detections on one image in order of falling score, on the CPU; boxes in pixels of the network's input."""
 
     boxes: Tensor  # float32 (D, 4) xyxy
     scores: Tensor  # float32 (D,)
@@ -47,17 +48,41 @@ def detect(
     `sizes`: (height, width) of each image without its padding; boxes are clipped to it before NMS. Returns the
     detections of each image.
     """
+    return start_detection(outputs, anchors, sizes, config)()
+
+
+@torch.no_grad()
+def start_detection(
+    outputs: Outputs, anchors: tuple[Tensor, ...], sizes: list[tuple[int, int]], config: cfg.Detect
+) -> Callable[[], list[Detections]]:
+    """As `detect`, in two parts: the function that is returned waits for the device and returns the detections.
+
+    So the host can start the next batch meanwhile.
+    """
     is_cuda = outputs.logits[0].is_cuda
     if is_cuda and not HAS_TRITON:
         warn_triton_missing()
     elif is_cuda and sizes:
-        *batch, found_N = _detect_batch(outputs, anchors, sizes, config)
-        counts = found_N.tolist()  # the host waits here
-        return [Detections(*(part[i, :count] for part in batch)) for i, count in enumerate(counts)]
-    return [
+        batch = [_start_copy(part) for part in _detect_batch(outputs, anchors, sizes, config)]
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record()
+
+        def finish() -> list[Detections]:
+            copied.synchronize()  # the only wait
+            *parts, found_N = batch
+            return [Detections(*(part[i, :count] for part in parts)) for i, count in enumerate(found_N.tolist())]
+
+        return finish
+    detections = [
         _detect_image([x[i] for x in outputs.logits], [x[i] for x in outputs.deltas], anchors, size, config)
         for i, size in enumerate(sizes)
     ]
+    return lambda: [Detections(*(part.cpu() for part in each)) for each in detections]
+
+
+def _start_copy(on_device: Tensor) -> Tensor:
+    """A copy in pinned memory, complete when the device has come so far."""
+    return torch.empty_like(on_device, device="cpu", pin_memory=True).copy_(on_device, non_blocking=True)
 
 
 def _detect_image(
@@ -112,7 +137,7 @@ def _detect_batch(
 
     What is beyond that number has no meaning. The host does not wait for the device.
     """
-    from retina.nms_triton import nms as nms_of_batch  # here, because importing Triton is slow
+    from retina.detect_triton import nms as nms_of_batch  # here, because importing Triton is slow
 
     logits_NC, index_NC = _best_candidates(outputs.logits, config.candidates)
     scores_NC, index_NC, count_N = _in_order(logits_NC, index_NC, _logit_threshold(config))
@@ -136,10 +161,12 @@ def _best_candidates(logits: list[Tensor], candidates: int) -> tuple[Tensor, Ten
     at most, those with the largest maximum over the classes. So one pass over all logits finds these maxima, and the
     rest is small.
     """
+    from retina.detect_triton import max_over_classes
+
     kept_logits, kept_index, start = [], [], 0
     for logits_NRK in logits:
         rows, classes = logits_NRK.shape[1:]
-        best_NA = logits_NRK.amax(dim=2).topk(min(candidates, rows), sorted=False).indices
+        best_NA = max_over_classes(logits_NRK).topk(min(candidates, rows), sorted=False).indices
         logits_NAK = logits_NRK.take_along_dim(best_NA[:, :, None], dim=1)
         pairs = logits_NAK.shape[1] * classes
         logits_NC, pair_NC = logits_NAK.flatten(1).topk(min(candidates, pairs), sorted=False)

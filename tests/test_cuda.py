@@ -169,7 +169,9 @@ def test_a_training_step_never_waits(tiny_yaml: Path, name: str, value: str) -> 
     assert losses["finite"].item() == 1
 
 
-@pytest.mark.parametrize("flags", [["train.precision=fp32"], ["train.precision=bf16"], ["train.compile=true"]])
+@pytest.mark.parametrize(
+    "flags", [["train.precision=fp32"], ["train.precision=bf16"], ["train.compile=true", "data.pad_multiple=96"]]
+)
 def test_a_resumed_run_ends_with_the_same_bits(tiny_yaml: Path, tmp_path: Path, flags: list[str]) -> None:
     config = load_config(tiny_yaml, [f"output_dir={tmp_path}/run", *flags])
     train(config)

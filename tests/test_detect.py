@@ -6,7 +6,6 @@ The kernel runs on a GPU, or in Triton's interpreter without one.
 from __future__ import annotations
 
 import importlib.util
-import warnings
 
 import pytest
 import torch
@@ -14,14 +13,14 @@ from torch import Tensor
 from torchvision.ops import batched_nms as torchvisions_batched_nms
 
 from retina.config import Anchors, Detect
-from retina.detect import Detections, _detect_batch, _detect_image, batched_nms, detect
+from retina.detect import Detections, _detect_batch, _detect_image, batched_nms, detect, start_detection
 from retina.model.anchors import make_anchors
 from retina.model.retinanet import Outputs
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed here (it comes with torch for CUDA on Linux)", allow_module_level=True)
 
-from retina import nms_triton
+from retina import detect_triton
 
 # Of the interpreter, for the IoU of two boxes without area.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in divide")
@@ -37,7 +36,7 @@ def kept_by_kernel(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, mo
     order = scores.sort(dim=1, descending=True, stable=True).indices
     count = (scores > 0).sum(dim=1, dtype=torch.int32)
     sorted_boxes = boxes.take_along_dim(order[:, :, None], dim=1).to(DEVICE)
-    keep, found = nms_triton.nms(sorted_boxes, labels.gather(1, order).to(DEVICE), count.to(DEVICE), iou, most)
+    keep, found = detect_triton.nms(sorted_boxes, labels.gather(1, order).to(DEVICE), count.to(DEVICE), iou, most)
     assert keep.shape == (len(boxes), most) and keep.dtype == torch.int64 and found.dtype == torch.int32
     return [row[places[:n]].tolist() for row, places, n in zip(order, keep.cpu(), found.tolist(), strict=True)]
 
@@ -59,7 +58,7 @@ def difficult_boxes(count: int) -> Tensor:
 def test_kernel_keeps_the_boxes_that_torchvision_keeps(
     classes: int, iou: float, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nms_triton, "BLOCK", 32)  # so that there are several blocks
+    monkeypatch.setattr(detect_triton, "BLOCK", 32)  # so that there are several blocks
     torch.manual_seed(classes)
     boxes, labels = difficult_boxes(80), torch.randint(classes, (5, 80))
     scores = torch.randint(1, 30, (5, 80)) / 32  # many are equal
@@ -194,23 +193,29 @@ def test_detections_on_cuda_equal_those_on_the_cpu(dtype: torch.dtype) -> None:
     distinct = dtype == torch.float32
     outputs = network_outputs(dtype, 80, distinct)
     found = compare_with_cpu(outputs, Detect(candidates=300 if distinct else 1_000_000), by_detect=True)
-    assert all(len(each.scores) == 100 and each.boxes.is_cuda for each in found)
+    assert all(len(each.scores) == 100 and not each.boxes.is_cuda for each in found)
 
 
 @needs_cuda
-def test_the_host_waits_once_for_a_batch() -> None:
+def test_starting_a_detection_does_not_wait() -> None:
     outputs = network_outputs(torch.bfloat16, 80, distinct=False, device=DEVICE)
     anchors = make_anchors(Anchors(), HEIGHT, WIDTH, DEVICE)
-    expected = detect(outputs, anchors, SIZES, Detect())  # compiles the kernel
+    expected = detect(outputs, anchors, SIZES, Detect())  # compiles the kernels
     try:
         torch.cuda.set_sync_debug_mode("error")
-        _detect_batch(outputs, anchors, SIZES, Detect())
-        torch.cuda.set_sync_debug_mode("warn")
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            again = detect(outputs, anchors, SIZES, Detect())
+        finish = start_detection(outputs, anchors, SIZES, Detect())
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert sum("synchroniz" in str(warning.message) for warning in caught) == 1, [str(w.message) for w in caught]
-    for a, b in zip(expected, again, strict=True):  # and the same bits
+    for a, b in zip(expected, finish(), strict=True):  # and the same bits
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("classes", [1, 3, 80, 91, 264])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_maximum_over_classes(classes: int, dtype: torch.dtype) -> None:
+    logits = torch.randn(2, 75, classes, device=DEVICE).to(dtype)
+    logits[0, 3], logits[1, -1, -1] = float("-inf"), 1000
+    assert torch.equal(detect_triton.max_over_classes(logits), logits.amax(dim=2))
+    strided = logits.transpose(0, 1)
+    assert torch.equal(detect_triton.max_over_classes(strided), strided.amax(dim=2))
+    assert detect_triton.max_over_classes(logits[:, :0]).shape == (2, 0)

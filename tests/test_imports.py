@@ -26,7 +26,7 @@ PACKAGES = {
     "data": Package(["annotations", "coco", "cache", "augment", "sampling", "loader"], ["base"]),
     "model": Package(["fused", "backbone", "anchors", "retinanet", "pretrained", "checkpoint"], ["base", "losses"]),
     "detector": Package(
-        ["assign_triton", "assign", "criterion", "nms_triton", "detect"], ["base", "losses", "data", "model"]
+        ["assign_triton", "assign", "criterion", "detect_triton", "detect"], ["base", "losses", "data", "model"]
     ),
     "evaluate": Package(
         ["inference", "coco", "latency", "loss_distribution"], ["base", "losses", "data", "model", "detector"]

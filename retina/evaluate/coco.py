@@ -21,7 +21,7 @@ from retina.data.annotations import Annotations
 from retina.data.coco import CocoDataset
 from retina.data.loader import Batch, eval_batches
 from retina.detect import Detections
-from retina.evaluate.inference import detect_batch
+from retina.evaluate.inference import detect_batches
 from retina.model.retinanet import RetinaNet
 
 
@@ -56,9 +56,8 @@ def inference_on_dataset(
     results: list[dict[str, Any]] = []
     unreadable: dict[int, str] = {}
     batches: Iterable[Batch] = progress(eval_batches(dataset, config, rank, world))
-    for batch in batches:
+    for batch, batch_detections in detect_batches(model, batches, config, device):
         unreadable |= batch.unreadable
-        batch_detections = detect_batch(model, batch.to(device), config)
         for image_id, (height, width), detections in zip(batch.image_ids, batch.sizes, batch_detections, strict=True):
             if image_id in batch.unreadable:
                 continue
@@ -78,7 +77,7 @@ def coco_results(
     image_id: int, detections: Detections, scale: torch.Tensor, category_ids: list[int]
 ) -> list[dict[str, Any]]:
     """The detections on one image as COCO results; `scale` (4,) converts boxes to pixels of the original image."""
-    boxes = detections.boxes.cpu() * scale
+    boxes = detections.boxes * scale
     xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
     return [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": [round(v, 3) for v in box], "score": score}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from retina.config import Config
 from retina.config_file import config_from_yaml
 from retina.data.augment import eval_transform
 from retina.data.loader import Batch, single_image_batch
-from retina.detect import Detections, detect
+from retina.detect import Detections, start_detection
 from retina.device import autocast
 from retina.model import checkpoint
 from retina.model.anchors import make_anchors
@@ -92,13 +93,32 @@ def _check_settings(config: Config, trained: Config, file: Path) -> None:
 
 
 @torch.inference_mode()
-def detect_batch(model: RetinaNet, batch: Batch, config: Config) -> list[Detections]:
-    """Detections on each image of a batch, on its device; boxes in pixels of the padded images."""
-    images = batch.normalized().contiguous(memory_format=torch.channels_last)
+def start_batch(model: RetinaNet, batch: Batch, config: Config) -> Callable[[], list[Detections]]:
+    """Start to detect on a batch; the function that is returned waits for the device, see `start_detection`."""
+    images = batch.normalized(config.train.compile).contiguous(memory_format=torch.channels_last)
     anchors = make_anchors(config.anchors, images.shape[2], images.shape[3], images.device)
     with autocast(images.device, config.train.precision):
         outputs = model(images)
-    return detect(outputs, anchors, batch.sizes, config.detect)
+    return start_detection(outputs, anchors, batch.sizes, config.detect)
+
+
+def detect_batch(model: RetinaNet, batch: Batch, config: Config) -> list[Detections]:
+    """Detections on each image of a batch; boxes in pixels of the padded images."""
+    return start_batch(model, batch, config)()
+
+
+def detect_batches(
+    model: RetinaNet, batches: Iterable[Batch], config: Config, device: torch.device
+) -> Iterator[tuple[Batch, list[Detections]]]:
+    """Each batch with its detections. On CUDA the device computes the next batch while the caller has this one."""
+    started: tuple[Batch, Callable[[], list[Detections]]] | None = None
+    for batch in batches:
+        following = batch, start_batch(model, batch.to(device), config)
+        if started is not None:
+            yield started[0], started[1]()
+        started = following
+    if started is not None:
+        yield started[0], started[1]()
 
 
 @torch.inference_mode()
@@ -108,7 +128,7 @@ def predict(model: RetinaNet, image: NDArray[np.uint8], config: Config, device: 
     (detections,) = detect_batch(model, batch, config)
     height, width = batch.sizes[0]
     scale = torch.tensor([image.shape[1] / width, image.shape[0] / height] * 2)
-    return Detections(detections.boxes.cpu() * scale, detections.scores.cpu(), detections.labels.cpu())
+    return detections._replace(boxes=detections.boxes * scale)
 
 
 def detections_to_dict(file: Path, detections: Detections, categories: Categories) -> dict[str, Any]:

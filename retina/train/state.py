@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from retina.config import Config
+from retina.config import Config, Train
 from retina.data.coco import CocoDataset
 from retina.device import autocast
 from retina.model import checkpoint
@@ -115,7 +115,7 @@ def create_train_state(
         state.load_state_dict(saved)
         log.info(f"resumed after step {state.step}")
     if config.train.compile:
-        model.compile()
+        compile_network(model, config.train, device)
     peak = config.train.lr * config.train.batch_size / config.train.reference_batch
     log.info(
         f"{device}, {state.precision}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; learning "
@@ -123,6 +123,15 @@ def create_train_state(
         f"{config.train.batch_size}"
     )
     return state
+
+
+def compile_network(model: RetinaNet, config: Train, device: torch.device) -> None:
+    """torch.compile in place, on CUDA with CUDA graphs: the host then starts all kernels of the network at once.
+
+    Graphs reuse the memory of their gradients. So they need steps of one micro-batch, and one process.
+    """
+    graphs = device.type == "cuda" and config.accumulate == 1 and not distributed.is_initialized()
+    model.compile(mode="reduce-overhead" if graphs else None)
 
 
 def _synchronize_batch_norm(model: RetinaNet, config: Config, device: torch.device) -> RetinaNet:

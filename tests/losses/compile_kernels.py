@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from retina import assign_triton
+from retina import assign_triton, detect_triton
 from retina.losses import focal_triton
 
 TYPES = {
@@ -36,7 +36,7 @@ TYPES = {
     "positive_iou": "fp32", "negative_iou": "fp32",
     # of NMS
     "boxes_NC4": "*fp32", "labels_NC": "*i64", "count_N": "*i32", "keep_NM": "*i64", "found_N": "*i32", "C": "i32",
-    "max_detections": "i32", "max_iou": "fp32",
+    "max_detections": "i32", "max_iou": "fp32", "largest": "*{dtype}", "rows": "i32",
 }  # fmt: skip
 
 
@@ -140,6 +140,12 @@ def main() -> None:
         built = build(assign_triton._match_kernel, constants, warps=warps, fusion=False)
         assert "fma.rn.f32" not in built.asm["ptx"], "a fused multiply-add would change ties"
         print(describe(f"match{', overwrite' if overwrite else ''}", built, each))
+    block, warps = detect_triton.BLOCK, detect_triton.WARPS
+    suppression = build(detect_triton._nms_kernel, {"BLOCK": block}, warps=warps, fusion=False)
+    assert "fma.rn.f32" not in suppression.asm["ptx"], "a fused multiply-add would change IoUs"
+    print(describe("NMS", suppression, block // (32 * warps)))
+    maximum = build(detect_triton._max_kernel, {"K": 80, "COLUMNS": 128, "ROWS": 32}, "bf16")
+    print(describe("maximum over classes, bf16, K 80", maximum, 32))
 
 
 if __name__ == "__main__":

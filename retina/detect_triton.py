@@ -1,15 +1,15 @@
-"""NMS within each class on CUDA: one kernel for all images, which ends when an image has its detections.
+"""Two kernels of the detection on CUDA: the largest logit of each anchor, and NMS within each class for all images.
 
-One program handles an image. Its boxes are in order of falling score, so the first that remains is the next to be kept.
-The program walks through them in blocks. It first removes the boxes of a block that overlap one kept from the blocks
-before. Then it keeps the first of those that remain, removes what that one overlaps, and so on. Often enough boxes are
-kept after the first block, and any number of candidates works.
+NMS: one program handles an image. Its boxes are in order of falling score, so the first that remains is the next to be
+kept. The program walks through them in blocks. It first removes the boxes of a block that overlap one kept from the
+blocks before. Then it keeps the first of those that remain, removes what that one overlaps, and so on. Often enough
+boxes are kept after the first block, and any number of candidates works.
 
 The IoU is that of two boxes of one class in float32, operation by operation (no fused multiply-add, IEEE division), and
 a box is removed if it is above the threshold, as in torchvision. A class costs no offset of the coordinates, so float32
 is enough. The host never waits.
 
-N images, C candidates of an image, M the largest number of detections of an image.
+N images, R anchors, K classes, C candidates of an image, M the largest number of detections of an image.
 """
 
 from __future__ import annotations
@@ -20,6 +20,16 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK, WARPS = 1024, 8
+ROW_BLOCK = 4096  # logits that a program of `_max_kernel` loads at a time
+
+
+@triton.jit
+def _max_kernel(logits, largest, rows, K: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
+    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    k = tl.arange(0, COLUMNS)
+    inside = (r < rows)[:, None] & (k < K)[None, :]
+    values = tl.load(logits + r[:, None] * K + k[None, :], mask=inside, other=float("-inf"))
+    tl.store(largest + r, tl.max(values, axis=1), mask=r < rows)
 
 
 @triton.jit
@@ -61,6 +71,21 @@ def _nms_kernel(boxes_NC4, labels_NC, count_N, keep_NM, found_N, C, max_detectio
         tl.debug_barrier()  # all threads read in the next block what one of them stored here
         start += BLOCK
     tl.store(found_N + n, found)
+
+
+def max_over_classes(logits_NRK: Tensor) -> Tensor:
+    """The largest logit of each anchor, (N, R); as `amax`, which needs eight times as long for few classes."""
+    logits_NRK = logits_NRK.contiguous()
+    images, rows, classes = logits_NRK.shape
+    largest_NR = logits_NRK.new_empty(images, rows)
+    columns = triton.next_power_of_2(classes)
+    block = max(1, ROW_BLOCK // columns)
+    if largest_NR.numel():
+        with torch.cuda.device_of(logits_NRK):
+            _max_kernel[(triton.cdiv(images * rows, block),)](
+                logits_NRK, largest_NR, images * rows, K=classes, COLUMNS=columns, ROWS=block, num_warps=4
+            )
+    return largest_NR
 
 
 def nms(
