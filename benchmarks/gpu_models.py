@@ -21,11 +21,10 @@ from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 
 from retina.config import Config, Model, Train
 from retina.data import Batch
-from retina.device import autocast, pick_device
+from retina.device import autocast, compile_network, pick_device
 from retina.model import RetinaNet
 from retina.model.pretrained import from_torchvision, load_exactly
 from retina.parent_process import end_with_parent
-from retina.train.state import compile_network
 
 CANDIDATES = 1000  # class scores above the threshold in an image, for NMS to work on
 

@@ -26,12 +26,11 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from retina.config import Config, Model, Train
 from retina.data import Batch, Target
 from retina.detect import Detections
-from retina.device import autocast, pick_device
+from retina.device import autocast, compile_network, pick_device
 from retina.evaluate.inference import start_batch
 from retina.model import RetinaNet
 from retina.model.pretrained import from_torchvision, load_exactly
 from retina.train import build_optimizer, train_step
-from retina.train.state import compile_network
 
 CLASSES, BOXES = 80, 8
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from retina.config import Config, Train
+from retina.config import Config
 from retina.data.coco import CocoDataset
-from retina.device import autocast
+from retina.device import autocast, compile_network
 from retina.model import checkpoint
 from retina.model.pretrained import load_pretrained
 from retina.model.retinanet import RetinaNet
@@ -123,15 +123,6 @@ def create_train_state(
         f"{config.train.batch_size}"
     )
     return state
-
-
-def compile_network(model: RetinaNet, config: Train, device: torch.device) -> None:
-    """torch.compile in place, on CUDA with CUDA graphs: the host then starts all kernels of the network at once.
-
-    Graphs reuse the memory of their gradients. So they need steps of one micro-batch, and one process.
-    """
-    graphs = device.type == "cuda" and config.accumulate == 1 and not distributed.is_initialized()
-    model.compile(mode="reduce-overhead" if graphs else None)
 
 
 def _synchronize_batch_norm(model: RetinaNet, config: Config, device: torch.device) -> RetinaNet:
