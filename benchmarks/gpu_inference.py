@@ -28,7 +28,7 @@ def measure(report: Report, sizes: Sizes, device: torch.device) -> None:
     """A table for each batch size."""
     report.say(f"{sizes.backbone}-FPN, {sizes.side}x{sizes.side}, bf16; compiler: {sizes.compiler}")
     for size in sizes.inference_batches:
-        torch.compiler.reset()  # otherwise the second batch size would compile for any size, which is slower
+        torch.compiler.reset()  # frees the graphs of the batch size before
         measure_batch(report, sizes, device, size)
     raise_if_failed(report)
 

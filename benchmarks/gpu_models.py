@@ -93,7 +93,7 @@ def our_model(config: Config, theirs: TorchvisionRetinaNet, sizes: Sizes, device
     load_exactly(model, from_torchvision(theirs.state_dict())[0], "torchvision")
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.train.compile and sizes.compiler == "inductor":
-        compile_network(model, config.train, device)
+        compile_network(model, device)
     elif config.train.compile:
         model.compile(backend=sizes.compiler)
     return model

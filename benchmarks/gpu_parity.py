@@ -81,6 +81,7 @@ def compare_outputs(
 def share_missing(detections: object, expected: dict[str, Tensor]) -> float:
     """The larger share of detections of one side without an equal one of the other side."""
     boxes, scores, labels = detections  # type: ignore[misc]
+    expected = {name: value.cpu() for name, value in expected.items()}
     if not len(scores) or not len(expected["scores"]):
         return 1.0  # both should have some
     same = (expected["scores"][:, None] - scores).abs() < 1e-3

@@ -62,7 +62,7 @@ def main() -> None:
     torch.nn.init.normal_(theirs.head.classification_head.cls_logits.weight, std=0.05)  # some detections for NMS
     load_exactly(ours, from_torchvision(theirs.state_dict())[0], "torchvision")
     if arguments.compile:
-        compile_network(ours, config.train, device)
+        compile_network(ours, device)
     batch = make_batch(arguments.batch, height, width, config.data.pad_multiple).to(device)
     print(f"{'':10} {'torchvision':>14} {'retina':>14} {'ratio':>8}")
     for name, their_call, our_call in (

@@ -232,9 +232,7 @@ class Train(Section):
         0.0, description="decay of the moving average (EMA) of the weights; 0 is off"
     )
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware supports it")
-    compile: bool = Field(
-        False, description="torch.compile, on CUDA with CUDA graphs; half a minute for each image size"
-    )
+    compile: bool = Field(False, description="torch.compile, for 15 to 30 seconds for each image size (ResNet-50)")
     log_every: PositiveInt = 50
     eval_every: Annotated[int, Field(ge=0)] = Field(5000, description="steps; 0: only after the last step")
     checkpoint_every: PositiveInt = 1000

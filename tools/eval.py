@@ -33,7 +33,7 @@ def main() -> int:
 
     from retina.atomic_files import write_text
     from retina.data import CocoDataset, DataError
-    from retina.device import pick_device
+    from retina.device import compile_network, pick_device
     from retina.evaluate import (
         evaluate_detections,
         format_metrics,
@@ -48,6 +48,8 @@ def main() -> int:
         dataset = CocoDataset(config.data.val_annotations, config.data.val_images)
         categories = list(zip(dataset.category_ids, dataset.names, strict=True))
         model, _, source = load_detector(config, arguments.checkpoint, categories, device)
+        if config.train.compile:
+            compile_network(model, device)
         print(f"{source}\n{len(dataset.records)} images of {dataset.folder} on {device}")
         results, unreadable = inference_on_dataset(
             model, dataset, config, device, lambda batches: tqdm(batches, unit="batch", disable=not sys.stderr.isatty())

@@ -43,7 +43,7 @@ def main() -> int:
         return EXIT_FOLDER_IN_USE
     except RunFolderError as error:
         exit_with_error(str(error))
-    except (RunError, DataError, WeightsError, FileNotFoundError) as error:
+    except (RunError, ConfigError, DataError, WeightsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

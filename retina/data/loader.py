@@ -71,7 +71,7 @@ class Batch(NamedTuple):
     def normalized(self, compiled: bool = False) -> Tensor:
         """float32 (N, 3, H, W) with ImageNet's mean and standard deviation, exactly 0 in the padding.
 
-        `compiled` does it in one kernel by torch.compile, with equal numbers.
+        `compiled` does it in one kernel by torch.compile, with equal numbers up to rounding.
         """
         if self.images.is_floating_point():
             return self.images
@@ -92,7 +92,7 @@ def _normalize(images_N3HW: Tensor, sizes_N2: Tensor, mean_311: Tensor, std_311:
 
 @lru_cache
 def _compiled_normalize() -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    return torch.compile(_normalize)
+    return torch.compile(_normalize, dynamic=False)
 
 
 IGNORE_WHOLE_IMAGE = torch.tensor([[-1e6, -1e6, 1e6, 1e6]])  # larger than any anchor
@@ -214,7 +214,7 @@ class _Memories:
         return self._slots[slot][:size], (worker, slot)
 
     def give_back(self, slot: tuple[int, int]) -> None:
-        self._used[slot] = 0
+        self._used[slot[0], slot[1]] = 0
 
     def give_back_with(self, images: Tensor, slot: tuple[int, int]) -> Tensor:
         """The same images; the slot is free when no tensor or array uses their memory any more."""

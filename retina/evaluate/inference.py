@@ -18,7 +18,7 @@ from retina.config_file import config_from_yaml
 from retina.data.augment import eval_transform
 from retina.data.loader import Batch, single_image_batch
 from retina.detect import Detections, start_detection
-from retina.device import autocast, compile_network
+from retina.device import autocast
 from retina.model import checkpoint
 from retina.model.anchors import make_anchors
 from retina.model.pretrained import COCO_NAMES, TORCHVISION_DETECTORS, WeightsError, load_exactly, load_pretrained
@@ -75,10 +75,7 @@ def load_detector(
         model = RetinaNet(config, len(trained_categories))
         load_exactly(model, state["ema"] or state["model"], str(file))
         categories, source = trained_categories, f"{file}, step {state['step']}"
-    model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    if config.train.compile:
-        compile_network(model, config.train, device)
-    return model, categories, source
+    return model.to(device, memory_format=torch.channels_last).eval(), categories, source  # type: ignore[call-overload]
 
 
 def _check_settings(config: Config, trained: Config, file: Path) -> None:

@@ -20,9 +20,9 @@ def measure_latency(
 ) -> float:
     """Median wall time of one image at batch 1 in milliseconds, over `images` of `dataset` at their evaluation size.
 
-    The time includes the normalization, the network and the post-processing (threshold, decoding, NMS); the detections
-    stay on the device. It does not include reading, decoding and resizing the file, the copy to the device, and a
-    warm-up run on the same image. With `resize: torchvision` the image is normalized when it is resized, so the time
+    The time includes the normalization, the network, the post-processing (threshold, decoding, NMS) and the copy of the
+    detections to the host. It does not include reading, decoding and resizing the file, the copy to the device, and two
+    warm-up runs on the same image. With `resize: torchvision` the image is normalized when it is resized, so the time
     does not include that. `model` is as `load_detector` returns it.
 
     Raises DataError if none of the images can be read.
@@ -36,7 +36,7 @@ def measure_latency(
     seconds = []
     for batch in batches:
         batch = batch.to(device)
-        for _ in range(2):  # the first one is the warm-up
+        for _ in range(3):  # two warm-ups, because a CUDA graph is recorded in the second
             _synchronize(device)
             start = time.perf_counter()
             detect_batch(model, batch, config)

@@ -238,8 +238,10 @@ def _select_impl(
 
 @cache
 def warn_triton_missing() -> None:
-    """Warn once that the focal loss and the matching are slower on CUDA without Triton."""
-    warnings.warn("Triton is not installed: the focal loss and the matching are slower on CUDA", stacklevel=4)
+    """Warn once that the focal loss, the matching and the detection are slower on CUDA without Triton."""
+    warnings.warn(
+        "Triton is not installed: the focal loss, the matching and the detection are slower on CUDA", stacklevel=4
+    )
 
 
 def _check_arguments(

@@ -27,11 +27,11 @@ def conv_norm_relu(
         norm: the module after it; None for none.
         x: float (N, C, H, W).
         residual: added before the ReLU; None for nothing.
-        projection: a convolution and a norm that give the residual the shape of the result (the `downsample` of a
+        projection: a 1x1 convolution and a norm that give the residual the shape of the result (the `downsample` of a
             block); None if it has this shape.
     """
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-    is_half = x.is_cuda and dtype in (torch.bfloat16, torch.float16)
+    is_half = x.is_cuda and dtype in (torch.bfloat16, torch.float16) and torch.version.hip is None
     if not (is_half and _is_foldable(norm) and (projection is None or _is_foldable(projection[1]))):
         x = conv(x) if norm is None else norm(conv(x))
         if residual is not None:
@@ -42,7 +42,7 @@ def conv_norm_relu(
     if projection is not None and residual is not None:
         projection_weight, projection_bias = _fold(*projection)
         residual, bias = F.conv2d(residual, projection_weight, stride=projection[0].stride), bias + projection_bias
-    if x.shape[1] == 3 and conv.kernel_size == (7, 7) and stride == (2, 2) and padding == (3, 3):
+    if x.shape[1] == 3 and (conv.kernel_size, stride, padding, conv.dilation) == ((7, 7), (2, 2), (3, 3), (1, 1)):
         (x, weight), stride, padding = _space_to_depth(x, weight), (1, 1), (0, 0)
     residual = None if residual is None else residual.to(dtype)
     sizes = [list(size) for size in (stride, padding, conv.dilation)]

@@ -39,8 +39,12 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
     Raises RunError, DataError, WeightsError, FileNotFoundError. Each message explains what to do.
     """
     check_run_folder(config, resume)  # before the processes join, so that none sees new files of another
-    torch.backends.cudnn.deterministic = True  # for equal bits; it costs no measurable time (docs/results/gpu.md)
-    with process_group() as (rank, world, device), Logbook(config, rank) as log, _catch_stop_signals() as signals:
+    with (
+        process_group() as (rank, world, device),
+        Logbook(config, rank) as log,
+        _catch_stop_signals() as signals,
+        _deterministic_cudnn(),
+    ):
         if config.train.batch_size % (world * config.train.accumulate):
             raise RunError(
                 f"train.batch_size {config.train.batch_size} is not a multiple of the {world} processes x "
@@ -152,6 +156,16 @@ def _evaluate(state: TrainState, dataset: CocoDataset, config: Config, device: t
 def _is_due(step: int, every: int, config: Config) -> bool:
     """Whether an action of period `every` (0: never), also due after the last step, is due after `step`."""
     return step == config.train.steps or (every > 0 and step % every == 0)
+
+
+@contextlib.contextmanager
+def _deterministic_cudnn() -> Iterator[None]:
+    """For equal bits of the gradients of convolutions; it costs no measurable time (docs/results/gpu.md)."""
+    before, torch.backends.cudnn.deterministic = torch.backends.cudnn.deterministic, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 @contextlib.contextmanager

@@ -115,7 +115,8 @@ def create_train_state(
         state.load_state_dict(saved)
         log.info(f"resumed after step {state.step}")
     if config.train.compile:
-        compile_network(model, config.train, device)
+        # Graphs overwrite the gradients of the micro-batch before; with several processes they have not been tried.
+        compile_network(model, device, graphs=config.train.accumulate == 1 and not distributed.is_initialized())
     peak = config.train.lr * config.train.batch_size / config.train.reference_batch
     log.info(
         f"{device}, {state.precision}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; learning "

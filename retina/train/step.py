@@ -36,7 +36,7 @@ def train_step(
 
     Args:
         model: the network, or DistributedDataParallel around it.
-        optimizer: of its parameters; its learning rate is set here.
+        optimizer: of its parameters, from `build_optimizer`; its learning rate is set here.
         batches: `train.accumulate` micro-batches, on the device of the model.
         num_classes: K.
         ema_positives: float32 scalar, the moving average of the number of positive anchors; updated in place.
@@ -92,7 +92,8 @@ def train_step(
         group["lr"] = learning_rate(step, config.train)
     if config.train.clip_norm:
         nn.utils.clip_grads_with_norm_(parameters, config.train.clip_norm, totals["grad_norm"])
-    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # a fused optimizer then skips the update
+    assert optimizer.defaults["fused"]  # a fused optimizer skips the update where `found_inf` is 1
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     ema_positives.copy_(update_ema_positives(ema_positives, batch_positives, config.loss.ema_momentum))
