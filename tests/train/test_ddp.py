@@ -36,7 +36,7 @@ def one_step(config: Config, data: CocoDataset, rank: int, world: int, only_firs
     torch.manual_seed(0)
     plain = RetinaNet(config, data.num_classes)
     model: nn.Module = DistributedDataParallel(plain) if world > 1 else plain
-    optimizer = RecordGradients(plain.parameters(), lr=1.0)
+    optimizer = RecordGradients(plain.parameters(), lr=1.0, fused=True)
     (batches,) = train_batches(data, config, 0, rank, world)
     if only_first:  # all objects of the batch are in its first half: the second process has no positives
         batches = without_objects(batches, rank, world)
