@@ -1,11 +1,10 @@
 """Settings that fit a data set better than those of the config, each with its reason.
 
 The anchors are chosen by their reach: the mean over the classes of the share of objects for which an anchor has an IoU
-of at least a threshold, with centers that differ by a quarter of a stride in x and y, the mean over random positions.
-For ratios and scales the threshold is `assign.positive_iou`. For octave_base it is `assign.negative_iou`: an object
-between the two still gets its best anchors (`assign.low_quality`), and a smaller octave_base sees all objects on a
-coarser level. To demand `assign.positive_iou` there led to a lower AP (docs/results/data_check.md). A setting is
-advised only if its reach is clearly larger. Nothing is trained.
+of at least `assign.positive_iou`, with centers that differ by a quarter of a stride in x and y, the mean over random
+positions. An octave_base below 2 is never advised, because it sees all objects on a coarser level than they need: it
+led to a lower AP, and so did a larger one with less reach (docs/results/data_check.md). A setting is advised only if
+its reach is clearly larger. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -23,8 +22,9 @@ from retina.data.coco import CocoDataset
 MEAN_OFFSET = 0.25  # strides
 MAX_OBJECTS = 5000  # a random part of more; enough for shares to half a point
 GAIN = 0.05  # of the reach, below which nothing is advised
+BASE_TOLERANCE = 0.002  # of the reach, which a larger octave_base may have less than the best
 MORE_ANCHORS_GAIN = 0.08  # more anchors make the step slower
-BASES = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+BASES = (8, 6, 5, 4, 3, 2.5, 2)  # a large base sees an object on a finer level
 RATIOS = ((0.5, 1.0, 2.0), (0.4, 1.0, 2.5), (0.33, 1.0, 3.0), (0.25, 1.0, 4.0), (0.2, 1.0, 5.0))
 MANY_RATIOS = ((0.25, 0.5, 1.0, 2.0, 4.0), (0.17, 0.4, 1.0, 2.5, 6.0))
 MIN_SIDE = 12.0  # pixels; below about 1.5 strides of P3 there is little to see
@@ -75,15 +75,15 @@ def _anchors(sizes: NDArray[np.float64], labels: NDArray[np.int64], config: Conf
         sizes, labels = sizes[chosen], labels[chosen]
     advice: dict[str, Advice] = {}  # by key
     start: dict[str, float] = {}  # the reach before a key was changed
-    current = config.anchors
+    current, min_iou = config.anchors, config.assign.positive_iou
 
-    def try_values(key: str, values: Any, min_iou: float, gain: float, reason: str) -> None:
+    def try_values(key: str, values: Any, gain: float, tolerance: float, reason: str) -> None:
         nonlocal current
         candidates = [current.model_copy(update={key: value}) for value in values]
         reaches = [reach(sizes, labels, candidate, min_iou) for candidate in candidates]
-        # Values are in order of preference: the first that comes within half the gain of the best.
+        # Values are in order of preference: the first whose reach is near the best.
         before = reach(sizes, labels, current, min_iou)
-        best = next(i for i, value in enumerate(reaches) if value >= max(reaches) - gain / 2)
+        best = next(i for i, value in enumerate(reaches) if value >= max(reaches) - tolerance)
         if reaches[best] < before + gain:
             return
         value = getattr(candidates[best], key)
@@ -93,18 +93,17 @@ def _anchors(sizes: NDArray[np.float64], labels: NDArray[np.int64], config: Conf
         advice[key] = Advice(f"anchors.{key}={text}", f"{share}; {reason}")
         current = candidates[best]
 
-    positive = config.assign.positive_iou
-    bases = sorted(BASES, key=lambda base: -base)  # a large base gives an object more anchors
-    low = positive if config.assign.low_quality == "none" else config.assign.negative_iou
-    try_values("octave_base", bases, low, GAIN, f"the smallest anchor has octave_base x 8 pixels, {_quantiles(sizes)}")
+    smallest = f"the smallest anchor has octave_base x 8 pixels, {_quantiles(sizes)}"
+    try_values("octave_base", BASES, GAIN, BASE_TOLERANCE, smallest)
     aspects = np.percentile(sizes[:, 1] / np.maximum(sizes[:, 0], 1e-6), [5, 50, 95])
     shape = "height / width of the objects is {:.2g}, {:.2g} and {:.2g} at 5, 50 and 95 %".format(*aspects)
     if len(current.ratios) <= 3:
-        try_values("ratios", RATIOS, positive, GAIN, shape)
-        try_values("ratios", MANY_RATIOS, positive, MORE_ANCHORS_GAIN, f"{shape}; more anchors, so a slower step")
-    more = [scales for scales in (1, 2, 3, 4) if scales > current.scales]
-    if more:
-        try_values("scales", more, positive, MORE_ANCHORS_GAIN, "more anchors, so a slower step")
+        try_values("ratios", RATIOS, GAIN, GAIN / 2, shape)
+        more = f"{shape}; more anchors, so a slower step"
+        try_values("ratios", MANY_RATIOS, MORE_ANCHORS_GAIN, MORE_ANCHORS_GAIN / 2, more)
+    if more_scales := [scales for scales in (1, 2, 3, 4) if scales > current.scales]:
+        slower = "more anchors, so a slower step"
+        try_values("scales", more_scales, MORE_ANCHORS_GAIN, MORE_ANCHORS_GAIN / 2, slower)
     return list(advice.values())
 
 
