@@ -52,6 +52,8 @@ def labels_loss_and_gradient(
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     gradient_dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
     gradient = torch.empty(logits.shape, dtype=gradient_dtype) if with_gradient else None
+    if not logits.numel():
+        return torch.zeros((), dtype=dtype), gradient
     by_row = weight is not None and weight.shape != logits.shape
     # Without a value for each row or class the shape does not matter, and the chunks are equal for every K.
     classes = logits.shape[-1] if by_row or isinstance(alphas[0], Tensor) else 1
@@ -86,54 +88,74 @@ def _chunk(
     dtype: torch.dtype,
 ) -> Tensor:
     """The loss of a chunk; also fills `gradient`."""
-    alpha_pos, alpha_neg = alphas
-    x, ignored = logits.to(dtype), None
+    x = logits.to(dtype)
+    ignored = None
     if labels.is_floating_point():
         y = labels.to(dtype)
-        is_soft = bool(torch.addcmul(labels, labels, labels, value=-1).any())  # y - y^2; in `dtype` y may round to 1
+        given = labels if labels.dtype == torch.float64 else y  # rounded to float32, y may become 1
+        if torch.addcmul(given, given, given, value=-1).amax() > 0:  # y - y^2
+            loss, slope = _soft_loss(x, y, weight, alphas, gamma)
+            if gradient is not None:
+                gradient.copy_(slope)
+            return loss
     else:
         ids = labels.long()  # as uint8, 255 would equal -1
-        y, ignored, is_soft = (ids == 1).to(dtype), ids == ignore_index, False
-    if is_soft:
-        negative, slope = _side(x, (1 - y) * alpha_neg, weight, gamma, gradient is not None)
-        positive, other = _side(-x, y * alpha_pos, weight, gamma, gradient is not None)
-        loss = negative + positive
-        if slope is not None and other is not None:
-            slope -= other
-    else:
-        sign = torch.sub(1, y, alpha=2)
-        z = x * sign
-        if ignored is not None:
-            z.masked_fill_(ignored, -torch.inf)  # p = 0: loss and gradient 0
-        if isinstance(alpha_pos, Tensor) and isinstance(alpha_neg, Tensor):
-            alpha_t = torch.lerp(alpha_neg.expand_as(y), alpha_pos.expand_as(y), y)  # exact for y = 0 and y = 1
-        elif alpha_pos == alpha_neg:
-            alpha_t = alpha_pos
-        else:
-            alpha_t = torch.lerp(*(torch.tensor(alpha, dtype=dtype) for alpha in (alpha_neg, alpha_pos)), y)
-        loss, slope = _side(z, alpha_t, weight, gamma, gradient is not None)
-        if slope is not None:
-            slope *= sign
-    if gradient is not None and slope is not None:
+        y, ignored = (ids == 1).to(dtype), ids == ignore_index
+    sign = torch.sub(1, y, alpha=2)
+    z = x * sign
+    if ignored is not None:
+        z.masked_fill_(ignored, -torch.inf)  # p = 0: loss and gradient 0
+    # Beyond the threshold softplus is z itself; by then it differs from z by less than the precision.
+    c = F.softplus(z, threshold=20 if dtype == torch.float32 else 40)
+    p = torch.sigmoid(z)
+    slope = sign.mul_(torch.addcmul(p, torch.sigmoid(-z), c, value=gamma))
+    log_p = None if (2 * gamma).is_integer() else z.sub_(c)
+    loss = _weighted_loss(p, log_p, c, slope, _mix(alphas, y), weight, gamma)
+    if gradient is not None:
         gradient.copy_(slope)
     return loss
 
 
-def _side(
-    z: Tensor, alpha: float | Tensor, weight: Tensor | None, gamma: float, with_slope: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The sum of alpha weight FL and its slope dFL/dz."""
-    # Beyond the threshold softplus is z itself; by then it differs from z by less than the precision.
-    c = F.softplus(z, threshold=20 if z.dtype == torch.float32 else 40)
-    p = torch.sigmoid(z)
-    slope = None
-    if with_slope:
-        q = torch.sigmoid(-z)
-        slope = torch.addcmul(p, q, c, value=gamma, out=q)
-    log_p = None if (2 * gamma).is_integer() else (z - c).clamp_(1.2 * math.log(torch.finfo(z.dtype).tiny), 0)
+def _mix(alphas: tuple[float | Tensor, float | Tensor], y: Tensor) -> float | Tensor:
+    """alpha for labels 1, 1 - alpha for labels 0, exactly."""
+    alpha_pos, alpha_neg = (torch.as_tensor(alpha, dtype=y.dtype) for alpha in alphas)
+    if alpha_pos.dim() == 0 and alpha_pos == alpha_neg:
+        return float(alpha_pos)
+    return torch.lerp(alpha_neg, alpha_pos, y)
+
+
+def _soft_loss(
+    x: Tensor, y: Tensor, weight: Tensor | None, alphas: tuple[float | Tensor, float | Tensor], gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of a chunk with soft labels: both sides of each element."""
+    minus_x = -x
+    p, q = torch.sigmoid(x), torch.sigmoid(minus_x)
+    smaller = x.abs().neg_().exp_().log1p_()  # the smaller of -log(p) and -log(q)
+    minus_log_q, minus_log_p = x.relu().add_(smaller), minus_x.relu_().add_(smaller)
+    slope = torch.addcmul(p, q, minus_log_q, value=gamma)
+    positive_slope = torch.addcmul(q, p, minus_log_p, value=gamma)
+    power_is_simple = (2 * gamma).is_integer()
+    log_p, log_q = (None, None) if power_is_simple else (-minus_log_p, -minus_log_q)
+    alpha_pos, alpha_neg = y * alphas[0], torch.sub(1, y).mul_(alphas[1])
+    loss = _weighted_loss(p, log_p, minus_log_q, slope, alpha_neg, weight, gamma)
+    loss += _weighted_loss(q, log_q, minus_log_p, positive_slope, alpha_pos, weight, gamma)
+    return loss, slope.sub_(positive_slope)
+
+
+def _weighted_loss(
+    p: Tensor,
+    log_p: Tensor | None,
+    c: Tensor,
+    slope: Tensor,
+    alpha: float | Tensor,
+    weight: Tensor | None,
+    gamma: float,
+) -> Tensor:
+    """The sum of weight alpha p^gamma c; multiplies `slope` by weight alpha p^gamma, and overwrites `p` and `log_p`."""
+    if log_p is not None:
+        log_p.clamp_(1.2 * math.log(torch.finfo(p.dtype).tiny), 0)  # p is 0 from there down
     factor = raise_to_power(p, log_p, gamma).mul_(alpha)
     if weight is not None:
         factor *= weight
-    if slope is not None:
-        slope *= factor
-    return factor.mul_(c).sum(), slope
+    slope *= factor
+    return factor.mul_(c).sum()

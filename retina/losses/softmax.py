@@ -156,9 +156,12 @@ def _margin(x: Tensor, ids: Tensor, dim: int) -> Tensor:
     column = ids.unsqueeze(dim)
     others = x.scatter(dim, column, -torch.inf)
     top = others.detach().amax(dim, keepdim=True)
-    top = torch.where(top.isinf(), 0, top)  # one class, or all others masked
+    alone = top == -torch.inf  # one class, or all others masked: the gradient of their log-sum-exp would be NaN
+    others = others.scatter(dim, column, torch.where(alone, 0, top.new_tensor(-torch.inf)))
+    top = torch.where(top.isinf(), 0, top)
     rest = torch.logsumexp(others - top, dim).double()
-    return x.gather(dim, column).squeeze(dim).double() - top.squeeze(dim).double() - rest
+    margin = x.gather(dim, column).squeeze(dim).double() - top.squeeze(dim).double() - rest
+    return torch.where(alone.squeeze(dim), torch.inf, margin)
 
 
 def _row_weight(x: Tensor, ids: Tensor, kept: Tensor, class_weight: Sequence[float] | Tensor | None) -> Tensor:

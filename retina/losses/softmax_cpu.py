@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from retina.losses.one_pass import LossAndGradient
 
-CHUNK_ELEMENTS = 5 << 15
+CHUNK_ELEMENTS = 1 << 18  # two float32 buffers of 1 MB; smaller chunks spend more time on starting operations
 FEWEST_COLUMNS = 64  # of a chunk with the classes first: shorter pieces of the memory cost more than they save
-MOST_CLASSES_FIRST = 64  # up to here the classes come first even without further dimensions
+SHORT_ROW = 64  # up to here the classes come first even without further dimensions
 
 
 def softmax_loss_and_gradient(
@@ -55,7 +55,7 @@ def softmax_loss_and_gradient(
     if with_gradient:
         gradient_dtype = torch.float32 if x_NCD.dtype == torch.float16 else x_NCD.dtype
         gradient_NCD = torch.empty(x_NCD.shape, dtype=gradient_dtype)
-    first = x_NCD.shape[2] > 1 or classes <= MOST_CLASSES_FIRST
+    first = x_NCD.shape[2] > 1 or classes <= SHORT_ROW
     buffers = None
     for rows, columns in _chunks(x_NCD.shape, first):
         ids, weight, kept = (value[rows, columns] for value in rows_ND)

@@ -160,7 +160,9 @@ def test_triton_on_the_cpu_and_missing_triton_are_errors(monkeypatch: pytest.Mon
 
 def test_missing_triton_warns_once() -> None:
     warn_triton_missing.cache_clear()
-    with pytest.warns(UserWarning, match="Triton is not installed: the focal loss and the matching are slower on CUDA"):
+    with pytest.warns(
+        UserWarning, match="Triton is not installed: the focal loss, the matching and the detection are slower on CUDA"
+    ):
         warn_triton_missing()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
