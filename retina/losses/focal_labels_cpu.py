@@ -92,8 +92,7 @@ def _chunk(
     ignored = None
     if labels.is_floating_point():
         y = labels.to(dtype)
-        given = labels if labels.dtype == torch.float64 else y  # rounded to float32, y may become 1
-        if torch.addcmul(given, given, given, value=-1).amax() > 0:  # y - y^2
+        if torch.addcmul(y, y, y, value=-1).amax() > 0:  # y - y^2
             loss, slope = _soft_loss(x, y, weight, alphas, gamma)
             if gradient is not None:
                 gradient.copy_(slope)

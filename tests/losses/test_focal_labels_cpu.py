@@ -25,10 +25,9 @@ def labels_of(kind: str, shape: tuple[int, ...]) -> Tensor:
     hard = torch.rand(shape, dtype=torch.float64, generator=generator) < 0.3
     if kind == "soft":
         return torch.rand(shape, dtype=torch.float64, generator=generator)
-    if kind == "mixed":  # chunks of hard labels, and chunks of both; one label that float32 would round to 1
+    if kind == "mixed":  # chunks of hard labels, and chunks of both
         labels = hard.double()
         labels.view(-1)[labels.numel() // 2 :: 3] = 0.25
-        labels.view(-1)[0] = 1 - 1e-12
         return labels
     if kind == "ignored":
         return torch.where(torch.rand(shape, generator=generator) < 0.2, -1, hard.long())
@@ -85,7 +84,7 @@ def test_lower_precisions(kind: str, dtype: torch.dtype, gamma: float) -> None:
 @pytest.mark.parametrize("gamma", GAMMAS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_hard_labels_match_fifty_digits(gamma: float, dtype: torch.dtype) -> None:
-    for x in LOGITS:
+    for x in (*LOGITS, -21.0, 21.0):  # where softplus(x) is x in float32, but not in float64
         for positive in (True, False):
             logits = torch.tensor([x], dtype=dtype, requires_grad=True)
             loss = sigmoid_focal_loss(logits, torch.tensor([positive]), gamma=gamma, reduction="sum", impl="chunked")
@@ -136,6 +135,7 @@ def test_any_number_of_derivatives(kind: str) -> None:
     torch.testing.assert_close(curvature, torch.autograd.grad(expected.sum(), logits)[0])
 
 
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # the check of the labels' values
 def test_what_takes_the_reference() -> None:
     """Labels, weights and alpha with a gradient, and forward mode."""
     logits, labels = torch.randn(4, 3, requires_grad=True), torch.rand(4, 3, requires_grad=True)
@@ -159,3 +159,13 @@ def test_no_elements(shape: tuple[int, ...]) -> None:
     for options in ({}, {"weight": torch.zeros(shape[:-1])}, {"alpha": torch.zeros(shape[-1])}):
         loss = sigmoid_focal_loss(logits, labels, impl="chunked", **options)  # type: ignore[arg-type]
         assert loss.item() == 0 and torch.autograd.grad(loss, logits)[0].shape == shape
+
+
+def test_float16_gradient_survives_a_loss_scale() -> None:
+    """2^-16 of a gradient of 1e-6 is below float16, so the scale of a GradScaler must be applied first."""
+    logits = torch.tensor([-4.0], dtype=torch.float16, requires_grad=True)
+    for label in (False, 0.0):
+        loss = sigmoid_focal_loss(logits, torch.tensor([label]), avg_factor=1000.0, impl="chunked")
+        (gradient,) = torch.autograd.grad(loss * 65536, logits)
+        expected = exact_loss_and_gradient(-4.0, False, 2.0)[1] * 65.536
+        assert expected / 65536 < 6e-8 and gradient.item() == pytest.approx(expected, rel=1e-3)
