@@ -9,7 +9,8 @@ No power of 1 - p is negative, so nothing is infinite at p = 1. m is a float64, 
 a softmax over all classes would round there.
 
 N images or rows, C classes, D positions (all further dimensions; 1 without any). A chunk is copied with the classes
-first, (C, n, d), or with the classes last, (n, C): torch's softmax over a short last dimension is 10 times slower.
+first, (C, n, d), or with the classes last, (n, C): torch's softmax over fewer than 16
+elements in the last dimension is 10 times slower.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from retina.losses.one_pass import LossAndGradient
 
 CHUNK_ELEMENTS = 1 << 18  # two float32 buffers of 1 MB; smaller chunks spend more time on starting operations
 FEWEST_COLUMNS = 64  # of a chunk with the classes first: shorter pieces of the memory cost more than they save
-SHORT_ROW = 64  # up to here the classes come first even without further dimensions
+SHORT_ROW = 15  # up to here the classes come first even without further dimensions
 
 
 def softmax_loss_and_gradient(
