@@ -21,7 +21,11 @@ BASE = ["config", "config_file", "command_line", "atomic_files", "device", "pare
 PACKAGES = {
     "base": Package(BASE, []),
     "losses": Package(
-        ["arguments", "box", "class_weights", "focal_cpu", "focal_triton", "focal", "softmax", "mining", "modules"], []
+        [
+            *("arguments", "box", "class_weights", "one_pass", "focal_cpu", "focal_labels_cpu", "focal_triton"),
+            *("focal", "softmax_cpu", "softmax", "mining", "modules"),
+        ],
+        [],
     ),
     "data": Package(["annotations", "coco", "cache", "augment", "sampling", "loader"], ["base"]),
     "model": Package(["fused", "backbone", "anchors", "retinanet", "pretrained", "checkpoint"], ["base", "losses"]),

@@ -29,12 +29,13 @@ an easy negative would have a loss of 0 from a logit of -6 on.
 Implementations
 ===============
 `impl="auto"` takes
-- "chunked" (focal_cpu.py) on the CPU, for class ids with a sum or a mean: one forward that also computes the gradient,
-  in chunks that fit the cache, without one-hot;
-- "triton" (focal_triton.py) for the same on CUDA, where Triton is installed: one pass over the logits;
-- "reference" (below) for everything else: labels or weights for each element, reduction "none", a gradient for weight,
-  alpha or avg_factor, torch.compile on the CPU (which fuses it), torch.func. Plain autograd, with any number of
-  derivatives.
+- "chunked" on the CPU, for a sum or a mean: one forward that also computes the gradient, in chunks that fit the cache.
+  Class ids (focal_cpu.py) need no one-hot, and allow one backward. Labels of the logits' shape (focal_labels_cpu.py)
+  allow any number: the first backward is ready, further derivatives come from the reference;
+- "triton" (focal_triton.py) for class ids on CUDA, where Triton is installed: one pass over the logits, one backward;
+- "reference" (below) for everything else: on CUDA, labels of the logits' shape; class ids with a weight for each
+  element; reduction "none"; a gradient for labels, weight, alpha or avg_factor; torch.compile on the CPU (which fuses
+  it); torch.func. Plain autograd, with any number of derivatives.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Literal, get_args
 
 import torch
@@ -65,6 +66,8 @@ from retina.losses.arguments import (
     per_class_tensor,
 )
 from retina.losses.focal_cpu import chunked_focal_loss
+from retina.losses.focal_labels_cpu import labels_loss_and_gradient
+from retina.losses.one_pass import LossAndGradient, one_pass_loss, takes_one_pass
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # it comes with torch for CUDA on Linux
 Impl = Literal["auto", "reference", "chunked", "triton"]
@@ -111,18 +114,16 @@ def sigmoid_focal_loss(
     alphas = _check_arguments(logits, targets, alpha, weight, reduction, avg_factor, ignore_index)
     path = _select_impl(impl, logits, targets, alphas, weight, reduction, avg_factor)
     divisor = 1 if reduction == "sum" else max(logits.numel(), 1) if avg_factor is None else avg_factor
+    if path == "chunked" and targets.shape == logits.shape:
+        return _labels_loss(logits, targets, alphas, gamma, weight, ignore_index, 1 / float(divisor))
     if path == "chunked":
         return chunked_focal_loss(logits, targets, weight, alphas, gamma, ignore_index, 1 / float(divisor))
     if path == "triton":
         from retina.losses.focal_triton import fused_focal_loss  # here, because importing Triton is slow
 
         return fused_focal_loss(logits, targets, weight, alphas, gamma, ignore_index, divisor)
-
-    def focal(x_t: Tensor) -> Tensor:
-        log_p_t = F.logsigmoid(x_t)
-        return -modulating_factor(log_p_t, torch.sigmoid(-x_t), gamma) * log_p_t
-
-    return _reduce(_elementwise_loss(focal, logits, targets, alphas, weight, ignore_index), reduction, avg_factor)
+    loss = _elementwise_loss(partial(_focal, gamma=gamma), logits, targets, alphas, weight, ignore_index)
+    return _reduce(loss, reduction, avg_factor)
 
 
 def focal_star_loss(
@@ -160,6 +161,32 @@ def modulating_factor(log_p: Tensor, one_minus_p: Tensor, gamma: float) -> Tenso
     one_minus_p = torch.where(log_p < -1, 1 - torch.exp(log_p), one_minus_p)
     # The floor keeps the slope of the power finite where p rounds to 1; the loss is below the smallest number there.
     return one_minus_p.clamp(min=torch.finfo(one_minus_p.dtype).tiny) ** gamma
+
+
+def _focal(x_t: Tensor, gamma: float) -> Tensor:
+    log_p_t = F.logsigmoid(x_t)
+    return -modulating_factor(log_p_t, torch.sigmoid(-x_t), gamma) * log_p_t
+
+
+def _labels_loss(
+    logits: Tensor,
+    labels: Tensor,
+    alphas: AlphaPair,
+    gamma: float,
+    weight: Tensor | None,
+    ignore_index: int,
+    scale: float,
+) -> Tensor:
+    """`scale` times the sum of the focal loss over labels of the logits' shape, in one pass (focal_labels_cpu.py)."""
+    scaled = (alphas[0] * scale, alphas[1] * scale)
+
+    def plain(x: Tensor, y: Tensor = labels, weight: Tensor | None = weight) -> Tensor:
+        return _elementwise_loss(partial(_focal, gamma=gamma), x, y, scaled, weight, ignore_index).sum()
+
+    def fast(x: Tensor, with_gradient: bool) -> LossAndGradient:
+        return labels_loss_and_gradient(x, labels, weight, scaled, float(gamma), ignore_index, plain, with_gradient)
+
+    return one_pass_loss(logits, fast, plain)
 
 
 def _elementwise_loss(
@@ -217,21 +244,29 @@ def _select_impl(
     avg_factor: float | Tensor | None,
 ) -> Literal["chunked", "triton", "reference"]:
     check_choice("impl", impl, get_args(Impl))
-    constants = not any(isinstance(value, Tensor) and value.requires_grad for value in (weight, avg_factor, *alphas))
-    rows = targets.shape != logits.shape and (weight is None or weight.shape != logits.shape)
-    fused = rows and constants and reduction != "none" and not in_functorch_transform()  # required by both
-    chunked = fused and can_read_values(logits)
+    inputs = (targets, weight, avg_factor, *alphas)
+    constants = not any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
+    is_labels = targets.shape == logits.shape
+    fused = constants and reduction != "none" and not in_functorch_transform()  # required by both
+    rows = not is_labels and (weight is None or weight.shape != logits.shape)
+    chunked = fused and (is_labels or rows) and takes_one_pass(logits)
     on_device = logits.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-    triton = fused and HAS_TRITON and on_device and logits.dtype != torch.float64
-    wants = "class ids, row weights and reduction 'sum' or 'mean', and gives no gradient to weight, alpha or avg_factor"
+    triton = fused and rows and HAS_TRITON and on_device and logits.dtype != torch.float64
+    ids = "class ids, row weights and reduction 'sum' or 'mean'"
+    no_gradient = "and gives no gradient to weight, alpha or avg_factor"
     if impl == "chunked" and not chunked:
-        raise ValueError(f"impl='chunked' takes {wants}; it runs on the CPU, outside torch.compile and torch.func")
+        raise ValueError(
+            f"impl='chunked' takes {ids}, or labels of the logits' shape with any weights and the same reductions, "
+            f"{no_gradient}; it runs on the CPU, outside torch.compile, torch.func and forward-mode derivatives"
+        )
     if impl == "triton" and not triton:
         missing = "" if HAS_TRITON else "; Triton is not installed here"
-        raise ValueError(f"impl='triton' takes {wants}; it runs on CUDA, below float64, outside torch.func{missing}")
+        raise ValueError(
+            f"impl='triton' takes {ids}, {no_gradient}; it runs on CUDA, below float64, outside torch.func{missing}"
+        )
     if impl != "auto":
         return impl
-    if logits.is_cuda and fused and not HAS_TRITON:
+    if logits.is_cuda and fused and rows and not HAS_TRITON:
         warn_triton_missing()
     return "chunked" if chunked else "triton" if triton and logits.is_cuda else "reference"
 

@@ -147,7 +147,7 @@ def _negative_loss(
             q[row_H], log_q[row_H] = torch.sigmoid(minus_x_HK), F.logsigmoid(minus_x_HK)
         slope = torch.addcmul(p, q, log_q, value=-gamma, out=q)
         log_p = None if (2 * gamma).is_integer() else (x + log_q).index_fill_(0, ignored, 0).clamp_(lowest_log_p, 0)
-        factor = _power(p, log_p, gamma).mul_(alpha_neg)
+        factor = raise_to_power(p, log_p, gamma).mul_(alpha_neg)
         if weight_R is not None:
             factor *= weight_R[chunk, None]
         if gradient_RK is not None:
@@ -158,7 +158,7 @@ def _negative_loss(
     return total
 
 
-def _power(p: Tensor, log_p: Tensor | None, gamma: float) -> Tensor:
+def raise_to_power(p: Tensor, log_p: Tensor | None, gamma: float) -> Tensor:
     """p^gamma without torch.pow, which would take as long as the rest of this file; may overwrite `p`.
 
     The power is a product of squares, a square root and exp(r log p), where r = gamma - round(2 gamma) / 2 is from -1/4

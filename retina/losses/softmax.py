@@ -7,11 +7,16 @@ weight,
 
 which is the (weighted, smoothed) cross entropy at gamma = 0. The weight of a class does what alpha does for a sigmoid.
 N rows, C classes; further dimensions d1, d2, ... follow the classes, as in PyTorch.
+
+Class ids on the CPU take one pass that also computes the gradient (softmax_cpu.py). Everything else, and every
+derivative after the first backward, is plain autograd: distributions, smoothed labels, class weights with a gradient,
+CUDA, torch.compile, torch.func.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import get_args
 
 import torch
@@ -30,6 +35,8 @@ from retina.losses.arguments import (
     per_class_tensor,
 )
 from retina.losses.focal import modulating_factor
+from retina.losses.one_pass import LossAndGradient, one_pass_loss, takes_one_pass
+from retina.losses.softmax_cpu import softmax_loss_and_gradient
 
 
 def softmax_focal_loss(
@@ -61,15 +68,32 @@ def softmax_focal_loss(
     check_floats("logits", logits)
     check_number("label_smoothing", label_smoothing, 0, 1)
     dim, kept = _check_targets(logits, targets, ignore_index)
-    x = logits if logits.dtype == torch.float64 else logits.float()
     if kept is None or label_smoothing > 0:
+        x = logits if logits.dtype == torch.float64 else logits.float()
         log_p = _log_softmax(_zero_ignored(x, kept, dim), dim)
         return _all_classes_loss(log_p, targets, kept, gamma, class_weight, label_smoothing, reduction)
-    x = _zero_ignored(x, kept, dim)
+    check_number("gamma", gamma, 0)
+    check_choice("reduction", reduction, get_args(Reduction))
     ids = torch.where(kept, targets, 0).long()
-    margin = _margin(x, ids, dim)
-    loss = _focal_term(F.logsigmoid(margin), torch.sigmoid(-margin), gamma).to(x.dtype)
-    return _target_class_loss(loss, x, ids, kept, gamma, class_weight, reduction)
+    row_weight = _row_weight(logits, ids, kept, class_weight)
+    if row_weight.requires_grad or logits.shape[dim] < 2 or not takes_one_pass(logits):
+        return _reduce(_plain_loss(logits, ids, row_weight, kept, gamma, dim), row_weight, reduction)
+
+    if reduction == "mean":
+        total = row_weight.sum()
+        row_weight = row_weight / torch.where(total > 0, total, 1)
+    scalar = reduction != "none"
+
+    def fast(x: Tensor, with_gradient: bool) -> LossAndGradient:
+        loss, gradient = _fast_loss(x, ids, row_weight, kept, gamma, dim, with_gradient)
+        return loss.sum() if scalar else loss.unsqueeze(dim), gradient
+
+    def plain(x: Tensor) -> Tensor:
+        loss = _plain_loss(x, ids, row_weight, kept, gamma, dim)
+        return loss.sum() if scalar else loss
+
+    loss = one_pass_loss(logits, fast, plain)
+    return loss if scalar else loss.squeeze(dim)
 
 
 def focal_nll_loss(
@@ -95,8 +119,10 @@ def focal_nll_loss(
         return _all_classes_loss(log_p, targets, kept, gamma, class_weight, 0.0, reduction)
     ids = torch.where(kept, targets, 0).long()
     log_p_y = log_p.gather(dim, ids.unsqueeze(dim)).squeeze(dim)
+    check_number("gamma", gamma, 0)
+    row_weight = _row_weight(log_probs, ids, kept, class_weight)
     loss = _focal_term(log_p_y, -torch.expm1(log_p_y), gamma)
-    return _target_class_loss(loss, log_p, ids, kept, gamma, class_weight, reduction)
+    return _reduce(torch.where(kept, row_weight * loss, 0), row_weight, reduction)
 
 
 def _check_targets(x: Tensor, targets: Tensor, ignore_index: int) -> tuple[int, Tensor | None]:
@@ -130,26 +156,45 @@ def _margin(x: Tensor, ids: Tensor, dim: int) -> Tensor:
     column = ids.unsqueeze(dim)
     others = x.scatter(dim, column, -torch.inf)
     top = others.detach().amax(dim, keepdim=True)
-    top = torch.where(top.isinf(), 0, top)  # one class, or all others masked
+    alone = top == -torch.inf  # one class, or all others masked: the gradient of their log-sum-exp would be NaN
+    others = others.scatter(dim, column, torch.where(alone, 0, top.new_tensor(-torch.inf)))
+    top = torch.where(top.isinf(), 0, top)
     rest = torch.logsumexp(others - top, dim).double()
-    return x.gather(dim, column).squeeze(dim).double() - top.squeeze(dim).double() - rest
+    margin = x.gather(dim, column).squeeze(dim).double() - top.squeeze(dim).double() - rest
+    return torch.where(alone.squeeze(dim), torch.inf, margin)
 
 
-def _target_class_loss(
-    loss: Tensor,
-    x: Tensor,
-    ids: Tensor,
-    kept: Tensor,
-    gamma: float,
-    class_weight: Sequence[float] | Tensor | None,
-    reduction: Reduction,
-) -> Tensor:
-    check_number("gamma", gamma, 0)
-    row_weight = kept.to(x.dtype)
-    if class_weight is not None:
-        weight_C = per_class_tensor("class_weight", class_weight, x, dim=0 if x.dim() == 1 else 1).to(x.dtype)
-        row_weight = torch.where(kept, weight_C[ids], 0)
-    return _reduce(torch.where(kept, row_weight * loss, 0), row_weight, reduction)
+def _row_weight(x: Tensor, ids: Tensor, kept: Tensor, class_weight: Sequence[float] | Tensor | None) -> Tensor:
+    """The weight of the true class of each row, 0 for an ignored row; in the dtype of the loss."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if class_weight is None:
+        return kept.to(dtype)
+    weight_C = per_class_tensor("class_weight", class_weight, x, dim=0 if x.dim() == 1 else 1).to(dtype)
+    return torch.where(kept, weight_C[ids], 0)
+
+
+def _plain_loss(x: Tensor, ids: Tensor, row_weight: Tensor, kept: Tensor, gamma: float, dim: int) -> Tensor:
+    """The loss of class ids by autograd, one value for each row."""
+    x = _zero_ignored(x if x.dtype == torch.float64 else x.float(), kept, dim)
+    margin = _margin(x, ids, dim)
+    loss = _focal_term(F.logsigmoid(margin), torch.sigmoid(-margin), gamma).to(x.dtype)
+    return torch.where(kept, row_weight * loss, 0)
+
+
+def _fast_loss(
+    x: Tensor, ids: Tensor, row_weight: Tensor, kept: Tensor, gamma: float, dim: int, with_gradient: bool
+) -> LossAndGradient:
+    """The same values and their gradient in one pass; see softmax_cpu.py."""
+    last = x.movedim(dim, -1)
+    one_position = x.dim() <= 2 or last.is_contiguous()  # then the further dimensions count as rows
+    x_NCD = last.reshape(-1, last.shape[-1], 1) if one_position else x.flatten(2)
+    rows = [value.reshape(len(x_NCD), x_NCD.shape[2]) for value in (ids, row_weight, kept)]
+    plain = partial(_plain_loss, gamma=gamma, dim=1)
+    loss_ND, gradient_NCD = softmax_loss_and_gradient(x_NCD, rows, gamma, plain, with_gradient)
+    loss, gradient = loss_ND.view(ids.shape), None
+    if gradient_NCD is not None:
+        gradient = gradient_NCD.view(last.shape).movedim(-1, dim) if one_position else gradient_NCD.view(x.shape)
+    return loss, gradient
 
 
 def _all_classes_loss(

@@ -32,6 +32,7 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid_soft": lambda x: sigmoid_focal_loss(x, LOGITS.softmax(1), gamma=0.5),
     "star": lambda x: focal_star_loss(x, WITH_BACKGROUND),
     "softmax": lambda x: softmax_focal_loss(x, IDS, class_weight=torch.linspace(0.1, 2, 5), label_smoothing=0.1),
+    "softmax_ids": lambda x: softmax_focal_loss(x, IDS, class_weight=torch.linspace(0.1, 2, 5)),
     "nll": lambda x: focal_nll_loss(x.log_softmax(1), IDS, gamma=0.5),
 }
 each = pytest.mark.parametrize("name", LOSSES)
