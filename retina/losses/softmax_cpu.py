@@ -9,8 +9,8 @@ No power of 1 - p is negative, so nothing is infinite at p = 1. m is a float64, 
 a softmax over all classes would round there.
 
 N images or rows, C classes, D positions (all further dimensions; 1 without any). A chunk is copied with the classes
-first, (C, n, d), or with the classes last, (n, C): torch's softmax over fewer than 16
-elements in the last dimension is 10 times slower.
+first, (C, n, d), or with the classes last, (n, C): torch's softmax over fewer than 16 elements in the last dimension is
+10 times slower.
 """
 
 from __future__ import annotations
