@@ -55,7 +55,8 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """The step on the CPU takes the paths of CUDA, except for the two kernels, which tests/test_cuda.py runs."""
     monkeypatch.setattr(criterion, "_box_loss", lambda *args, f=criterion._box_loss: f(*args[:-1], True))
     monkeypatch.setattr(focal, "can_read_values", lambda tensor: False)
-    monkeypatch.setattr("retina.losses.arguments.can_read_values", lambda tensor: False)
+    for module in ("arguments", "one_pass"):
+        monkeypatch.setattr(f"retina.losses.{module}.can_read_values", lambda tensor: False)
     monkeypatch.setattr("retina.losses.mining.sigmoid_focal_loss", partial(focal.sigmoid_focal_loss, impl="reference"))
 
 
