@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 
 import torch
-import torch._dynamo
 from torch import nn
 
 from retina.config_file import ConfigError
@@ -48,6 +47,7 @@ def compile_network(model: nn.Module, device: torch.device, graphs: bool = True)
     """
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise ConfigError("train.compile=true needs Triton on CUDA, and it is not installed; use train.compile=false")
-    torch._dynamo.config.recompile_limit = 1000
-    torch._dynamo.config.accumulated_recompile_limit = 1000
+    from torch._dynamo import config as dynamo_config  # here, because the import is slow and few runs compile
+
+    dynamo_config.recompile_limit = dynamo_config.accumulated_recompile_limit = 1000
     model.compile(dynamic=False, mode="reduce-overhead" if graphs and device.type == "cuda" else None)

@@ -61,9 +61,9 @@ def advise(
     ]
 
 
-def reach(sizes: NDArray[np.float64], labels: NDArray[np.int64], anchors: Anchors, min_iou: float) -> float:
+def reach(sizes: NDArray[np.float64], labels: NDArray[np.int64], anchors: Anchors, positive_iou: float) -> float:
     """The mean over the classes of the share of objects that an anchor fits; see the top of this file."""
-    reached = shape_iou(sizes, anchors, MEAN_OFFSET) >= min_iou
+    reached = shape_iou(sizes, anchors, MEAN_OFFSET) >= positive_iou
     count = np.bincount(labels)
     return float(np.mean((np.bincount(labels, reached) / np.maximum(count, 1))[count > 0]))
 
@@ -75,14 +75,14 @@ def _anchors(sizes: NDArray[np.float64], labels: NDArray[np.int64], config: Conf
         sizes, labels = sizes[chosen], labels[chosen]
     advice: dict[str, Advice] = {}  # by key
     start: dict[str, float] = {}  # the reach before a key was changed
-    current, min_iou = config.anchors, config.assign.positive_iou
+    current = config.anchors
+    before = reach(sizes, labels, current, config.assign.positive_iou)
 
     def try_values(key: str, values: Any, gain: float, tolerance: float, reason: str) -> None:
-        nonlocal current
+        nonlocal current, before
         candidates = [current.model_copy(update={key: value}) for value in values]
-        reaches = [reach(sizes, labels, candidate, min_iou) for candidate in candidates]
+        reaches = [reach(sizes, labels, candidate, config.assign.positive_iou) for candidate in candidates]
         # Values are in order of preference: the first whose reach is near the best.
-        before = reach(sizes, labels, current, min_iou)
         best = next(i for i, value in enumerate(reaches) if value >= max(reaches) - tolerance)
         if reaches[best] < before + gain:
             return
@@ -91,7 +91,7 @@ def _anchors(sizes: NDArray[np.float64], labels: NDArray[np.int64], config: Conf
         old = start.setdefault(key, before)
         share = f"an anchor fits {reaches[best]:.0%} of the objects (mean over the classes) instead of {old:.0%}"
         advice[key] = Advice(f"anchors.{key}={text}", f"{share}; {reason}")
-        current = candidates[best]
+        current, before = candidates[best], reaches[best]
 
     smallest = f"the smallest anchor has octave_base x 8 pixels, {_quantiles(sizes)}"
     try_values("octave_base", BASES, GAIN, BASE_TOLERANCE, smallest)

@@ -79,36 +79,18 @@ def _space_to_depth(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return F.pixel_unshuffle(x, 2), F.pixel_unshuffle(weight, 2)
 
 
-def _conv_relu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-) -> Tensor:
+def _conv_relu(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, *sizes: Any) -> Tensor:
+    """`sizes`: stride, padding, dilation and groups, as in the schema below."""
     x = x.contiguous(memory_format=torch.channels_last)
     weight = weight.contiguous(memory_format=torch.channels_last)
     if residual is None:
-        return torch.cudnn_convolution_relu(x, weight, bias, stride, padding, dilation, groups)
+        return torch.cudnn_convolution_relu(x, weight, bias, *sizes)
     residual = residual.contiguous(memory_format=torch.channels_last)
-    return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, stride, padding, dilation, groups)
+    return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *sizes)
 
 
-def _fake_conv_relu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-) -> Tensor:
-    result = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    return torch.empty_like(result, memory_format=torch.channels_last)
+def _fake_conv_relu(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, *sizes: Any) -> Tensor:
+    return torch.empty_like(F.conv2d(x, weight, bias, *sizes), memory_format=torch.channels_last)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
