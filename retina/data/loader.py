@@ -5,7 +5,7 @@ The seed and the step determine a batch: which images (sampling.py), how they ar
 The annotations contain the size of every image, so the padded size of a *global* batch is known before any pixel is
 read. Every process and every micro-batch pads to it. So a global batch gives the same numbers however it is split.
 
-A worker process resizes the images into the memory of their batch, which it shares with the training process. It uses
+In training, a worker process resizes the images into the memory of their batch, which it shares with the run. It uses
 this memory again when the training process has freed the batch: the pages of new memory cost more time than the resize.
 
 Which images are not trained on or evaluated:
