@@ -137,7 +137,7 @@ def _detect_batch(
 
     What is beyond that number has no meaning. The host does not wait for the device.
     """
-    from retina.detect_triton import nms as nms_of_batch  # here, because importing Triton is slow
+    from retina.losses.nms_triton import nms as nms_of_batch  # here, because importing Triton is slow
 
     logits_NC, index_NC = _best_candidates(outputs.logits, config.candidates)
     scores_NC, index_NC, count_N = _in_order(logits_NC, index_NC, _logit_threshold(config))

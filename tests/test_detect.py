@@ -21,6 +21,7 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed here (it comes with torch for CUDA on Linux)", allow_module_level=True)
 
 from retina import detect_triton
+from retina.losses import nms_triton
 
 # Of the interpreter, for the IoU of two boxes without area.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in divide")
@@ -36,7 +37,7 @@ def kept_by_kernel(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, mo
     order = scores.sort(dim=1, descending=True, stable=True).indices
     count = (scores > 0).sum(dim=1, dtype=torch.int32)
     sorted_boxes = boxes.take_along_dim(order[:, :, None], dim=1).to(DEVICE)
-    keep, found = detect_triton.nms(sorted_boxes, labels.gather(1, order).to(DEVICE), count.to(DEVICE), iou, most)
+    keep, found = nms_triton.nms(sorted_boxes, labels.gather(1, order).to(DEVICE), count.to(DEVICE), iou, most)
     assert keep.shape == (len(boxes), most) and keep.dtype == torch.int64 and found.dtype == torch.int32
     return [row[places[:n]].tolist() for row, places, n in zip(order, keep.cpu(), found.tolist(), strict=True)]
 
@@ -58,7 +59,7 @@ def difficult_boxes(count: int) -> Tensor:
 def test_kernel_keeps_the_boxes_that_torchvision_keeps(
     classes: int, iou: float, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(detect_triton, "BLOCK", 32)  # so that there are several blocks
+    monkeypatch.setattr(nms_triton, "BLOCK", 32)  # so that there are several blocks
     torch.manual_seed(classes)
     boxes, labels = difficult_boxes(80), torch.randint(classes, (5, 80))
     scores = torch.randint(1, 30, (5, 80)) / 32  # many are equal

@@ -23,7 +23,7 @@ PACKAGES = {
     "losses": Package(
         [
             *("arguments", "box", "class_weights", "one_pass", "focal_cpu", "focal_labels_cpu", "focal_triton"),
-            *("focal", "softmax_cpu", "softmax", "mining", "modules"),
+            *("focal", "softmax_cpu", "softmax", "nms_triton", "mining", "modules"),
         ],
         [],
     ),
@@ -137,7 +137,7 @@ def test_nothing_imports_the_bare_package() -> None:
 def test_losses_import_only_torch(name: str) -> None:
     roots = {target.split(".")[0] for target in imported(PATHS[name])}
     standard = {"__future__", "collections", "functools", "importlib", "math", "numbers", "os", "typing", "warnings"}
-    triton = {"triton"} if name == "losses.focal_triton" else set()  # comes with torch; only CUDA needs it
+    triton = {"triton"} if name.endswith("_triton") else set()  # comes with torch; only CUDA needs it
     assert roots <= {"torch", "retina"} | standard | triton
 
 

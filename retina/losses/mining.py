@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from retina.losses.arguments import Reduction, check_avg_factor, check_count, check_floats, check_number, check_tensor
-from retina.losses.focal import sigmoid_focal_loss
+from retina.losses.focal import HAS_TRITON, sigmoid_focal_loss
 
 
 def ohem_loss(
@@ -52,7 +52,8 @@ def ohem_loss(
 
     Raises: ValueError for shapes, dtypes or values that do not fit.
 
-    The selection takes batch_size passes over the anchors and never waits for the device.
+    On CUDA the selection sorts the anchors, and one kernel suppresses them. Elsewhere it takes batch_size passes over
+    the anchors. Both select the same, and the host never waits for the device.
     """
     check_count("batch_size", batch_size)
     check_number("nms_iou", nms_iou, 0, 1)
@@ -101,6 +102,8 @@ def _select_hardest(
     """Selects the first `count` anchors of each image, at most `limit_N`, after suppression by loss; bool (N, R)."""
     if not loss_NR.shape[1]:
         return candidates_NR
+    if loss_NR.is_cuda and HAS_TRITON:
+        return _select_with_kernel(loss_NR, boxes, candidates_NR, count, nms_iou, limit_N)
     # One anchor of each image at a time: `count` passes over the anchors, and never a matrix of R x R IoUs.
     remaining_NR, selected_NR = candidates_NR.clone(), torch.zeros_like(candidates_NR)
     for number in range(count):
@@ -112,6 +115,30 @@ def _select_hardest(
         remaining_NR.scatter_(1, hardest_N1, False)
         remaining_NR &= ~(selects_N1 & (_iou_with_one(boxes, hardest_N1) > nms_iou))
     return selected_NR
+
+
+def _select_with_kernel(
+    loss_NR: Tensor,
+    boxes: Tensor,
+    candidates_NR: Tensor,
+    count: int,
+    nms_iou: float,
+    limit_N: Tensor | None = None,
+) -> Tensor:
+    """As `_select_hardest`."""
+    from retina.losses.nms_triton import nms  # here, because importing Triton is slow
+
+    # Of equal losses the first anchor comes first, as argmax chooses.
+    order_NR = torch.where(candidates_NR, loss_NR, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    boxes_NR4 = boxes[order_NR] if boxes.dim() == 2 else boxes.take_along_dim(order_NR[:, :, None], dim=1)
+    num_candidates_N = candidates_NR.sum(dim=1, dtype=torch.int32)
+    keep_NM, found_N = nms(boxes_NR4, torch.zeros_like(order_NR), num_candidates_N, nms_iou, count)
+    if limit_N is not None:
+        found_N = torch.minimum(found_N, limit_N)  # the hardest come first
+    is_kept_NM = torch.arange(count, device=found_N.device) < found_N[:, None]
+    # Added, because the places after the last kept one are all 0.
+    votes_NR = torch.zeros_like(loss_NR, dtype=torch.int32)
+    return votes_NR.scatter_add_(1, order_NR.gather(1, keep_NM), is_kept_NM.int()) > 0
 
 
 def _iou_with_one(boxes: Tensor, index_N1: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from retina import assign_triton, detect_triton
-from retina.losses import focal_triton
+from retina.losses import focal_triton, nms_triton
 
 TYPES = {
     # of the focal loss
@@ -140,8 +140,8 @@ def main() -> None:
         built = build(assign_triton._match_kernel, constants, warps=warps, fusion=False)
         assert "fma.rn.f32" not in built.asm["ptx"], "a fused multiply-add would change ties"
         print(describe(f"match{', overwrite' if overwrite else ''}", built, each))
-    block, warps = detect_triton.BLOCK, detect_triton.WARPS
-    suppression = build(detect_triton._nms_kernel, {"BLOCK": block}, warps=warps, fusion=False)
+    block, warps = nms_triton.BLOCK, nms_triton.WARPS
+    suppression = build(nms_triton._nms_kernel, {"BLOCK": block}, warps=warps, fusion=False)
     assert "fma.rn.f32" not in suppression.asm["ptx"], "a fused multiply-add would change IoUs"
     print(describe("NMS", suppression, block // (32 * warps)))
     maximum = build(detect_triton._max_kernel, {"K": 80, "COLUMNS": 128, "ROWS": 32}, "bf16")

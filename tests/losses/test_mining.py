@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,6 +9,7 @@ from torch.nn import functional as F
 from torchvision.ops import nms
 
 from retina.losses import OHEMLoss, ohem_loss
+from retina.losses.mining import _select_hardest, _select_with_kernel
 
 
 def problem(images: int = 2, anchors: int = 300, classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,3 +145,22 @@ def test_error_messages(change: dict[str, object], message: str) -> None:
     }
     with pytest.raises(ValueError, match=message):
         ohem_loss(**(arguments | change))  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed here")
+@pytest.mark.filterwarnings("ignore:invalid value encountered in divide")  # of the interpreter, for boxes without area
+@pytest.mark.parametrize(("count", "limit"), [(1, None), (12, None), (40, [3, 40]), (300, None)])
+def test_the_kernel_selects_the_same_anchors(count: int, limit: list[int] | None) -> None:
+    """The kernel runs on a GPU, or in Triton's interpreter without one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    logits, targets, anchors = problem()
+    anchors[:40] = anchors[:40].round() // 8  # some have no area
+    losses = (4 * cross_entropy(logits, targets)).round()  # many are equal
+    limit_N = None if limit is None else torch.tensor(limit)
+    for boxes in (anchors, torch.stack([anchors, anchors.flip(0)])):
+        arguments = (losses, boxes, targets >= 0, count, 0.5, limit_N)
+        expected = _select_hardest(*arguments)
+        on_device = [a.to(device) if isinstance(a, Tensor) else a for a in arguments]
+        selected = _select_with_kernel(*on_device).cpu()  # type: ignore[arg-type]
+        assert torch.equal(selected, expected) and expected.any(dim=1).all()
