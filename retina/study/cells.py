@@ -54,6 +54,7 @@ class Study:
     name: str  # of the file and of the base: gamma_alpha-shapes
     file: Path
     base: Path
+    overrides: tuple[str, ...]  # section.key=value, as given on the command line; part of every cell's config
     folder: Path  # of the trial storage and the report
     cells: list[Cell]
     paper: list[str]  # names of the paper's tables

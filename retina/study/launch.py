@@ -37,15 +37,15 @@ class Machine:
         return cls(workers or max(1, len(gpus) // devices), devices, gpus, tools)
 
     def environment(self, worker: int) -> dict[str, str]:
-        """Environment variables for the run of a worker: its GPUs, or its number of CPU threads."""
+        """Environment variables for the run of a worker: its GPUs, and its share of the CPU threads."""
         values = dict(os.environ)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):  # otherwise each run would take all cores
+            values.setdefault(name, str(max(1, cores // (self.workers * self.devices))))
         if self.gpus:
             groups = len(self.gpus) // self.devices
             first = worker % groups * self.devices
             values["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[first : first + self.devices])
-        else:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            values.setdefault("OMP_NUM_THREADS", str(max(1, cores // (self.workers * self.devices))))
         return values
 
     def start_training(self, folder: Path, worker: int, log: Path | None) -> subprocess.Popen[bytes]:

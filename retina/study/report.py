@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from scipy import stats
 
 from retina.atomic_files import atomic_file, write_text
 from retina.config import COCO_METRICS
-from retina.plots.document import Block, Heading, Paragraph, Picture, Table, to_html, to_markdown
+from retina.plots.document import Block, Code, Heading, Paragraph, Picture, Table, to_html, to_markdown
 from retina.study.cells import Study, format_value, short_key
 from retina.study.figures import plot_ap_curves, plot_classes, plot_heat_map, plot_losses
 from retina.study.paper import paper_tables
@@ -84,6 +85,8 @@ def _blocks(study: Study, groups: list[Group]) -> Iterator[Block]:
     runs = [runs_by_key[cell.key] for cell in study.cells]
     yield Heading(1, study.name)
     yield Paragraph(_introduction(study, groups, runs))
+    again = ["tools/ablate.py", study.file.as_posix(), *study.overrides, "--base", study.base.as_posix()]
+    yield Code(f"python {shlex.join(again)}")
     yield Heading(2, "Average precision")
     yield _main_table(groups, metrics_with_sd=MAIN_METRICS)
     yield from (Paragraph(text) for text in _significance(groups))
@@ -132,7 +135,8 @@ def _introduction(study: Study, groups: list[Group], runs: list[Run]) -> str:
     tables = paper_tables()
     paper = "".join(f" The paper's numbers: {tables[name]['title']}." for name in study.paper)
     return (
-        f"{study.file.name} varies {varied}. The other settings are those of {study.base.as_posix()}: {steps} steps of "
+        f"{study.file.name} varies {varied}. The other settings are those of {study.base.as_posix()}"
+        f"{' with ' * bool(study.overrides)}{' '.join(study.overrides)}: {steps} steps of "
         f"{batch} images, {' and '.join(images)}, {'seed' if ',' not in seeds else 'seeds'} {seeds}. "
         f"{statuses['finished'] + statuses['diverged']} of {len(runs)} runs are done; {statuses['diverged']} diverged, "
         f"{statuses['failed']} failed.{paper}"

@@ -105,7 +105,15 @@ def load_study(
             raise StudyError(f"{path}: paper: no table {name!r}; known: {', '.join(tables)}")
     name = f"{path.stem}-{base_path.stem}"
     return Study(
-        name, path, base_path, output / name, cells, study_file.paper, study_file.devices, study_file.milliseconds
+        name,
+        path,
+        base_path,
+        tuple(overrides),
+        output / name,
+        cells,
+        study_file.paper,
+        study_file.devices,
+        study_file.milliseconds,
     )
 
 

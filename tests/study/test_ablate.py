@@ -58,11 +58,13 @@ def test_each_worker_has_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Machine.detect(None, 1, Path()).workers == 4 and Machine.detect(None, 2, Path()).workers == 2
     machine = Machine.detect(3, 2, Path())
     assert [machine.environment(worker)["CUDA_VISIBLE_DEVICES"] for worker in range(3)] == ["4,5", "6,7", "4,5"]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):  # many runs on one GPU share the cores
+        monkeypatch.delenv(name, raising=False)
+        assert machine.environment(0)[name] == "2"
     with pytest.raises(StudyError, match=r"devices: 8 for a cell, but 4 GPUs are visible \(4, 5, 6, 7\)"):
         Machine.detect(None, 8, Path())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
     assert Machine.detect(3, 2, Path()).environment(0)["OMP_NUM_THREADS"] == "2"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert Machine.detect(3, 2, Path()).environment(0)["OMP_NUM_THREADS"] == "5", "the value of the user counts"

@@ -23,6 +23,7 @@ from report_helpers import (
 
 from retina.config import COCO_METRICS
 from retina.study.report import terminal_table, write_report
+from retina.study.study_file import load_study
 
 
 def test_numbers_by_hand(tmp_path: Path) -> None:
@@ -52,6 +53,17 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     assert "study.yaml varies loss.alpha 0.25, 0.5, 0.75, 0.9, 0.99." in text
     assert "60 steps of 8 images, 2 training images and 2 validation images, seeds 0, 1, 2." in text
     assert "15 of 15 runs are done; 0 diverged, 0 failed." in text
+
+
+def test_settings_of_the_command_line_are_named_and_in_the_command_to_run_it_again(tmp_path: Path) -> None:
+    study = write_study(tmp_path, "axes: {loss.gamma: [0, 1]}\n")
+    study = load_study(study.file, None, ["train.compile=true", "loss.alpha=0.5"], study.folder.parent)
+    text = report_markdown(study)
+    assert f"{tmp_path}/base.yaml with train.compile=true loss.alpha=0.5: 60 steps" in text
+    command = (
+        f"python tools/ablate.py {tmp_path}/study.yaml train.compile=true loss.alpha=0.5 --base {tmp_path}/base.yaml"
+    )
+    assert f"    {command}\n" in text
 
 
 def test_bound_depends_on_the_finished_seeds(tmp_path: Path) -> None:
