@@ -15,14 +15,10 @@ from typing import Any
 import torch
 from gpu_models import Rounds, Sizes, our_model, raise_if_failed, run_measurement, their_model, training_config
 from gpu_report import Report
-from speed import make_batch, our_step, their_step
+from speed import make_batch, network_alone, our_step, their_step
 from torch.profiler import ProfilerActivity, profile
 
-from retina.config import Config
-from retina.data import Batch
-from retina.device import autocast
 from retina.model import RetinaNet
-from retina.train import build_optimizer
 
 EAGER, COMPILED, ALONE = "retina eager", "retina compiled", "compiled network alone"
 TORCHVISION = "torchvision float32 (TF32)", "torchvision autocast", "torchvision autocast, channels-last"
@@ -73,25 +69,6 @@ def measure(report: Report, sizes: Sizes, device: torch.device) -> None:
         if name in rounds.calls:
             profile_calls(report, name, rounds.calls[name], device)
     raise_if_failed(report)
-
-
-def network_alone(model: RetinaNet, batch: Batch, config: Config) -> Callable[[], object]:
-    """Forward, backward of ones and optimizer, on the same input; a learning rate of 0 keeps the weights."""
-    optimizer = build_optimizer(model, config.train)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-
-    def step() -> None:
-        model.train()
-        images = batch.normalized().contiguous(memory_format=torch.channels_last)
-        with autocast(images.device, config.train.precision):
-            outputs = model(images)
-        tensors = [*outputs.logits, *outputs.deltas]
-        torch.autograd.backward(tensors, [torch.ones_like(tensor) for tensor in tensors])
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
 
 
 def profile_calls(report: Report, name: str, call: Callable[[], object], device: torch.device) -> None:

@@ -1,23 +1,30 @@
-"""Images per second, compared with torchvision's own RetinaNet in the same run.
+"""Images per second, compared with torchvision's own RetinaNet and with less than a whole step, in the same run.
 
     python benchmarks/speed.py                               R18-FPN at 320x240, batch 8: two CPU cores
     python benchmarks/gpu.py --only training inference       a CUDA card, with the functions of this file
 
-Same backbone, FPN and head width (256), images, batch, boxes and optimizer. torchvision runs as its users run it
-(float32, eager; with --peer-bf16 under autocast), retina as in `tools/train.py`. Rounds alternate between the two, and
-the ratio is the median over rounds: a machine whose speed drifts favors neither. Both start from the same weights.
+Same backbone, FPN and head width (256), images, batch, boxes and optimizer, and the same weights. torchvision runs
+as its users run it (float32), under bf16 autocast, and under autocast in channels-last memory. retina runs as in
+`tools/train.py`. "the network alone" is retina's network without matching and loss: forward, backward of ones, and
+optimizer. "the convolutions alone" are the convolutions that it computes, forward and backward, one after the other,
+with nothing between them. All take turns in each round, and a ratio is the median over rounds: a machine whose speed
+drifts favors none.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d
@@ -36,13 +43,12 @@ CLASSES, BOXES = 80, 8
 
 
 def main() -> None:
-    """Print a table: images/s of both, median ratio and its range."""
+    """Print a table for training and one for inference: images/s, and the ratio of retina's to each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--size", type=int, nargs=2, default=(240, 320), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--peer-bf16", action="store_true", help="torchvision under bf16 autocast too")
     parser.add_argument("--compile", action="store_true", help="torch.compile of the network of retina")
     arguments = parser.parse_args()
     device = pick_device()
@@ -54,22 +60,37 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, torchvision {torchvision.__version__}, {torch.get_num_threads()} threads, {device}"
     )
-    print(f"{arguments.backbone}-FPN, {width}x{height}, batch {arguments.batch}, {arguments.rounds} rounds\n")
+    print(f"{arguments.backbone}-FPN, {width}x{height}, batch {arguments.batch}, {arguments.rounds} rounds")
 
     torch.manual_seed(0)
     ours = RetinaNet(config, CLASSES).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     theirs = torchvision_retinanet(arguments.backbone, height, width).to(device)
     torch.nn.init.normal_(theirs.head.classification_head.cls_logits.weight, std=0.05)  # some detections for NMS
     load_exactly(ours, from_torchvision(theirs.state_dict())[0], "torchvision")
+    batch = make_batch(arguments.batch, height, width, config.data.pad_multiple).to(device)
+    convolutions = record_convolutions(ours, batch, config, device)
     if arguments.compile:
         compile_network(ours, device)
-    batch = make_batch(arguments.batch, height, width, config.data.pad_multiple).to(device)
-    print(f"{'':10} {'torchvision':>14} {'retina':>14} {'ratio':>8}")
-    for name, their_call, our_call in (
-        ("training", their_step(theirs, batch, device, arguments.peer_bf16), our_step(ours, batch, config, device)),
-        ("inference", their_eval(theirs, batch, device, arguments.peer_bf16), our_eval(ours, batch, config, device)),
-    ):
-        compare(name, their_call, our_call, arguments.batch, arguments.rounds, device)
+    channels_last = copy.deepcopy(theirs).to(memory_format=torch.channels_last)
+    peers = {
+        "torchvision": (theirs, False),
+        "torchvision, autocast": (theirs, True),
+        "torchvision, autocast, channels-last": (channels_last, True),
+    }
+    training = {
+        "retina": our_step(ours, batch, config, device),
+        "the network alone": network_alone(ours, batch, config),
+        "the convolutions alone": partial(run_convolutions, convolutions, True),
+        **{name: their_step(model, batch, device, bf16) for name, (model, bf16) in peers.items()},
+    }
+    inference = {
+        "retina": our_eval(ours, batch, config, device),
+        "the network alone": our_eval(ours, batch, config, device, detections=False),
+        "the convolutions alone": partial(run_convolutions, convolutions, False),
+        **{name: their_eval(model, batch, device, bf16) for name, (model, bf16) in peers.items()},
+    }
+    print_table("training", training, arguments.batch, arguments.rounds, device)
+    print_table("inference", inference, arguments.batch, arguments.rounds, device)
 
 
 def torchvision_retinanet(
@@ -112,6 +133,25 @@ def our_step(model: RetinaNet, batch: Batch, config: Config, device: torch.devic
     def step() -> None:
         model.train()
         train_step(model, optimizer, [batch], CLASSES, ema_positives, config, step=0)
+
+    return step
+
+
+def network_alone(model: RetinaNet, batch: Batch, config: Config) -> Callable[[], None]:
+    """Forward, backward of ones and optimizer, on the same input; a learning rate of 0 keeps the weights."""
+    optimizer = build_optimizer(model, config.train)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+
+    def step() -> None:
+        model.train()
+        images = batch.normalized().contiguous(memory_format=torch.channels_last)
+        with autocast(images.device, config.train.precision):
+            outputs = model(images)
+        tensors = [*outputs.logits, *outputs.deltas]
+        torch.autograd.backward(tensors, [torch.ones_like(tensor) for tensor in tensors])
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     return step
 
@@ -189,20 +229,59 @@ def ratio_of_rounds(theirs: list[float], ours: list[float]) -> tuple[float, floa
     return statistics.median(ratios), ratios[0], ratios[-1]
 
 
-def compare(
-    name: str, theirs: Callable[[], None], ours: Callable[[], None], images: int, rounds: int, device: torch.device
+def print_table(
+    title: str, calls: dict[str, Callable[[], object]], images: int, rounds: int, device: torch.device
 ) -> None:
-    """Print a row of the table. `images`: the number in one call."""
+    """`images`: the number in one call. The first of `calls` is compared with the others."""
     repeats = 10 if device.type == "cuda" else 1
-    for run in (theirs, ours):
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for run in calls.values():
         seconds_per_call(run, 2, device)
-    seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
-        for run, times in zip((theirs, ours), seconds, strict=True):
-            times.append(seconds_per_call(run, repeats, device))
-    speeds = [images / statistics.median(times) for times in seconds]
-    ratio, low, high = ratio_of_rounds(*seconds)
-    print(f"{name:10} {speeds[0]:8.2f} img/s {speeds[1]:8.2f} img/s {ratio:7.2f}x   ({low:.2f} to {high:.2f})")
+        for name, run in calls.items():
+            seconds[name].append(seconds_per_call(run, repeats, device))
+    first = next(iter(calls))
+    print(f"\n{title:38} images/s   {first} / it")
+    for name, times in seconds.items():
+        ratio, low, high = ratio_of_rounds(times, seconds[first])
+        ratios = "" if name == first else f"{ratio:9.2f}x   ({low:.2f} to {high:.2f})"
+        print(f"  {name:36} {images / statistics.median(times):8.2f} {ratios}", flush=True)
+
+
+class _ConvolutionRecorder(TorchDispatchMode):
+    """Collects the arguments of every convolution, with their tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten.convolution.default:
+            self.calls.append(tuple(args))
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def record_convolutions(
+    model: RetinaNet, batch: Batch, config: Config, device: torch.device
+) -> list[tuple[tuple[Any, ...], Tensor]]:
+    """The arguments of each convolution of a forward pass, and a gradient for its output."""
+    images = batch.normalized().contiguous(memory_format=torch.channels_last)
+    with _ConvolutionRecorder() as recorder, autocast(device, config.train.precision):
+        model.train()(images)
+    return [(args, torch.ones_like(torch.ops.aten.convolution(*args))) for args in recorder.calls]
+
+
+@torch.no_grad()
+def run_convolutions(convolutions: list[tuple[tuple[Any, ...], Tensor]], backward: bool) -> None:
+    """All convolutions once; with `backward` their gradients too, but for that of the images."""
+    for number, (args, gradient) in enumerate(convolutions):
+        torch.ops.aten.convolution(*args)
+        if backward:
+            images, weight, bias, *settings = args
+            biases = None if bias is None else list(bias.shape)
+            wanted = [number > 0, True, bias is not None]
+            torch.ops.aten.convolution_backward(gradient, images, weight, biases, *settings, wanted)
 
 
 if __name__ == "__main__":
