@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_file(path: Path, keep: Path | None = None) -> Iterator[Path]:
     """Yield a temporary file in the folder of `path`; it replaces `path` on a normal exit and is deleted on an error.
 
     An existing file at `path` is renamed to `keep` first, if given.
     """
     temporary = path.with_name(f".{path.name}.tmp")
+    with named_errors(path):
+        try:
+            yield temporary
+            _fsync(temporary)
+            if keep is not None and path.exists():
+                path.replace(keep)
+            temporary.replace(path)
+            _fsync(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first error says more
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Give `path` to each OSError without a file name: one of a write or an fsync has none."""
     try:
-        yield temporary
-        _fsync(temporary)
-        if keep is not None and path.exists():
-            path.replace(keep)
-        temporary.replace(path)
-        _fsync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

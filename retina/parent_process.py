@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import sys
 import threading
+import time
 
 
 def end_with_parent() -> None:
@@ -25,3 +27,22 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=wait_for_close, daemon=True).start()
+
+
+def end_with_torchrun() -> None:
+    """From now on this process ends within a second after torchrun, if torchrun started it.
+
+    A killed torchrun leaves its processes behind. They would go on training, and hold the lock of the run folder when
+    the user starts the same command again.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    parent = os.getppid()
+
+    def wait_for_end() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        print("error: torchrun ended without stopping this process, so it ends now", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    threading.Thread(target=wait_for_end, daemon=True).start()

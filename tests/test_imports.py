@@ -42,7 +42,8 @@ PACKAGES = {
         ["base", "data", "model", "detector", "plots"],
     ),
     "train": Package(
-        ["errors", "distributed", "schedule", "logbook", "step", "step_flags", "state", "loop"],
+        ["errors", "distributed", "schedule", "events", "logbook", "step", "step_flags", "state", "failures",
+         "loop"],
         ["base", "data", "model", "detector", "evaluate", "plots", "check"],
     ),
     "shapes": Package(["outlines", "settings", "layout", "painting", "scene", "writing"], ["base"]),

@@ -6,7 +6,7 @@ import sys
 
 from retina.command_line import EXIT_FOLDER_IN_USE, config_parser, exit_with_error, load_config_or_exit
 from retina.config_file import ConfigError
-from retina.parent_process import end_with_parent
+from retina.parent_process import end_with_parent, end_with_torchrun
 
 
 def main() -> int:
@@ -19,6 +19,7 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     if arguments.end_with_parent:
         end_with_parent()
+    end_with_torchrun()
     config = load_config_or_exit(arguments.config, arguments.overrides)
     if arguments.print_config:
         print(config.to_yaml(), end="")

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retina.atomic_files import atomic_file
+from retina.atomic_files import atomic_file, named_errors
 
 FORMAT = 1  # increase it when files of an earlier format can no longer be read
 _LOAD_ERRORS = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)  # what torch.load may raise
@@ -55,8 +55,13 @@ def save(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:
         OSError: for example a full disk; the old file is unchanged.
     """
     payload = {"state": state, "sha256": digest(state), "format": FORMAT}
-    with atomic_file(path, keep) as temporary:
-        torch.save(payload, temporary)
+    with atomic_file(path, keep) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(payload, file)  # to a path, torch would raise a RuntimeError without the reason
+        except RuntimeError as error:  # torch's own error while it closes a file that could not be written
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -87,6 +92,7 @@ def load_newest(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The state of the newest valid file of last.pt and previous.pt, or None, and a message for each refused file.
 
     A refused file is renamed to *.damaged, so that the next save does not move it over a valid one.
+    Raises OSError if the disk fails: the file may be valid.
     """
     refused: list[str] = []
     for name in (LAST, PREVIOUS):
@@ -94,6 +100,9 @@ def load_newest(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
             try:
                 return load(run / name), refused
             except CheckpointError as error:
+                if isinstance(error.__cause__, OSError):
+                    with named_errors(run / name):
+                        raise error.__cause__ from None
                 refused.append(str(error))
                 (run / name).replace(run / f"{name}.damaged")
     return None, refused
@@ -102,7 +111,9 @@ def load_newest(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
 def _torch_load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (*_LOAD_ERRORS, OSError, pickle.UnpicklingError, zipfile.BadZipFile, struct.error) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: not readable as a checkpoint: {error.strerror or error}") from error
+    except (*_LOAD_ERRORS, pickle.UnpicklingError, zipfile.BadZipFile, struct.error) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path}: not readable as a checkpoint: {reason}") from None
 

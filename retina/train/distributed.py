@@ -5,11 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import distributed
 
 from retina.device import pick_device
+
+# A process waits for the others at most this long. A machine without power says nothing; an evaluation takes a while.
+TIMEOUT = timedelta(minutes=10)
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -19,17 +25,17 @@ def process_group() -> Iterator[tuple[int, int, torch.device]]:
         yield 0, 1, pick_device()
         return
     device = pick_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield distributed.get_rank(), distributed.get_world_size(), device
     finally:
         distributed.destroy_process_group()
 
 
-def all_gather_list(values: list[int]) -> list[int]:
+def all_gather_list(values: list[T]) -> list[T]:
     """The values of all processes, in the order of their ranks."""
     if not distributed.is_initialized():
         return values
-    parts: list[list[int]] = [[] for _ in range(distributed.get_world_size())]
+    parts: list[list[T]] = [[] for _ in range(distributed.get_world_size())]
     distributed.all_gather_object(parts, values)
     return [value for part in parts for value in part]

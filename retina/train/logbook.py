@@ -5,17 +5,20 @@
     metrics.csv      a line for each logged step; without wall-clock time, so that equal runs write equal bytes
     eval.json        a list with the COCO numbers of each evaluation
     detections.json  the detections of the last evaluation, as COCO results
-    events.out.*     TensorBoard: losses, learning rate, positives, images/s, AP, images, precision-recall curves
+    events.out.*     TensorBoard (events.py): losses, learning rate, positives, images/s, AP, images, curves
     nonfinite_step_<step>.json   the image ids of a step whose loss was not finite
-    .lock            held while the run writes
+    .lock            held while the run writes; names its process
 
 Only process 0 writes. In the other processes the methods that write do nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
+import os
+import socket
 import sys
 import time
 from datetime import timedelta
@@ -23,25 +26,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-import numpy as np
-from PIL import Image
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from retina.atomic_files import write_text
+from retina.atomic_files import named_errors, write_text
 from retina.config import KEYS_WITHOUT_EFFECT, Config
 from retina.config_file import ConfigError, load_config
-from retina.data.coco import CocoDataset, read_image
+from retina.data.coco import CocoDataset
 from retina.data.loader import Batch
 from retina.evaluate.coco import Evaluation, format_metrics
-from retina.plots.boxes import draw_boxes
-from retina.plots.run import plot_precision_recall
+from retina.train.distributed import all_gather_list
 from retina.train.errors import RunFolderError, RunFolderInUseError
+from retina.train.events import EventFile
 
 COLUMNS = ("step", "loss", "loss_cls", "loss_box", "loss_pos", "loss_neg", "lr", "positives", "grad_norm")
 TERMINAL_COLUMNS = ("loss", "loss_cls", "loss_box", "lr", "positives", "grad_norm")
-NUM_IMAGES, IMAGE_SCORE_THRESHOLD = 6, 0.3  # detections drawn for TensorBoard
+SHARED_FOLDER_TRIES = 30  # in a minute
 
 
 class Logbook:
@@ -51,8 +51,9 @@ class Logbook:
         self.config, self.active, self.folder = config, rank == 0, config.run_dir
         self.start_time, self.start_step = time.perf_counter(), 0
         self.unreadable: set[int] = set()  # ids of images
-        self.writer: SummaryWriter | None = None
+        self.events: EventFile | None = None
         self.lock: TextIO | None = None
+        self.owner = f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})"
         self.bar: tqdm[Any] | None = None
 
     def __enter__(self) -> Self:
@@ -61,9 +62,10 @@ class Logbook:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for resource in (self.bar, self.writer, self.lock):
-            if resource is not None:
-                resource.close()
+        with contextlib.suppress(OSError) if error else contextlib.nullcontext(), contextlib.ExitStack() as stack:
+            for resource in (self.lock, self.events, self.bar):
+                if resource is not None:
+                    stack.callback(resource.close)
 
     def info(self, message: str) -> None:
         """Print `message` above the progress bar."""
@@ -85,11 +87,27 @@ class Logbook:
         rows = [",".join(COLUMNS), *(row for row in self._read_rows() if int(row.split(",", 1)[0]) <= step)]
         write_text(self.folder / "metrics.csv", "\n".join(rows) + "\n")
         self._write_evaluations([entry for entry in self.evaluations() if entry["step"] <= step])
-        self.writer = SummaryWriter(str(self.folder), purge_step=step + 1)
-        self.writer.add_text("config", f"```yaml\n{self.config.to_yaml()}\n```", step)
+        self.events = EventFile(self.folder, step, self.config.to_yaml())
         if sys.stderr.isatty():  # where tqdm draws
             self.bar = tqdm(total=self.config.train.steps, initial=step, unit="step", dynamic_ncols=True)
         self.start_time = time.perf_counter()
+
+    def check_shared(self) -> None:
+        """Call it in all processes after `open`. Raises RunFolderError if one does not see the folder of process 0.
+
+        The run would end as soon as process 0 is on another machine, which has no checkpoint or an older one.
+        """
+        owners = all_gather_list([self.owner])
+        for _ in range(SHARED_FOLDER_TRIES):  # a network file system may show a new file late
+            seen = all_gather_list([self.active or self._read_owner() == owners[0]])
+            if all(seen):
+                return
+            time.sleep(2)
+        others = ", ".join(owner for owner, sees_folder in zip(owners, seen, strict=True) if not sees_folder)
+        raise RunFolderError(
+            f"{self.folder.absolute()} of {owners[0]} is not the folder that other processes of the run see: {others}. "
+            "All machines must share the run folder: use output_dir=FOLDER on a network disk"
+        )
 
     def log_step(self, step: int, losses: dict[str, Tensor], learning_rate: float, batches: list[Batch]) -> None:
         """Advance the progress bar; at every `log_every`-th step and the last one, write the numbers of the step."""
@@ -100,19 +118,19 @@ class Logbook:
         if self.bar is not None:
             self.bar.update()
         train = self.config.train
-        if not self.active or self.writer is None or (step % train.log_every and step < train.steps):
+        if not self.active or self.events is None or (step % train.log_every and step < train.steps):
             return
         values = {"step": step, "lr": learning_rate} | {name: value.item() for name, value in losses.items()}
-        with (self.folder / "metrics.csv").open("a", encoding="utf-8") as file:
+        metrics = self.folder / "metrics.csv"
+        with named_errors(metrics), metrics.open("a", encoding="utf-8") as file:
             file.write(",".join(f"{values[name]:.9g}" for name in COLUMNS) + "\n")
         seconds_per_step = (time.perf_counter() - self.start_time) / (step - self.start_step)
         images_per_second = train.batch_size / seconds_per_step
-        for name in COLUMNS[1:]:
-            self.writer.add_scalar(f"train/{name}", values[name], step)
-        self.writer.add_scalar("train/images_per_second", images_per_second, step)
-        numbers = "  ".join(f"{name} {values[name]:.4g}" for name in TERMINAL_COLUMNS)
+        numbers = {name: values[name] for name in COLUMNS[1:]} | {"images_per_second": images_per_second}
+        self.events.add_scalars("train", numbers, step)
+        text = "  ".join(f"{name} {values[name]:.4g}" for name in TERMINAL_COLUMNS)
         remaining = timedelta(seconds=round(seconds_per_step * (train.steps - step)))
-        self.info(f"step {step}/{train.steps}  {numbers}  {images_per_second:.1f} images/s  {remaining} left")
+        self.info(f"step {step}/{train.steps}  {text}  {images_per_second:.1f} images/s  {remaining} left")
 
     def log_evaluation(
         self,
@@ -123,29 +141,13 @@ class Logbook:
         unreadable: dict[int, str],
     ) -> None:
         """Write an evaluation to eval.json, detections.json, the terminal and TensorBoard."""
-        if not self.active or self.writer is None:
+        if not self.active or self.events is None:
             return
         metrics = evaluation.metrics
         self._write_evaluations([*self.evaluations(), {"step": step, **metrics}])
         write_text(self.folder / "detections.json", json.dumps(results))
         self.info(f"evaluation at step {step}\n{format_metrics(metrics)}")
-        for name, value in metrics.items():
-            if isinstance(value, float):
-                self.writer.add_scalar(f"val/{name}", value, step)
-        for name, value in metrics["per_class"].items():
-            if value is not None:
-                self.writer.add_scalar(f"val_class/{name}", value, step)
-        figure = plot_precision_recall(evaluation.precision)
-        self.writer.add_figure("val/precision_recall_at_iou_50", figure, step)
-        readable = [record for record in dataset.records if record.image_id not in unreadable]
-        for record in readable[:: max(1, len(readable) // NUM_IMAGES)][:NUM_IMAGES]:
-            image = Image.fromarray(read_image(record.path, (record.width, record.height)))
-            confident = [r for r in results if r["image_id"] == record.image_id and r["score"] >= IMAGE_SCORE_THRESHOLD]
-            boxes = [[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in confident)]
-            labels = [dataset.names[dataset.category_ids.index(r["category_id"])] for r in confident]
-            drawn = draw_boxes(image, boxes, labels, [r["score"] for r in confident])
-            self.writer.add_image(f"detections/{record.path.name}", np.asarray(drawn), step, dataformats="HWC")
-        self.writer.flush()
+        self.events.add_evaluation(step, evaluation, results, dataset, unreadable)
 
     def save_nonfinite_batch(self, step: int, image_ids: list[int]) -> Path:
         """Write the image ids of a step whose loss was not finite, and return the path of that file."""
@@ -161,15 +163,25 @@ class Logbook:
 
     def _lock_folder(self) -> None:
         """Lock the folder for the lifetime of this process."""
-        self.lock = (self.folder / ".lock").open("w")
+        self.lock = (self.folder / ".lock").open("a+", encoding="utf-8")
         try:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # workers do not inherit this lock
         except (BlockingIOError, PermissionError):
+            self.lock.seek(0)
             raise RunFolderInUseError(
-                f"{self.folder}: another process is training here; wait for it, or stop it"
+                f"{self.folder}: another process is training here; wait for it, or stop it: "
+                f"{self.lock.read() or 'unknown'}"
             ) from None
         except OSError as error:  # some network file systems have no locks
             self.info(f"{self.folder} cannot be locked ({error.strerror}): make sure that only one run writes here")
+        with named_errors(self.folder / ".lock"):
+            self.lock.truncate(0)
+            self.lock.write(self.owner)
+            self.lock.flush()
+
+    def _read_owner(self) -> str | None:
+        path = self.folder / ".lock"
+        return path.read_text(encoding="utf-8") if path.exists() else None
 
     def _write_evaluations(self, entries: list[dict[str, Any]]) -> None:
         write_text(self.folder / "eval.json", json.dumps(entries, indent=1))

@@ -24,6 +24,7 @@ from retina.evaluate.coco import evaluate_detections, inference_on_dataset
 from retina.model import checkpoint
 from retina.train.distributed import process_group
 from retina.train.errors import NotFiniteError, RunError
+from retina.train.failures import explained_failures
 from retina.train.logbook import Logbook, check_run_folder
 from retina.train.schedule import learning_rate, update_ema
 from retina.train.state import TrainState, checkpoint_metadata, create_train_state
@@ -40,6 +41,7 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
     """
     check_run_folder(config, resume)  # before the processes join, so that none sees new files of another
     with (
+        explained_failures(config.run_dir),
         process_group() as (rank, world, device),
         Logbook(config, rank) as log,
         _catch_stop_signals() as signals,
@@ -54,6 +56,7 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
         state = create_train_state(config, train_set, device, resume, log)
         model: nn.Module = DistributedDataParallel(state.model) if world > 1 else state.model
         log.open(state.step)
+        log.check_shared()
         if state.evaluated_step < state.step and _is_due(state.step, config.train.eval_every, config):
             _evaluate(state, val_set, config, device, log)  # the run was stopped before this evaluation
             _save_checkpoint(state, train_set, config, log)

@@ -10,8 +10,10 @@ config. If no default is possible, increase FORMAT in that file: older files are
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,6 +85,14 @@ def checkpoint_metadata(config: Config, dataset: CocoDataset) -> dict[str, Any]:
     return {"config": config.to_yaml(), "categories": categories}
 
 
+def newest_step(run: Path) -> int | None:
+    """The step of the newest valid checkpoint of a run folder; None if there is none."""
+    for name in (checkpoint.LAST, checkpoint.PREVIOUS):
+        with contextlib.suppress(checkpoint.CheckpointError):
+            return int(checkpoint.load(run / name)["step"])
+    return None
+
+
 def create_train_state(
     config: Config, dataset: CocoDataset, device: torch.device, resume: bool, log: Logbook
 ) -> TrainState:
@@ -97,7 +107,7 @@ def create_train_state(
         log.info(f"refused {reason}")
     if distributed.is_initialized():
         broadcast = [saved]
-        distributed.broadcast_object_list(broadcast)  # other machines may not see the disk of process 0
+        distributed.broadcast_object_list(broadcast)  # read once; `check_shared` of the log follows
         saved = broadcast[0]
         model = _synchronize_batch_norm(model, config, device)
     if saved is None:

@@ -1,0 +1,47 @@
+"""What the user reads when the disk or another process of the run fails: the reason, and how the run continues."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import distributed
+
+from retina.train.errors import RunError
+from retina.train.state import newest_step
+
+
+@contextlib.contextmanager
+def explained_failures(run: Path) -> Iterator[None]:
+    """Raise RunError instead of an error of the run folder `run`, or of the connection to another process."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or not _is_in_or_above(file := Path(os.fsdecode(error.filename)), run):
+            raise
+        reason = error.strerror if run.exists() else "it was removed, or its disk is gone"
+        raise RunError(
+            f"run folder {run}: {reason} ({file.name})\nAfter the repair, --resume {_start(run)}."
+        ) from error
+    except RuntimeError as error:
+        # Gloo has no error class of its own. The errors of NCCL and of the store are DistErrors.
+        if not isinstance(error, distributed.DistError) and "/gloo/" not in str(error):
+            raise
+        reason = re.sub(r"^\[[^]]*\] ", "", str(error).splitlines()[0]).split(". This is typically")[0]
+        raise RunError(
+            f"process {os.environ['RANK']} of the run lost another one, which ended or cannot be reached: {reason}\n"
+            "torchrun starts the processes again while it has restarts left (--max-restarts). After that, give the "
+            f"same command on every machine: with --resume, the run {_start(run)}."
+        ) from error
+
+
+def _start(run: Path) -> str:
+    step = newest_step(run)
+    return f"continues after step {step}" if step else "starts at step 0"
+
+
+def _is_in_or_above(path: Path, run: Path) -> bool:
+    return run == path or run in path.parents or path in run.parents
