@@ -22,19 +22,21 @@ def explained_failures(run: Path) -> Iterator[None]:
     except OSError as error:
         if error.filename is None or not _is_in_or_above(file := Path(os.fsdecode(error.filename)), run):
             raise
-        reason = error.strerror if run.exists() else "it was removed, or its disk is gone"
-        raise RunError(
-            f"run folder {run}: {reason} ({file.name})\nAfter the repair, --resume {_start(run)}."
-        ) from error
+        reason, advice = error.strerror, f"After the repair, --resume {_start(run)}."
+        if isinstance(error, FileNotFoundError) and not run.exists():
+            reason = "it was removed, or its disk is gone"
+            advice = "If it comes back, --resume continues after its newest checkpoint; if not, it starts at step 0."
+        raise RunError(f"run folder {run}: {reason} ({file.name})\n{advice}") from error
     except RuntimeError as error:
         # Gloo has no error class of its own. The errors of NCCL and of the store are DistErrors.
         if not isinstance(error, distributed.DistError) and "/gloo/" not in str(error):
             raise
         reason = re.sub(r"^\[[^]]*\] ", "", str(error).splitlines()[0]).split(". This is typically")[0]
         raise RunError(
-            f"process {os.environ['RANK']} of the run lost another one, which ended or cannot be reached: {reason}\n"
-            "torchrun starts the processes again while it has restarts left (--max-restarts). After that, give the "
-            f"same command on every machine: with --resume, the run {_start(run)}."
+            f"process {os.environ['RANK']} of the run lost the connection to another one: {reason}\n"
+            "That process or its machine ended, or the network failed. torchrun starts the processes again while it "
+            "has restarts left (--max-restarts). After that, give the same command on every machine: with --resume, "
+            f"the run {_start(run)}."
         ) from error
 
 

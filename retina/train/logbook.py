@@ -196,8 +196,11 @@ class Logbook:
 def check_run_folder(config: Config, resume: bool) -> None:
     """Raise RunFolderError if the folder is not empty or, with `resume`, if its run has other settings."""
     folder = config.run_dir
-    if not folder.exists() or not any(folder.iterdir()):
-        return
+    try:
+        if not folder.exists() or not any(folder.iterdir()):
+            return
+    except OSError as error:
+        raise RunFolderError(f"run folder {folder}: {error.strerror}") from error
     if not resume:
         raise RunFolderError(
             f"{folder} is not empty; --resume continues its run, output_dir=FOLDER starts a run in another folder"
