@@ -28,9 +28,13 @@ class EventFile:
         self.thread_hook = threading.excepthook
         # TensorBoard raises the error of its thread again in this one. Its traceback is not printed.
         threading.excepthook = self._print_error_of_thread
-        with named_errors(self.errors_name):
-            self.writer = SummaryWriter(str(folder), purge_step=step + 1)
-            self.writer.add_text("config", f"```yaml\n{config_text}\n```", step)
+        try:
+            with named_errors(self.errors_name):
+                self.writer = SummaryWriter(str(folder), purge_step=step + 1)
+                self.writer.add_text("config", f"```yaml\n{config_text}\n```", step)
+        except OSError:
+            threading.excepthook = self.thread_hook
+            raise
 
     def add_scalars(self, group: str, values: dict[str, float], step: int) -> None:
         """Add a number for each name, as `group`/name."""
@@ -67,9 +71,11 @@ class EventFile:
             self.writer.flush()
 
     def close(self) -> None:
-        threading.excepthook = self.thread_hook
-        with named_errors(self.errors_name):
-            self.writer.close()
+        try:
+            with named_errors(self.errors_name):
+                self.writer.close()
+        finally:
+            threading.excepthook = self.thread_hook
 
     def _print_error_of_thread(self, error: threading.ExceptHookArgs) -> None:
         if not hasattr(error.thread, "exception"):  # TensorBoard's thread has it

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,12 @@ def run_on(disk: Disk, start: Path | None) -> tuple[subprocess.CompletedProcess[
     shutil.rmtree(disk.folder, ignore_errors=True)
     if start is not None:
         shutil.copytree(start, disk.folder)
+    printed: list[object] = []
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading, "excepthook", printed.append)  # prints the traceback of a thread
         disk.insert(patch)
         ended = run_main("train", "tiny.yaml", "--resume")
+    assert not printed
     return ended, disk.repair()
 
 
