@@ -41,7 +41,7 @@ def end_with_torchrun() -> None:
 
     def wait_for_end() -> None:
         while os.getppid() == parent:
-            time.sleep(0.5)
+            time.sleep(0.2)
         print("error: torchrun ended without stopping this process, so it ends now", file=sys.stderr, flush=True)
         os._exit(1)
 

@@ -95,18 +95,20 @@ class Logbook:
     def check_shared(self) -> None:
         """Call it in all processes after `open`. Raises RunFolderError if one does not see the folder of process 0.
 
-        The run would end as soon as process 0 is on another machine, which has no checkpoint or an older one.
+        Otherwise the run could not resume when process 0 is on another machine.
         """
-        owners = all_gather_list([self.owner])
+        processes = all_gather_list([(self.owner, str(self.folder.absolute()))])
         for _ in range(SHARED_FOLDER_TRIES):  # a network file system may show a new file late
-            seen = all_gather_list([self.active or self._read_owner() == owners[0]])
+            seen = all_gather_list([self.active or self._read_owner() == processes[0][0]])
             if all(seen):
                 return
             time.sleep(2)
-        others = ", ".join(owner for owner, sees_folder in zip(owners, seen, strict=True) if not sees_folder)
+        others = ", ".join(
+            f"{path} of {owner}" for (owner, path), sees_it in zip(processes, seen, strict=True) if not sees_it
+        )
         raise RunFolderError(
-            f"{self.folder.absolute()} of {owners[0]} is not the folder that other processes of the run see: {others}. "
-            "All machines must share the run folder: use output_dir=FOLDER on a network disk"
+            f"{processes[0][1]} of {processes[0][0]} is not the same folder as {others}; all machines must share the "
+            "run folder: use output_dir=FOLDER on a network disk"
         )
 
     def log_step(self, step: int, losses: dict[str, Tensor], learning_rate: float, batches: list[Batch]) -> None:

@@ -123,3 +123,22 @@ def test_a_signal_to_the_whole_process_group_stops_cleanly(tiny_yaml: Path, tmp_
     output = process.communicate()[0].decode()
     assert process.returncode == 0 and "stopped by a signal" in output
     assert checkpoint.load(tmp_path / "run" / checkpoint.LAST)["step"] >= 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full on this system")
+def test_a_full_disk_ends_the_command_with_its_reason(tiny: Config, tiny_yaml: Path, finished_run: Path) -> None:
+    """/dev/full is a full disk of the kernel. test_disk_faults.py has the other kinds of faults, at each call."""
+    with stop_after(2):
+        train(tiny)
+    (tiny.run_dir / ".last.pt.tmp").symlink_to("/dev/full")
+    tool = Path(__file__).parents[2] / "tools/train.py"
+    command = [sys.executable, tool, tiny_yaml, "--resume", f"output_dir={tiny.run_dir}"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"error: run folder {tiny.run_dir}: No space left on device (last.pt)\n"
+        "After the repair, --resume continues after step 2.\n"
+    )
+    train(tiny, resume=True)
+    assert weights(tiny.run_dir) == weights(finished_run)
+    assert (tiny.run_dir / "metrics.csv").read_bytes() == (finished_run / "metrics.csv").read_bytes()
