@@ -31,11 +31,11 @@ def atomic_file(path: Path, keep: Path | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Give `path` to each OSError without a file name: one of a write or an fsync has none."""
+    """Give `path` to an error of the system without a file name: one of a write or an fsync has none."""
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
 

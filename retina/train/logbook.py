@@ -76,11 +76,16 @@ class Logbook:
     def open(self, step: int) -> None:
         """Lock the folder, remove entries of a killed run that are later than `step`, and open the files.
 
-        Raises RunFolderInUseError if another process trains in the folder.
+        Raises RunFolderInUseError if another process trains in the folder, RunFolderError if one of this run does not
+        see the folder of process 0.
         """
         self.start_step = step
-        if not self.active:
-            return
+        if self.active:
+            self._open_files(step)
+        self._check_shared()
+        self.start_time = time.perf_counter()
+
+    def _open_files(self, step: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock_folder()
         write_text(self.folder / "config.yaml", self.config.to_yaml())
@@ -90,26 +95,6 @@ class Logbook:
         self.events = EventFile(self.folder, step, self.config.to_yaml())
         if sys.stderr.isatty():  # where tqdm draws
             self.bar = tqdm(total=self.config.train.steps, initial=step, unit="step", dynamic_ncols=True)
-        self.start_time = time.perf_counter()
-
-    def check_shared(self) -> None:
-        """Call it in all processes after `open`. Raises RunFolderError if one does not see the folder of process 0.
-
-        Otherwise the run could not resume when process 0 is on another machine.
-        """
-        processes = all_gather_list([(self.owner, str(self.folder.absolute()))])
-        for _ in range(SHARED_FOLDER_TRIES):  # a network file system may show a new file late
-            seen = all_gather_list([self.active or self._read_owner() == processes[0][0]])
-            if all(seen):
-                return
-            time.sleep(2)
-        others = ", ".join(
-            f"{path} of {owner}" for (owner, path), sees_it in zip(processes, seen, strict=True) if not sees_it
-        )
-        raise RunFolderError(
-            f"{processes[0][1]} of {processes[0][0]} is not the same folder as {others}; all machines must share the "
-            "run folder: use output_dir=FOLDER on a network disk"
-        )
 
     def log_step(self, step: int, losses: dict[str, Tensor], learning_rate: float, batches: list[Batch]) -> None:
         """Advance the progress bar; at every `log_every`-th step and the last one, write the numbers of the step."""
@@ -180,6 +165,22 @@ class Logbook:
             self.lock.truncate(0)
             self.lock.write(self.owner)
             self.lock.flush()
+
+    def _check_shared(self) -> None:
+        """Otherwise the run could not resume when process 0 is on another machine."""
+        processes = all_gather_list([(self.owner, str(self.folder.absolute()))])
+        for _ in range(SHARED_FOLDER_TRIES):  # a network file system may show a new file late
+            seen = all_gather_list([self.active or self._read_owner() == processes[0][0]])
+            if all(seen):
+                return
+            time.sleep(2)
+        others = ", ".join(
+            f"{path} of {owner}" for (owner, path), sees_it in zip(processes, seen, strict=True) if not sees_it
+        )
+        raise RunFolderError(
+            f"{processes[0][1]} of {processes[0][0]} is not the same folder as {others}; all machines must share the "
+            "run folder: use output_dir=FOLDER on a network disk"
+        )
 
     def _read_owner(self) -> str | None:
         path = self.folder / ".lock"

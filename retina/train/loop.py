@@ -47,16 +47,11 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
         _catch_stop_signals() as signals,
         _deterministic_cudnn(),
     ):
-        if config.train.batch_size % (world * config.train.accumulate):
-            raise RunError(
-                f"train.batch_size {config.train.batch_size} is not a multiple of the {world} processes x "
-                f"train.accumulate {config.train.accumulate}"
-            )
+        _check_batch_size(config, world)
         train_set, val_set = load_datasets(config, log)
         state = create_train_state(config, train_set, device, resume, log)
         model: nn.Module = DistributedDataParallel(state.model) if world > 1 else state.model
         log.open(state.step)
-        log.check_shared()
         if state.evaluated_step < state.step and _is_due(state.step, config.train.eval_every, config):
             _evaluate(state, val_set, config, device, log)  # the run was stopped before this evaluation
             _save_checkpoint(state, train_set, config, log)
@@ -100,6 +95,14 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
                 log.info(f"stopped by a signal after step {state.step}; continue with --resume")
                 break
         return (log.evaluations() or [{}])[-1]
+
+
+def _check_batch_size(config: Config, world: int) -> None:
+    if config.train.batch_size % (world * config.train.accumulate):
+        raise RunError(
+            f"train.batch_size {config.train.batch_size} is not a multiple of the {world} processes x "
+            f"train.accumulate {config.train.accumulate}"
+        )
 
 
 def load_datasets(config: Config, log: Logbook) -> tuple[CocoDataset, CocoDataset]:

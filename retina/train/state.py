@@ -107,7 +107,7 @@ def create_train_state(
         log.info(f"refused {reason}")
     if distributed.is_initialized():
         broadcast = [saved]
-        distributed.broadcast_object_list(broadcast)  # read once; `check_shared` of the log follows
+        distributed.broadcast_object_list(broadcast)  # the log checks later that all see its disk
         saved = broadcast[0]
         model = _synchronize_batch_norm(model, config, device)
     if saved is None:

@@ -11,15 +11,13 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import multiprocessing
-from train_helpers import settings, stop_after
+from train_helpers import run_two_processes, settings, stop_after
 
 from retina.config import Config
 from retina.data.coco import CocoDataset
@@ -31,47 +29,44 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs of `worker`. The one in `changing` has 1, 2 and 1 processes, for two steps each."""
+def folder(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory, on_cpu: None) -> Path:
+    """The runs that the tests look at. The one in `changing` has 1, 2 and 1 processes, for two steps each."""
     folder = tmp_path_factory.mktemp("processes")
     changing = settings(tiny_yaml, folder / "changing")
     with stop_after(2):
         train_recorded(changing, folder)
     shutil.copytree(changing.run_dir, folder / "with_checkpoint")
-    multiprocessing.spawn(worker, (tiny_yaml, folder, [free_port() for _ in range(4)]), nprocs=2)
+    with stop_after(4):
+        run_two_processes(run, tiny_yaml, folder, "changing", "changing")
     train_recorded(changing, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logbook, "SHARED_FOLDER_TRIES", 1)
+        run_two_processes(run, tiny_yaml, folder, "with_checkpoint", "empty")
+        run_two_processes(run, tiny_yaml, folder, "new", "with_checkpoint")
+        patch.setattr(distributed, "TIMEOUT", timedelta(seconds=1))
+        run_two_processes(run_silent, tiny_yaml, folder)
     return folder
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def run(rank: int, yaml: Path, folder: Path, first: str, second: str) -> None:
+    """Train in the folder `first`, or `second` for process 1. Write the message of an error to a file."""
+    try:
+        train_recorded(settings(yaml, folder / (first, second)[rank]), folder)
+    except RunError as error:
+        (folder / f"{first}_{second}_{rank}.txt").write_text(str(error))
 
 
-def worker(rank: int, yaml: Path, folder: Path, ports: list[int]) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+def run_silent(rank: int, yaml: Path, folder: Path) -> None:
+    """Process 1 takes longer for a step than process 0 waits."""
+    step_function = loop.train_step
 
-    def run(name: str, config: Config, train: Callable[..., object]) -> None:
-        os.environ["MASTER_PORT"] = str(ports.pop())
-        try:
-            train(config, folder)
-        except RunError as error:
-            (folder / f"{name}_{rank}.txt").write_text(str(error))
+    def slow_step(*args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        time.sleep(3 * rank)
+        return step_function(*args, **kwargs)
 
-    with stop_after(4):
-        run("changing", settings(yaml, folder / "changing"), train_recorded)
-
-    logbook.SHARED_FOLDER_TRIES = 1
-    for first, second in (("with_checkpoint", "empty"), ("new", "with_checkpoint")):
-        run(f"{first}_{second}", settings(yaml, folder / (first, second)[rank]), train_recorded)
-
-    distributed.TIMEOUT = timedelta(seconds=1)
-    if rank == 1:
-        step_function = loop.train_step
-        loop.train_step = lambda *args, **kwargs: (time.sleep(3), step_function(*args, **kwargs))[1]  # type: ignore
-    run("silent", settings(yaml, folder / "silent"), train_recorded)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_step", slow_step)
+        run(rank, yaml, folder, "silent", "silent")
 
 
 def train_recorded(config: Config, folder: Path) -> None:
@@ -133,7 +128,7 @@ def test_every_process_must_see_the_folder_of_process_0(folder: Path, first: str
 
 def test_a_process_without_an_answer_ends_the_run(folder: Path) -> None:
     """As if the other machine had lost power: it closes no connection."""
-    message = (folder / "silent_0.txt").read_text()
+    message = (folder / "silent_silent_0.txt").read_text()
     assert message.startswith("process 0 of the run lost the connection to another one: Timed out waiting 1000ms")
     assert message.endswith("with --resume, the run starts at step 0.")
-    assert "lost the connection" in (folder / "silent_1.txt").read_text()
+    assert "lost the connection" in (folder / "silent_silent_1.txt").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -40,11 +41,12 @@ def test_a_used_folder_is_refused_and_resume_needs_the_same_settings(tiny: Confi
 def test_a_folder_in_which_another_process_trains_is_refused(tiny: Config, finished_run: Path) -> None:
     shutil.copytree(finished_run, tiny.run_dir)
     before = {path: path.read_bytes() for path in tiny.run_dir.iterdir()}
-    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, 2); print('has', flush=True); input()"
+    code = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, 2); print('has', flush=True); input()"
     command = [sys.executable, "-c", code, str(tiny.run_dir / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"has\n"
-        with pytest.raises(RunFolderError, match=r"another process is training here"):
+        owner = (finished_run / ".lock").read_text()  # the last one that wrote its name there
+        with pytest.raises(RunFolderError, match=rf"another process is training here.*: {re.escape(owner)}$"):
             train(tiny, resume=True)
         other.kill()
     assert {path: path.read_bytes() for path in tiny.run_dir.iterdir()} == before

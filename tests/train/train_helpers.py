@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import multiprocessing
 
 from retina.config import Config
 from retina.config_file import load_config
@@ -36,3 +39,23 @@ def stop_after(last_step: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_step", train_step)
         yield
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_two_processes(function: Callable[..., None], *arguments: object) -> None:
+    """Call `function(rank, *arguments)` in two processes with the variables that torchrun sets.
+
+    They are forked, which saves their imports, so they must not use CUDA.
+    """
+    multiprocessing.start_processes(_as_of_torchrun, (function, free_port(), *arguments), 2, start_method="fork")
+
+
+def _as_of_torchrun(rank: int, function: Callable[..., None], port: int, *arguments: object) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    function(rank, *arguments)
