@@ -64,8 +64,9 @@ def error_line(log: Path) -> str:
     """The line of a log that names the error: the last error line, or the last line if there is none."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
     errors = [line for line in lines if re.match(r"error: |(\w+\.)*\w*(Error|Exception)\b", line)]
-    # torchrun adds errors of its own, which do not name the cause
-    candidates = [line for line in errors if "ChildFailedError" not in line and "SignalException" not in line] or lines
+    # torchrun and the other processes of the run add errors, which do not name the cause
+    others = ("ChildFailedError", "SignalException", "lost the connection to another one")
+    candidates = [line for line in errors if not any(other in line for other in others)] or errors or lines
     return candidates[-1].strip().removeprefix("error: ") if candidates else "no output"
 
 

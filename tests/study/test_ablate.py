@@ -26,6 +26,9 @@ pytestmark = pytest.mark.slow
 STUDIES = TOOL.parents[1] / "configs/ablations"
 
 
+LOST = "error: process 1 of the run lost the connection to another one: Connection closed by peer"
+
+
 def test_error_line_of_a_log(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     for text, expected in [
@@ -35,6 +38,8 @@ def test_error_line_of_a_log(tmp_path: Path) -> None:
             "torch.OutOfMemoryError: CUDA out of memory",
         ),
         ("ValueError: this\nx.ChildFailedError: \n=====\n", "ValueError: this"),
+        (f"error: the disk\nAfter\n{LOST}\nThat\nx.ChildFailedError: \n", "the disk"),
+        (f"{LOST}\nThat\n", LOST.removeprefix("error: ")),
         ("step 1\nstep 2\n", "step 2"),
         ("", "no output"),
     ]:
