@@ -1,0 +1,202 @@
+"""The twelve COCO numbers and the AP of each class from matches, for the images as they are or resampled.
+
+A bootstrap draws as many images as there are, with replacement. An image that is drawn twice counts twice, which is the
+same as a weight of 2, so nothing is matched again. Efron and Tibshirani, An Introduction to the Bootstrap, 1993.
+
+The precision of COCO changes at true positives only, and there are few of them among the detections. So the sums over
+all detections are computed once for each class and area range, up to each true positive, as a product of a sparse
+matrix (true positives x images) with the weights (images x resamples).
+
+Legend: as in matches.py; S resamples, R recalls, N true positives of a class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from retina.analysis.matches import AREAS, IOU_THRESHOLDS, MAX_DETECTIONS, Matches, object_counts
+from retina.config import COCO_METRICS
+
+RECALLS = np.linspace(0, 1, 101)
+RESAMPLES = 1000
+ELEMENTS = 500_000  # of the arrays that are in work at a time, so that they stay in the cache
+
+Floats = NDArray[np.float64]
+
+
+class Scores(NamedTuple):
+    """COCO numbers of S resamples, between 0 and 1; NaN where a resample has no object to measure."""
+
+    metrics: Floats  # (S, 12) in the order of COCO_METRICS
+    per_class: Floats  # (S, K) AP
+
+
+class Accumulated(NamedTuple):
+    """What `COCOeval.accumulate` and `summarize` give, equal in every digit; -1 where there are no objects."""
+
+    precision: Floats  # (T, R, K, A) at up to 100 detections
+    recall: Floats  # (T, K, A, 3) at up to 1, 10 and 100 detections
+    metrics: dict[str, float | None]  # by the names of COCO_METRICS
+    per_class: dict[str, float | None]  # AP
+
+
+def accumulate(matches: Matches) -> Accumulated:
+    """The numbers of pycocotools for all images."""
+    num_classes, counts = len(matches.names), object_counts(matches)
+    precision = np.full((len(IOU_THRESHOLDS), len(RECALLS), num_classes, len(AREAS)), -1.0)
+    weights = np.ones((len(matches.image_ids), 1))
+    for label in range(num_classes):
+        for area in range(len(AREAS)):
+            if counts[area, label]:
+                precision[:, :, label, area] = 0
+                curves = _curves(matches, label, area, weights, counts[area, label, None].astype(float))
+                for threshold, (envelope, reached) in enumerate(curves):
+                    steps = np.diff(reached[:, 0], prepend=0)
+                    values = np.repeat(envelope[:, 0], steps)
+                    precision[threshold, : len(values), label, area] = values
+    recall = _recalls(matches, weights, counts[:, :, None].astype(float))[..., 0]
+    return Accumulated(precision, recall, *_summarize(matches, precision, recall))
+
+
+def _summarize(
+    matches: Matches, precision: Floats, recall: Floats
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    def mean(values: Floats) -> float | None:
+        return float(np.mean(values[values > -1])) if (values > -1).any() else None
+
+    # The order of the sums of pycocotools: the last digit depends on it.
+    ap = [mean(precision[..., 0]), *(mean(precision[t, ..., 0]) for t in (0, 5))]
+    ap += [mean(precision[..., area]) for area in (1, 2, 3)]
+    ar = [mean(recall[:, :, area, most]) for area, most in ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (3, 2))]
+    per_class = {name: mean(precision[:, :, label, 0]) for label, name in enumerate(matches.names)}
+    return dict(zip(COCO_METRICS, ap + ar, strict=True)), per_class
+
+
+def bootstrap_weights(num_images: int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int64]:
+    """(S, B) how often each image is drawn; each row adds up to B."""
+    return np.random.default_rng(seed).multinomial(num_images, np.full(num_images, 1 / num_images), resamples)
+
+
+def weighted_scores(matches: Matches, weights: NDArray[Any]) -> Scores:
+    """The COCO numbers with `weights` (S, B): how often each image counts, 0 or more.
+
+    A whole weight n gives the numbers of pycocotools on data with n copies of the image, except for the last digits,
+    because the means are summed in another order.
+    """
+    weights = np.ascontiguousarray(weights.T, np.float64)  # (B, S)
+    num_classes, num_resamples = len(matches.names), weights.shape[1]
+    objects = [
+        _sum_by_row(matches.object_labels[~ignored], matches.object_images[~ignored], num_classes, weights)
+        for ignored in matches.object_ignored
+    ]
+    counts = np.stack(objects)  # (A, K, S)
+    precision = np.full((len(AREAS), len(IOU_THRESHOLDS), num_classes, num_resamples), np.nan)
+    for label in range(num_classes):
+        for area in range(len(AREAS)):
+            if counts[area, label].any():
+                precision[area, :, label] = _average_precision(matches, label, area, weights, counts[area, label])
+    recall = _recalls(matches, weights, counts)
+    recall[recall < 0] = np.nan
+    with np.errstate(invalid="ignore"):
+        metrics = [_mean(precision[0], (0, 1)), _mean(precision[0, 0], 0), _mean(precision[0, 5], 0)]
+        metrics += [_mean(precision[area], (0, 1)) for area in (1, 2, 3)]
+        metrics += [
+            _mean(recall[:, :, area, most], (0, 1)) for area, most in ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (3, 2))
+        ]
+        return Scores(np.stack(metrics, axis=1), _mean(precision[0], 0).T)
+
+
+def _mean(values: Floats, axes: int | tuple[int, ...]) -> Floats:
+    """The mean without NaN; NaN where there is nothing else, without numpy's warning."""
+    known = ~np.isnan(values)
+    mean: Floats = np.where(known, values, 0).sum(axis=axes) / known.sum(axis=axes)
+    return mean
+
+
+def interval(values: Floats, level: float = 0.95) -> NDArray[np.float64]:
+    """(2, ...) the percentiles of the resamples along axis 0 between which `level` of them lie."""
+    tail = 50 * (1 - level)
+    bounds: Floats = np.nanpercentile(values, [tail, 100 - tail], axis=0)
+    return bounds
+
+
+def _average_precision(matches: Matches, label: int, area: int, weights: Floats, counts: Floats) -> Floats:
+    """(T, S) the mean precision over the recalls, for one class; NaN in a resample without objects."""
+    true_positives = int(matches.right[area][:, matches.of_class(label)].any(axis=0).sum())
+    width = max(ELEMENTS // max(true_positives, 1), 16)
+    result = np.zeros((len(IOU_THRESHOLDS), weights.shape[1]))
+    for start in range(0, weights.shape[1], width):
+        part = slice(start, start + width)
+        for threshold, (envelope, reached) in enumerate(
+            _curves(matches, label, area, np.ascontiguousarray(weights[:, part]), counts[part])
+        ):
+            if len(envelope):
+                steps = np.diff(reached, axis=0, prepend=0)
+                result[threshold, part] = np.einsum("ns,ns->s", envelope, steps) / len(RECALLS)
+    result[:, counts == 0] = np.nan
+    return result
+
+
+def _curves(
+    matches: Matches, label: int, area: int, weights: Floats, counts: Floats
+) -> Iterator[tuple[Floats, NDArray[np.int64]]]:
+    """For each IoU threshold, two arrays (N, S) with a row for each true positive, in the order of the scores.
+
+    The highest precision from there on, and how many of the 101 recalls are reached there. `counts` (S,): objects.
+    """
+    detections = matches.of_class(label)
+    images = matches.images[detections]
+    ignored = matches.ignored[area][:, detections]
+    right = (matches.found[area][:, detections] >= 0) & ~ignored
+    places = np.flatnonzero(right.any(axis=0))
+    next_place = np.searchsorted(places, np.arange(len(images)))
+    before_last = next_place < len(places)
+
+    def counted(which: NDArray[np.intp], sign: Any = 1.0) -> Floats:
+        """(places, S) the weight of these detections up to each place."""
+        return np.cumsum(_sum_by_row(next_place[which], images[which], len(places), weights, sign), axis=0)
+
+    at_last = counted(np.flatnonzero(~ignored[-1] & before_last))
+    at_places = weights[images[places]]
+    safe_counts = np.maximum(counts, 1e-300)
+    for threshold in range(len(IOU_THRESHOLDS)):
+        rows = np.flatnonzero(right[threshold, places])
+        changed = np.flatnonzero((ignored[threshold] != ignored[-1]) & before_last)
+        total = at_last[rows]
+        if len(changed):  # ignored at one of the two thresholds only
+            total += counted(changed, np.where(ignored[threshold, changed], -1.0, 1.0))[rows]
+        true = np.cumsum(at_places[rows], axis=0)
+        total += np.spacing(1)
+        envelope = np.maximum.accumulate((true / total)[::-1], axis=0)[::-1]
+        recall = true / safe_counts
+        nearest = np.rint(recall * 100).astype(np.int64)
+        yield envelope, nearest + (RECALLS[np.minimum(nearest, 100)] <= recall)
+
+
+def _recalls(matches: Matches, weights: Floats, counts: Floats) -> Floats:
+    """(T, K, A, 3, S) the share of the objects that are found with up to 1, 10 and 100 detections; -1 without any."""
+    num_classes = len(matches.names)
+    recall = np.full((len(IOU_THRESHOLDS), num_classes, len(AREAS), len(MAX_DETECTIONS), weights.shape[1]), -1.0)
+    for area in range(len(AREAS)):
+        for most, limit in enumerate(MAX_DETECTIONS):
+            threshold, detection = np.nonzero(matches.right[area] & (matches.ranks < limit))
+            row = threshold * num_classes + matches.labels[detection]
+            found = _sum_by_row(row, matches.images[detection], len(IOU_THRESHOLDS) * num_classes, weights)
+            found = found.reshape(len(IOU_THRESHOLDS), num_classes, -1)
+            np.divide(found, counts[area], out=recall[:, :, area, most], where=counts[area] > 0)
+    return recall
+
+
+def _sum_by_row(
+    rows: NDArray[Any], images: NDArray[Any], num_rows: int, weights: Floats, sign: Any = 1.0
+) -> Floats:
+    """(num_rows, S) the sum of the weights of `images` in each row."""
+    data = np.broadcast_to(np.asarray(sign, np.float64), rows.shape)
+    matrix = sparse.coo_array((data, (rows, images)), shape=(num_rows, len(weights))).tocsr()
+    total: Floats = matrix @ weights
+    return total
