@@ -19,7 +19,7 @@ from speed import make_batch, our_step, their_step
 from torch.profiler import ProfilerActivity, profile
 
 from retina.config import Config
-from retina.data import Batch
+from retina.data.loader import Batch
 from retina.device import autocast
 from retina.model import RetinaNet
 from retina.train import build_optimizer

@@ -35,6 +35,7 @@ PACKAGES = {
     "evaluate": Package(
         ["inference", "coco", "latency", "loss_distribution"], ["base", "losses", "data", "model", "detector"]
     ),
+    "analysis": Package(["results_file", "matches", "intervals"], ["base", "data"]),
     "plots": Package(["style", "result_files", "boxes", "detections", "run", "document"], []),
     "check": Package(
         ["codes", "findings", "box_checks", "annotation_checks", "image_checks", "anchor_fit", "advice", "data_check",
@@ -147,7 +148,8 @@ def test_only_augment_imports_albumentations() -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["config", "config_file", "command_line", "atomic_files", "convert", "plots", "shapes", "study"]
+    "package",
+    ["config", "config_file", "command_line", "atomic_files", "analysis", "convert", "plots", "shapes", "study"],
 )
 def test_packages_of_fast_commands_import_no_torch(package: str) -> None:
     """Not even through other modules, so that their commands start at once."""

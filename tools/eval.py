@@ -32,7 +32,8 @@ def main() -> int:
     from tqdm import tqdm  # torch is imported late, so that a usage error is reported at once
 
     from retina.atomic_files import write_text
-    from retina.data import CocoDataset, DataError
+    from retina.data.annotations import DataError
+    from retina.data.coco import CocoDataset
     from retina.device import compile_network, pick_device
     from retina.evaluate import (
         evaluate_detections,

@@ -37,7 +37,8 @@ def main() -> int:
     from PIL import Image  # torch is imported late, so that a usage error is reported at once
 
     from retina.atomic_files import write_text
-    from retina.data import DataError, read_image
+    from retina.data.annotations import DataError
+    from retina.data.coco import read_image
     from retina.detect import Detections
     from retina.device import pick_device
     from retina.evaluate import detections_to_dict, load_detector, predict

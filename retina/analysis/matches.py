@@ -11,6 +11,7 @@ P pairs of a detection and an object.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -65,11 +66,16 @@ class Matches(NamedTuple):
 def match_detections(annotations: Annotations, results: Results, exclude: Iterable[int] = ()) -> Matches:
     """Match `results` to the objects of `annotations`; `exclude`: ids of images that do not count."""
     image_ids = np.setdiff1d(annotations.image_ids, np.fromiter(exclude, np.int64))
-    position = np.where(np.isin(annotations.image_ids, image_ids), np.searchsorted(image_ids, annotations.image_ids), -1)
+    position = np.where(
+        np.isin(annotations.image_ids, image_ids), np.searchsorted(image_ids, annotations.image_ids), -1
+    )
     num_classes = len(annotations.names)
 
     object_rows = np.flatnonzero(position[annotations.images] >= 0)
-    object_images, object_labels = position[annotations.images[object_rows]], annotations.labels[object_rows].astype(int)
+    object_images, object_labels = (
+        position[annotations.images[object_rows]],
+        annotations.labels[object_rows].astype(int),
+    )
     areas = annotations.areas[object_rows]
     object_ignored = annotations.crowd[object_rows] | _outside(areas)
 
@@ -91,10 +97,10 @@ def match_detections(annotations: Annotations, results: Results, exclude: Iterab
         _match(found[area], group, detection, thing, iou, ignored, annotations.crowd[object_rows])
     outside = _outside(results.boxes[rows, 2] * results.boxes[rows, 3])[:, None]
     ignored = np.broadcast_to(outside, found.shape).copy()
-    area, threshold, matched = np.nonzero(found >= 0)
-    objects = found[area, threshold, matched]
-    ignored[area, threshold, matched] = object_ignored[area, objects]
-    found[area, threshold, matched] = object_rows[objects]
+    matched = np.nonzero(found >= 0)
+    objects = found[matched]
+    ignored[matched] = object_ignored[matched[0], objects]
+    found[matched] = object_rows[objects]
 
     images, labels = group // num_classes, group % num_classes
     order = np.lexsort((-results.scores[rows], labels))  # stable: equal scores stay in the order of the images
@@ -163,7 +169,7 @@ def _match(
     bounds = np.searchsorted(round_of_pair[order], np.arange(rounds.max(initial=-1) + 2))
     reached = iou >= np.minimum(IOU_THRESHOLDS, 1 - 1e-10)[:, None]
     taken = np.zeros((len(found), len(ignored)), np.bool_)
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in itertools.pairwise(bounds):
         current, objects = detection[start:stop], thing[start:stop]
         first = np.flatnonzero(np.diff(current, prepend=-1))
         possible = reached[:, start:stop] & ~(taken[:, objects] & ~crowd[objects])

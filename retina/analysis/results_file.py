@@ -73,22 +73,17 @@ def _columns(source: str, entries: list[_Entry], annotations: Annotations) -> Re
     boxes = np.array([entry.bbox for entry in entries], np.float64).reshape(-1, 4)
     images, known_image = find_ids(image_ids, annotations.image_ids)
     labels, known_category = find_ids(category_ids, np.array(annotations.category_ids, np.int64))
-    finite_box = np.isfinite(boxes).all(axis=1)
-    problems = [
-        (~known_image, lambda i: f"image_id {image_ids[i]}", f"is not an image of {annotations.path}"),
-        (
-            ~known_category,
-            lambda i: f"category_id {category_ids[i]}",
-            f"is not a category of {annotations.path}, which has {_first(annotations.category_ids)}",
-        ),
-        (~np.isfinite(scores), lambda i: f"score {scores[i]}", "is not a finite number"),
-        (~finite_box, lambda i: f"bbox {boxes[i].tolist()}", "has a coordinate that is not a finite number"),
-    ]
-    for wrong, given, what in problems:
+    known = _first(annotations.category_ids)
+    for name, values, wrong, what in (
+        ("image_id", image_ids, ~known_image, f"is not an image of {annotations.path}"),
+        ("category_id", category_ids, ~known_category, f"is not a category of {annotations.path}, which has {known}"),
+        ("score", scores, ~np.isfinite(scores), "is not a finite number"),
+        ("bbox", boxes, ~np.isfinite(boxes).all(axis=1), "has a coordinate that is not a finite number"),
+    ):
         if wrong.any():
-            first = np.flatnonzero(wrong)[:MAX_ERRORS].tolist()
-            listed = ", ".join(f"[{i}]: {given(i)}" for i in first) + (", ..." if wrong.sum() > MAX_ERRORS else "")
-            raise ResultsError(f"{source}: {wrong.sum()} of {count} detections: {listed} {what}")
+            given = ", ".join(f"[{i}].{name} {values[i].tolist()}" for i in np.flatnonzero(wrong)[:MAX_ERRORS])
+            more = ", ..." if wrong.sum() > MAX_ERRORS else ""
+            raise ResultsError(f"{source}: in {wrong.sum()} of {count} detections {name} {what}: {given}{more}")
     return Results(images, labels, boxes, scores)
 
 
