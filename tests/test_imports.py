@@ -32,11 +32,12 @@ PACKAGES = {
     "detector": Package(
         ["assign_triton", "assign", "criterion", "detect_triton", "detect"], ["base", "losses", "data", "model"]
     ),
-    "evaluate": Package(
-        ["inference", "coco", "latency", "loss_distribution"], ["base", "losses", "data", "model", "detector"]
-    ),
-    "analysis": Package(["results_file", "matches", "intervals"], ["base", "data"]),
     "plots": Package(["style", "result_files", "boxes", "detections", "run", "document"], []),
+    "analysis": Package(["results_file", "scoring", "matches", "intervals"], ["base", "data", "plots"]),
+    "evaluate": Package(
+        ["inference", "coco", "latency", "loss_distribution"],
+        ["base", "losses", "data", "model", "detector", "analysis"],
+    ),
     "check": Package(
         ["codes", "findings", "box_checks", "annotation_checks", "image_checks", "anchor_fit", "advice", "data_check",
          "text", "pictures", "page"],
@@ -44,7 +45,7 @@ PACKAGES = {
     ),
     "train": Package(
         ["errors", "distributed", "schedule", "logbook", "step", "step_flags", "state", "loop"],
-        ["base", "data", "model", "detector", "evaluate", "plots", "check"],
+        ["base", "data", "model", "detector", "analysis", "evaluate", "plots", "check"],
     ),
     "shapes": Package(["outlines", "settings", "layout", "painting", "scene", "writing"], ["base"]),
     "convert": Package(["checks", "voc", "yolo_folder", "yolo"], ["base"]),

@@ -16,7 +16,7 @@ from retina.parent_process import end_with_parent
 
 
 def main() -> int:
-    """Exit status: 0 with the table printed, 1 if data or weights cannot be used, 2 for a usage error."""
+    """Exit status: 0 with the table printed, 1 if data or weights cannot be used or scorers disagree, 2 for usage."""
     parser = config_parser(__doc__)
     parser.add_argument(
         "--checkpoint", type=Path, help="ours or torchvision's; default: best.pt of the run folder, or its last.pt"
@@ -36,7 +36,7 @@ def main() -> int:
     from retina.data.coco import CocoDataset
     from retina.device import compile_network, pick_device
     from retina.evaluate import (
-        evaluate_detections,
+        final_evaluation,
         format_metrics,
         inference_on_dataset,
         load_detector,
@@ -61,7 +61,8 @@ def main() -> int:
         return 1
     for reason in unreadable.values():
         print(f"not evaluated: {reason}")
-    metrics = evaluate_detections(results, dataset, exclude=unreadable).metrics | timing
+    evaluation, disagreement = final_evaluation(results, dataset, exclude=unreadable)
+    metrics = evaluation.metrics | timing
     output = arguments.output or config.run_dir
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "detections.json", json.dumps(results))
@@ -69,7 +70,9 @@ def main() -> int:
     if timing:
         print(f"{timing['milliseconds']:.1f} ms per image at batch 1, from normalization to NMS, on {device}")
     print(f"{format_metrics(metrics)}\n\n{output / 'metrics.json'}\n{output / 'detections.json'}")
-    return 0
+    if disagreement:
+        print(disagreement, file=sys.stderr)
+    return 1 if disagreement else 0
 
 
 if __name__ == "__main__":

@@ -23,18 +23,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+import msgspec
 import numpy as np
 from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from retina.analysis.scoring import Evaluation
 from retina.atomic_files import write_text
 from retina.config import KEYS_WITHOUT_EFFECT, Config
 from retina.config_file import ConfigError, load_config
 from retina.data.coco import CocoDataset, read_image
 from retina.data.loader import Batch
-from retina.evaluate.coco import Evaluation, format_metrics
+from retina.evaluate.coco import format_metrics
 from retina.plots.boxes import draw_boxes
 from retina.plots.run import plot_precision_recall
 from retina.train.errors import RunFolderError, RunFolderInUseError
@@ -127,7 +129,7 @@ class Logbook:
             return
         metrics = evaluation.metrics
         self._write_evaluations([*self.evaluations(), {"step": step, **metrics}])
-        write_text(self.folder / "detections.json", json.dumps(results))
+        write_text(self.folder / "detections.json", msgspec.json.encode(results).decode())  # six times as fast as json
         self.info(f"evaluation at step {step}\n{format_metrics(metrics)}")
         for name, value in metrics.items():
             if isinstance(value, float):
