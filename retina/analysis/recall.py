@@ -50,7 +50,7 @@ def break_down_recall(matches: Matches, annotations: Annotations, score: float) 
     def breakdown(title: str, edges: Sequence[float], names: list[str], values: Floats | Ints) -> Breakdown:
         place = np.searchsorted(edges, values, side="right") - 1
         counts, found, found_at_all = (
-            np.bincount(place[which], minlength=len(edges)) for which in (every, scores >= score, scores >= 0)
+            np.bincount(place[which], minlength=len(edges)) for which in (every, scores >= score, scores > -np.inf)
         )
         used = np.flatnonzero(counts)
         return Breakdown(title, [names[i] for i in used], counts[used], found[used], found_at_all[used])
@@ -65,9 +65,9 @@ def break_down_recall(matches: Matches, annotations: Annotations, score: float) 
 
 
 def found_scores(matches: Matches) -> Floats:
-    """(all objects,) the score of the detection that found each object, -1 where there is none."""
+    """(all objects,) the score of the detection that found each object, -inf where there is none."""
     right = is_right(matches)
-    scores = np.full(len(matches.object_rows), -1.0)
+    scores = np.full(len(matches.object_rows), -np.inf)
     scores[np.searchsorted(matches.object_rows, matches.found[0, 0][right])] = matches.scores[right]
     return scores
 
