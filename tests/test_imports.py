@@ -33,7 +33,11 @@ PACKAGES = {
         ["assign_triton", "assign", "criterion", "detect_triton", "detect"], ["base", "losses", "data", "model"]
     ),
     "plots": Package(["style", "result_files", "boxes", "detections", "run", "document"], []),
-    "analysis": Package(["results_file", "scoring", "matches", "intervals"], ["base", "data", "plots"]),
+    "analysis": Package(
+        ["results_file", "scoring", "matches", "intervals", "errors", "thresholds", "calibration", "recall", "report",
+         "gallery", "tables", "text", "pictures", "page"],
+        ["base", "data", "plots"],
+    ),
     "evaluate": Package(
         ["inference", "coco", "latency", "loss_distribution"],
         ["base", "losses", "data", "model", "detector", "analysis"],

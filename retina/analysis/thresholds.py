@@ -113,14 +113,15 @@ def best_threshold(curve: ScoreCurve) -> Threshold | None:
 def short_threshold(scores: Floats, last: int) -> float:
     """The number with the fewest decimals, at least two, that keeps exactly the scores up to the position `last`.
 
-    `scores`: distinct, from high to low.
+    It lies between two scores, so it does not matter whether a score that is equal to it would be kept. `scores`:
+    distinct, from high to low.
     """
-    lower = scores[last + 1] if last + 1 < len(scores) else -math.inf
+    lower, upper = scores[last + 1] if last + 1 < len(scores) else -math.inf, scores[last]
     for decimals in range(2, 17):
-        short = math.floor(scores[last] * 10**decimals) / 10**decimals
-        if lower < short <= scores[last]:
+        short = round((math.ceil(upper * 10**decimals) - 1) / 10**decimals, decimals)  # the largest below `upper`
+        if lower < short < upper:
             return float(short)
-    return float(scores[last])
+    return float(upper)
 
 
 def confusion_matrix(matches: Matches, annotations: Annotations, results: Results, score: float) -> Ints:

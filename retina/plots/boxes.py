@@ -20,6 +20,7 @@ def draw_boxes(
     *,
     dashed: Sequence[bool] | None = None,
     text_size: int | None = None,
+    line_width: int | None = None,
 ) -> Image.Image:
     """Draw boxes with their class names (and scores) on a copy of an image.
 
@@ -30,6 +31,7 @@ def draw_boxes(
         scores: M numbers, written after the names; the highest are drawn on top.
         dashed: M flags, True for a dashed outline (crowds).
         text_size: of the names, in pixels; 0 draws none; None chooses it by the longest side of the image.
+        line_width: of the outlines, in pixels; None chooses it by the longest side of the image.
 
     Returns:
         A new RGB image of the same size. Lines and text scale with its longest side.
@@ -56,7 +58,7 @@ def draw_boxes(
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     # the last one is drawn on top: the box with the highest score, or without scores the smallest
     order = [int(index) for index in np.argsort(-areas if scores is None else np.asarray(scores), kind="stable")]
-    line_width = max(1, round(max(image.size) / 250))
+    line_width = line_width or max(1, round(max(image.size) / 250))
     for index in order:
         _draw_outline(draw, corners[index], colors[index], line_width, dashed is not None and dashed[index])
 
