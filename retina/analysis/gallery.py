@@ -25,6 +25,7 @@ TILE = 480  # longest side of a drawn part of an image, pixels
 CONTEXT = 0.75  # of the longest side of the box, shown on each side of it
 MIN_SIDE = 96  # pixels of the image that are shown at least
 MAX_BOXES = 40  # other boxes that are drawn
+FAR = 1e6  # pixels; the largest coordinate that is drawn
 MARGIN = 12  # pixels of the drawn part, more than the width of a line
 
 ReadImage = Callable[[Path, tuple[int, int]], NDArray[np.uint8]]  # RGB (H, W, 3) of a file, with width and height
@@ -127,7 +128,7 @@ def draw_example(report: Report, example: Example, images: Path, page: Path, rea
     def corners(xywh: Floats) -> Floats:
         xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
         moved: Floats = (xyxy - np.tile(part[:2], 2)) * scale
-        return moved
+        return moved.clip(-FAR, FAR)
 
     names = [clean_text(text, 16) for text in file.names]
     if example.kind in ("missed", "duplicate"):

@@ -12,6 +12,7 @@ Legend: as in matches.py; S resamples, R recalls, N true positives of a class.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -122,7 +123,9 @@ def _mean(values: Floats, axes: int | tuple[int, ...]) -> Floats:
 def interval(values: Floats, level: float = 0.95) -> NDArray[np.float64]:
     """(2, ...) the percentiles of the resamples along axis 0 between which `level` of them lie."""
     tail = 50 * (1 - level)
-    bounds: Floats = np.nanpercentile(values, [tail, 100 - tail], axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a class without objects has only NaN
+        bounds: Floats = np.nanpercentile(values, [tail, 100 - tail], axis=0)
     return bounds
 
 

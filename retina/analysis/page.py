@@ -83,7 +83,8 @@ def write_report(report: Report, output: Path, images: Path, read_image: ReadIma
 
 def _blocks(report: Report, source: str, command: str) -> Iterator[Block]:
     yield Heading(1, "Report of the evaluation")
-    yield Paragraph(source)
+    excluded = len(report.annotations.image_ids) - len(report.matches.image_ids)
+    yield Paragraph(source + f". {excluded} images could not be read and do not count." * bool(excluded))
     yield Bullets(summary(report))
     if report.threshold is not None:
         yield Code(command)
@@ -130,6 +131,8 @@ def _class_table(report: Report) -> Table:
 
 
 def _lost(report: Report) -> Iterator[Block]:
+    if not report.errors.objects.any():
+        return
     yield Heading(2, "Where the AP is lost")
     yield Paragraph(
         "The six kinds of errors of TIDE (Bolya et al. 2020), at IoU 0.5. The points are the AP50 that would be gained "

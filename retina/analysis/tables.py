@@ -48,7 +48,7 @@ def make_tables(report: Report, gallery: dict[str, list[Example]]) -> dict[str, 
             row for name, curve, _ in _curves_and_thresholds(report) for row in _curve_rows(name, curve)
         ],
         "thresholds": [
-            {"class": name, **(threshold._asdict() if threshold else {})}
+            {"class": name, **dict.fromkeys(Threshold._fields), **(threshold._asdict() if threshold else {})}
             for name, _, threshold in _curves_and_thresholds(report)
         ],
         "confusion": _confusion(report),

@@ -59,7 +59,7 @@ def test_best_threshold_by_hand() -> None:
     assert (best.right, best.wrong, best.missed) == (61, 21, 39)
     assert best.precision == pytest.approx(61 / 82) and best.recall == 0.61 and best.f1 == pytest.approx(122 / 182)
     assert (best.low, best.high) == (0.6, 0.81), "F1 is within 0.01 for the three in the middle"
-    alone = best_threshold(ScoreCurve(scores, np.array([40, 60, 70, 70, 75]), wrong + [0, 0, 0, 5, 5], 100))
+    alone = best_threshold(ScoreCurve(scores, np.array([40, 60, 70, 70, 75]), np.array([0, 20, 21, 27, 65]), 100))
     assert alone is not None and (alone.low, alone.high) == (alone.score, alone.score) == (0.619, 0.619)
 
 
