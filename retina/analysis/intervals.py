@@ -12,13 +12,12 @@ Legend: as in matches.py; S resamples, R recalls, N true positives of a class.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
+from scipy import sparse, stats
 
 from retina.analysis.matches import AREAS, IOU_THRESHOLDS, MAX_DETECTIONS, Matches, object_counts
 from retina.config import COCO_METRICS
@@ -36,6 +35,14 @@ class Scores(NamedTuple):
 
     metrics: Floats  # (S, 12) in the order of COCO_METRICS
     per_class: Floats  # (S, K) AP
+
+
+class Sampled(NamedTuple):
+    """The numbers of a run, as they are and resampled. C columns: COCO_METRICS, then the AP of each class."""
+
+    numbers: Floats  # (C,) those of pycocotools, NaN where there are no objects
+    resamples: Floats  # (S, C)
+    num_images: int
 
 
 class Accumulated(NamedTuple):
@@ -120,12 +127,43 @@ def _mean(values: Floats, axes: int | tuple[int, ...]) -> Floats:
     return mean
 
 
-def interval(values: Floats, level: float = 0.95) -> NDArray[np.float64]:
-    """(2, ...) the percentiles of the resamples along axis 0 between which `level` of them lie."""
-    tail = 50 * (1 - level)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a class without objects has only NaN
-        bounds: Floats = np.nanpercentile(values, [tail, 100 - tail], axis=0)
+def resample(matches: Matches, weights: NDArray[Any]) -> Sampled:
+    """The numbers of a run for its images as they are, and for each row of `weights` (S, B)."""
+    accumulated, scores = accumulate(matches), weighted_scores(matches, weights)
+    numbers = [*accumulated.metrics.values(), *accumulated.per_class.values()]
+    return Sampled(
+        np.array([np.nan if number is None else number for number in numbers]),
+        np.concatenate([scores.metrics, scores.per_class], axis=1),
+        weights.shape[1],
+    )
+
+
+def standard_error(resamples: Floats, num_images: int) -> Floats:
+    """(C,) the standard deviation over other images like these, from resamples (S, C).
+
+    NaN for fewer than two images, and where more than 5 percent of the resamples have no object: the objects are then
+    on fewer than three images.
+    """
+    known = ~np.isnan(resamples)
+    count = known.sum(axis=0)
+    if num_images < 2:
+        return np.full(resamples.shape[1], np.nan)
+    mean = np.where(known, resamples, 0).sum(axis=0) / np.maximum(count, 1)
+    squares = np.where(known, (resamples - mean) ** 2, 0).sum(axis=0) / np.maximum(count - 1, 1)
+    # The factor: the resamples vary about their own mean, with one degree of freedom less than images.
+    error = np.sqrt(squares * num_images / (num_images - 1))
+    return np.where(count >= 0.95 * len(resamples), error, np.nan)
+
+
+def interval(sampled: Sampled, level: float = 0.95) -> Floats:
+    """(2, C) the interval of each number: the number -+ Student's quantile x standard error, within 0 and 1.
+
+    Not the percentiles of the resamples: an image that is drawn twice raises the AP, so their mean lies above the
+    number, by more than the width of the interval where there are many images (docs/results/compare.md).
+    """
+    quantile = stats.t.ppf(0.5 + level / 2, max(sampled.num_images - 1, 1))
+    error = quantile * standard_error(sampled.resamples, sampled.num_images)
+    bounds: Floats = np.clip([sampled.numbers - error, sampled.numbers + error], 0, 1)
     return bounds
 
 

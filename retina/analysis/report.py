@@ -9,7 +9,7 @@ import numpy as np
 
 from retina.analysis.calibration import Calibration, calibrate
 from retina.analysis.errors import Errors, LostAP, find_errors, lost_ap
-from retina.analysis.intervals import accumulate, bootstrap_weights, interval, weighted_scores
+from retina.analysis.intervals import accumulate, bootstrap_weights, interval, resample
 from retina.analysis.matches import Floats, Ints, Matches, match_detections
 from retina.analysis.recall import Breakdown, break_down_recall
 from retina.analysis.results_file import Results
@@ -21,6 +21,7 @@ from retina.analysis.thresholds import (
     count_by_image,
     score_curve,
 )
+from retina.config import COCO_METRICS
 from retina.data.annotations import Annotations
 
 
@@ -70,7 +71,7 @@ def analyze(
     exclude = list(exclude)
     matches = match_detections(annotations, results, exclude)
     accumulated = accumulate(matches)
-    resampled = weighted_scores(matches, bootstrap_weights(len(matches.image_ids)))
+    bounds = interval(resample(matches, bootstrap_weights(len(matches.image_ids))))
     errors = find_errors(annotations, results, exclude)
     curve, class_curves = score_curve(matches), [score_curve(matches, k) for k in range(len(annotations.names))]
     threshold = best_threshold(curve)
@@ -83,9 +84,9 @@ def analyze(
         results,
         matches,
         accumulated.metrics,
-        interval(resampled.metrics),
+        bounds[:, : len(COCO_METRICS)],
         precision.mean(axis=(0, 1)),
-        interval(resampled.per_class),
+        bounds[:, len(COCO_METRICS) :],
         precision[0],
         errors,
         lost_ap(errors),
