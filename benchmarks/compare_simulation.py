@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from retina.analysis.comparison import Difference, compare, seed_noise
-from retina.analysis.intervals import accumulate, bootstrap_weights, resample
+from retina.analysis.intervals import accumulate, bootstrap_weights, resample_ap
 from retina.analysis.matches import Matches, match_detections
 from retina.analysis.results_file import Results
 from retina.data.annotations import Annotations
@@ -113,7 +113,7 @@ def run_trial(rng: np.random.Generator, num_images: int, qualities: Sequence[Flo
     """`qualities`: of the trainings of A and of B."""
     scene = draw_scene(rng, num_images)
     weights = bootstrap_weights(num_images, resamples)
-    a, b = ([resample(match(rng, scene, quality), weights) for quality in side] for side in qualities)
+    a, b = ([resample_ap(match(rng, scene, quality), weights) for quality in side] for side in qualities)
     return compare(a, b, seed_noise([a, b]))
 
 

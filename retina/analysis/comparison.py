@@ -1,12 +1,14 @@
 """Is B better than A? The difference of two runs, or of several seeds on each side, with its interval and p-value.
 
 Two things make a difference that is not there: the images of the validation set, and the seed of a training. A
-hierarchical bootstrap draws both again: the images, the same for all runs, because all were measured on the same ones
-(the comparison is paired), and for each side as many seeds as it has. With one training on each side only the images
-are drawn. The interval is the difference -+ Student's quantile x the standard deviation of the draws, with Welch's and
-Satterthwaite's degrees of freedom: few seeds give a wide interval. docs/results/compare.md tests this by simulation.
+hierarchical bootstrap draws both again. The images are drawn alike for all runs, because all were measured on the same
+ones: the comparison is paired. The seeds are drawn independently of the images, so the variance of the difference is a
+sum. Its first part comes from resampled images. The second is that of a mean of so many seeds, which needs no draws:
+s^2 (1/n_a + 1/n_b), with s corrected for the few seeds it was estimated from. The interval is the difference -+
+Student's quantile x standard error, with Welch's and Satterthwaite's degrees of freedom. Without images it is Fisher's
+least significant difference. docs/results/compare.md tests it by simulation.
 
-Legend: S resamples, C columns (COCO_METRICS, then the AP of each class).
+Legend: S resamples, C columns (COCO_METRICS, then the AP of each class; or AP alone).
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ Floats = NDArray[np.float64]
 
 
 class SeedNoise(NamedTuple):
-    """Deviations of trainings from the mean of those that differ only in the seed; unbiased, so they can be drawn."""
+    """How much trainings differ that differ only in the seed."""
 
-    deviations: Floats  # (trainings, C)
+    sd: Floats  # (C,) standard deviation, pooled over the groups
     degrees_of_freedom: int
+    num_groups: int
 
 
 class Difference(NamedTuple):
@@ -49,43 +52,35 @@ class Difference(NamedTuple):
 
 
 def seed_noise(groups: Sequence[Sequence[Sampled]]) -> SeedNoise | None:
-    """The seed noise of groups of runs that differ only in the seed; None if no group has two."""
+    """The pooled noise of groups of runs that differ only in the seed; None if no group has two."""
     several = [np.stack([run.numbers for run in group]) for group in groups if len(group) > 1]
     if not several:
         return None
-    # A mean of n values is nearer to them than the true mean; the factor corrects this.
-    deviations = [np.sqrt(len(group) / (len(group) - 1)) * (group - group.mean(axis=0)) for group in several]
-    return SeedNoise(np.concatenate(deviations), sum(len(group) - 1 for group in several))
+    degrees_of_freedom = sum(len(group) - 1 for group in several)
+    squares = sum(((group - group.mean(axis=0)) ** 2).sum(axis=0) for group in several)
+    return SeedNoise(np.sqrt(squares / degrees_of_freedom), degrees_of_freedom, len(several))
 
 
-def compare(a: Sequence[Sampled], b: Sequence[Sampled], noise: SeedNoise | None, seed: int = 0) -> Difference:
+def compare(a: Sequence[Sampled], b: Sequence[Sampled], noise: SeedNoise | None) -> Difference:
     """The difference between the runs of B and those of A.
 
     Args:
         a: the runs of one side.
         b: the runs of the other. All runs of both sides were resampled with the same weights.
         noise: of the seeds, from `seed_noise`: of both sides, or of a whole study. None: the images alone.
-        seed: of the draws of seeds.
     """
     mean_a, mean_b = (np.mean([run.numbers for run in side], axis=0) for side in (a, b))
     value = mean_b - mean_a
     drawn = np.mean([run.resamples for run in b], axis=0) - np.mean([run.resamples for run in a], axis=0)
-    num_images = a[0].num_images
-    error = standard_error(drawn, num_images)
-    freedom = np.full(len(value), float(num_images - 1))
+    images = standard_error(drawn, a[0].num_images)
+    seeds, seeds_freedom = np.zeros(len(value)), 1
     if noise is not None:
-        rng = np.random.default_rng(seed)
-        for sign, side in ((1, b), (-1, a)):
-            chosen = rng.integers(len(noise.deviations), size=(len(drawn), len(side)))
-            drawn = drawn + sign * noise.deviations[chosen].mean(axis=1)
-        total = standard_error(drawn, num_images)
-        seeds = np.sqrt(np.maximum(total**2 - error**2, 0))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            freedom = total**4 / (error**4 / (num_images - 1) + seeds**4 / noise.degrees_of_freedom)
-        error = total
-    freedom = np.where(error > 0, freedom, 1)
-    reach = stats.t.ppf(0.975, freedom) * error
+        seeds, seeds_freedom = noise.sd * np.sqrt(1 / len(a) + 1 / len(b)), noise.degrees_of_freedom
+    error = np.sqrt(images**2 + seeds**2)
     with np.errstate(invalid="ignore", divide="ignore"):
+        freedom = error**4 / (images**4 / (a[0].num_images - 1) + seeds**4 / seeds_freedom)
+        freedom = np.where(error > 0, freedom, 1)
+        reach = stats.t.ppf(0.975, freedom) * error
         p = np.where(error > 0, 2 * stats.t.sf(np.abs(value / error), freedom), np.where(value == 0, 1.0, np.nan))
     detectable = reach + stats.t.ppf(POWER, freedom) * error
     return Difference(mean_a, mean_b, value, value - reach, value + reach, p, detectable)

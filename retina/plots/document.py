@@ -110,6 +110,19 @@ def photo(image: Image.Image, file: str, alt: str, width: int, caption: str = ""
     return Picture(file, alt, buffer.getvalue(), width, caption, link)
 
 
+def to_text(table: Table) -> str:
+    """A table as aligned columns of plain text, for a terminal."""
+    lines = [table.head, *table.rows]
+    aligned = [
+        (max(map(len, column)), right) for column, right in zip(zip(*lines, strict=True), table.right(), strict=True)
+    ]
+    return "\n".join(
+        "  ".join(text.rjust(w) if right else text.ljust(w) for text, (w, right) in zip(line, aligned, strict=True))
+        .rstrip()
+        for line in lines
+    )  # fmt: skip
+
+
 def to_markdown(blocks: Sequence[Block]) -> str:
     """Markdown text; pictures are links to their files."""
     return "\n\n".join(map(_markdown, blocks)) + "\n"

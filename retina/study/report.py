@@ -20,7 +20,7 @@ from scipy import stats
 
 from retina.atomic_files import atomic_file, write_text
 from retina.config import COCO_METRICS
-from retina.plots.document import Block, Heading, Paragraph, Picture, Table, to_html, to_markdown
+from retina.plots.document import Block, Heading, Paragraph, Picture, Table, to_html, to_markdown, to_text
 from retina.study.cells import Study, format_value, short_key
 from retina.study.figures import plot_ap_curves, plot_classes, plot_heat_map, plot_losses
 from retina.study.paper import paper_tables
@@ -69,14 +69,7 @@ def write_report(study: Study) -> list[Path]:
 def terminal_table(study: Study) -> str:
     """The main table as aligned columns of plain text; only AP has a deviation, to keep the lines short."""
     table = _main_table(group_cells(study), metrics_with_sd=("AP",))
-    lines = [table.head, *table.rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = list(zip(widths, table.right(), strict=True))
-    return "\n".join(
-        "  ".join(text.rjust(w) if right else text.ljust(w) for text, (w, right) in zip(line, aligned, strict=True))
-        .rstrip()
-        for line in lines
-    )  # fmt: skip
+    return to_text(table)
 
 
 def _blocks(study: Study, groups: list[Group]) -> Iterator[Block]:
