@@ -18,7 +18,7 @@ from retina.analysis.report import Report
 from retina.analysis.thresholds import ScoreCurve, Threshold
 
 ALL = "all"  # the name of all classes together
-MAX_POINTS = 500  # of a curve
+MAX_POINTS = 200  # of a curve
 
 Row = dict[str, Any]
 
