@@ -165,7 +165,7 @@ def _scores(report: Report) -> Iterator[Block]:
     head = ["class", "--score", "F1 within 0.01", "right", "wrong", "missed", "precision", "recall", "F1"]
     yield Table(head, rows, bold=0)
     yield _with_source(plot_curves(report), "precision_recall")
-    yield Heading(3, "What is confused with what")
+    yield Heading(2, "What is confused with what")
     yield Paragraph(
         "Rows: what an object is. Columns: what it was detected as, at IoU 0.5. Colors are shares of the row. The last "
         "column has the objects without a detection, the last row the detections without an object."

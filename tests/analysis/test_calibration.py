@@ -50,7 +50,7 @@ def test_temperature_is_that_of_a_logistic_regression(temperature: float) -> Non
 
 
 def test_temperature_is_tested_on_the_other_half() -> None:
-    """Each image has an object and 40 detections, of which those with a high score are right."""
+    """Each image has ten objects and a detection for each; one with a score above 0.5 is mostly right."""
     rng = np.random.default_rng(1)
     objects, detections = [], []
     for image in range(30):
@@ -68,5 +68,11 @@ def test_temperature_is_tested_on_the_other_half() -> None:
     assert found.after.d_ece < found.before.d_ece and found.log_loss_after < found.log_loss_before
     assert result.all.counts.sum() == 300
     assert result.kept.counts.sum() == sum(row[-1] >= 0.5 for row in detections)
-    assert calibrate(match(30, 1, objects, detections), 0.5) is not None
+    changed = []  # images whose detections the temperature depends on
+    for image in range(30):
+        rows = [[*row[:2], 0, 300, 20, 20, 0.79] if row[0] == image else row for row in detections]
+        again = calibrate(match(30, 1, objects, rows), 0.5).temperature
+        assert again is not None
+        changed += [image] * (again.value != found.value)
+    assert len(changed) == 15
     assert calibrate(match(30, 1, objects, detections[:40]), 0.5).temperature is None, "too few detections"

@@ -22,8 +22,8 @@ from retina.config import COCO_METRICS
 
 UNSAFE_CLASS = "<script>alert(1)</script> $x"
 UNSAFE_FILE = 'a & "b" #1.png'
-HEADINGS = ["Average precision", "Where the AP is lost", "At which score to use it", "Which objects are found",
-            "Are the scores probabilities?", "The worst errors", "Data"]  # fmt: skip
+HEADINGS = ["Average precision", "Where the AP is lost", "At which score to use it", "What is confused with what",
+            "Which objects are found", "Are the scores probabilities?", "The worst errors", "Data"]  # fmt: skip
 
 
 def make_detections(truth: dict[str, Any], seed: int = 0) -> list[dict[str, Any]]:
@@ -147,7 +147,9 @@ def test_gallery_shows_the_worst(written: Written) -> None:
             path = written.folder / unquote(target)
             assert path.is_file() and path.name == row["file"]
         scores = [row["score"] for row in rows]
-        assert kind == "missed" or scores == sorted(scores, reverse=True)
+        sizes = [float(np.prod(row["object_bbox"][2:])) if row["object_bbox"] else 0 for row in rows]
+        order = sizes if kind == "missed" else scores
+        assert order == sorted(order, reverse=True) and len(set(order)) > 1
     for data in re.findall('src="data:image/jpeg;base64,([^"]+)"', written.page):
         with Image.open(io.BytesIO(base64.b64decode(data))) as image:
             assert max(image.size) == 480

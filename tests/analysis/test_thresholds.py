@@ -103,6 +103,14 @@ def test_confusion_matrix_by_hand() -> None:
     assert [part.tolist() for part in count_by_image(matches, 0.5)] == [[2, 2], [4, 1]]
 
 
+def test_the_detection_with_the_higher_score_takes_the_object() -> None:
+    objects = [[0, 2, 0, 0, 100, 100, 0]]
+    detections = [[0, 0, 0, 0, 100, 95, 0.6], [0, 1, 0, 0, 100, 90, 0.7]]
+    annotations, results = columns(1, 3, objects, detections)
+    matrix = confusion_matrix(match_detections(annotations, results), annotations, results, 0.5)
+    assert matrix[2].tolist() == [0, 1, 0, 0] and matrix[3].tolist() == [1, 0, 0, 0]
+
+
 def test_confusion_matrix_counts_everything_once() -> None:
     objects, detections = random_rows(7, 10_000)
     annotations, results = columns(4, 3, objects, detections)
