@@ -196,7 +196,7 @@ def plot_recall(report: Report) -> Picture:
         axes.set_xlabel(unit.rstrip(")"), fontsize=9)
         style_axes(axes, f"recall by {name}", "no objects")
         axes.get_legend().remove() if axes is not panels[0] and axes.get_legend() else None
-    return figure_picture(figure, "recall.png", "Recall by size, shape and number of neighbours of the objects")
+    return figure_picture(figure, "recall.png", "Recall by size, shape and number of neighbors of the objects")
 
 
 def plot_counts(report: Report) -> Picture:
@@ -206,9 +206,9 @@ def plot_counts(report: Report) -> Picture:
     figure = Figure(figsize=(5.4, 4.6), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([0, most], [0, most], color="#888888", linewidth=1, label="equal")
-    axes.scatter(
-        pairs[0], pairs[1], s=18 * counts, color=BLUE, alpha=0.6, linewidths=0, label="an image; more images: larger"
-    )
+    sizes = np.maximum(4, counts * min(18, 250 / counts.max(initial=1)))
+    axes.scatter(pairs[0], pairs[1], s=sizes, color=BLUE, alpha=0.6, linewidths=0)
+    axes.plot([], [], "o", color=BLUE, alpha=0.6, markersize=5, label="an image; more images: larger")
     axes.set(xlabel="objects in the image", ylabel=f"detections with a score of at least {report.score:g}")
     style_axes(axes, "detections per image", "no images")
     return figure_picture(figure, "images.png", "Detections over objects for each image")

@@ -1,4 +1,4 @@
-"""Which objects are found: recall over their size, their shape and the number of their neighbours, at IoU 0.5.
+"""Which objects are found: recall over their size, their shape and the number of their neighbors, at IoU 0.5.
 
 Legend: M objects without crowd regions, N bins.
 """
@@ -39,7 +39,7 @@ class Breakdown(NamedTuple):
 
 
 def break_down_recall(matches: Matches, annotations: Annotations, score: float) -> list[Breakdown]:
-    """Recall by size, shape and neighbours; `score`: the threshold of `Breakdown.found`."""
+    """Recall by size, shape and neighbors; `score`: the threshold of `Breakdown.found`."""
     objects = ~matches.object_ignored[0]
     rows = matches.object_rows[objects]
     scores = found_scores(matches)[objects]
@@ -60,7 +60,7 @@ def break_down_recall(matches: Matches, annotations: Annotations, score: float) 
             "size (square root of the area of the box, pixels)", SIDES, _range_names(SIDES), (width * height) ** 0.5
         ),
         breakdown("shape (width to height)", RATIOS, RATIO_NAMES, width / np.maximum(height, 1e-9)),
-        breakdown("neighbours (other objects whose boxes overlap it)", NEIGHBORS, _count_names(NEIGHBORS), neighbors),
+        breakdown("neighbors (other objects whose boxes overlap it)", NEIGHBORS, _count_names(NEIGHBORS), neighbors),
     ]
 
 

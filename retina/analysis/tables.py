@@ -30,7 +30,7 @@ TABLE_TEXTS = {
     "scores": "precision, recall and F1 over the score, by class",
     "thresholds": "the threshold with the best F1, by class",
     "confusion": "the confusion matrix at the recommended threshold; pairs that do not occur are left out",
-    "recall": "recall by size, shape and neighbours, with its interval",
+    "recall": "recall by size, shape and neighbors, with its interval",
     "images": "objects and kept detections of each image",
     "calibration": "score and precision in 20 bins",
     "gallery": "the errors that are drawn, with their boxes (x, y, width, height in pixels)",

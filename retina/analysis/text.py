@@ -39,7 +39,7 @@ KIND_TEXTS = {
     "duplicate": ("a second detection of an object", "a lower detect.nms_iou"),
     "background": (
         "no object is there",
-        "look at the pictures below: are these objects that nobody labelled? If not: more images of what is confused "
+        "look at the pictures below: are these objects that nobody labeled? If not: more images of what is confused "
         "with objects, also without objects; a higher threshold",
     ),
     "missed": (

@@ -182,6 +182,7 @@ p, ul { margin: 0.5rem 0; }
 ul { padding-left: 1.2rem; font-size: 0.9rem; white-space: pre-line; }
 pre { background: #f5f5f5; border: 1px solid #e4e4e4; padding: 0.6rem 0.9rem; font-size: 0.9rem; overflow-x: auto; }
 figure { margin: 0; }
+body > figure { margin: 1.2rem 0; }
 figure img { margin: 0; }
 figcaption { font-size: 0.8rem; line-height: 1.35; color: #444; margin-top: 0.25rem; }
 .beside { display: flex; flex-wrap: wrap; gap: 0.5rem 1.5rem; align-items: flex-start; margin: 1.2rem 0;
