@@ -42,7 +42,7 @@ from retina.plots.document import (
     to_html,
 )
 
-PAGE, DATA, FOLDER = "report.html", "report.json", "report"
+PAGE, DATA, FOLDER, METRICS = "report.html", "report.json", "report", "metrics.json"
 MAX_ROWS = 200  # classes in a table
 
 
@@ -65,11 +65,12 @@ def write_report(report: Report, output: Path, images: Path, read_image: ReadIma
     """
     examples = choose_examples(report)
     tables = make_tables(report, examples)
+    commands = []
     if report.threshold is not None:
-        command = f"{command} --score {report.threshold.score:g}"
-    data = {"summary": summary(report), "source": source, "command": command, **tables}
+        commands = [f"{command} --score {score}" for score in (f"{report.threshold.score:g}", output / METRICS)]
+    data = {"summary": summary(report), "source": source, "commands": commands, **tables}
     blocks = [
-        *_blocks(report, source, command),
+        *_blocks(report, source, commands),
         *_galleries(report, examples, images, output, read_image),
         *_data(tables),
     ]
@@ -81,16 +82,16 @@ def write_report(report: Report, output: Path, images: Path, read_image: ReadIma
     return output / PAGE
 
 
-def _blocks(report: Report, source: str, command: str) -> Iterator[Block]:
+def _blocks(report: Report, source: str, commands: list[str]) -> Iterator[Block]:
     yield Heading(1, "Report of the evaluation")
     excluded = len(report.annotations.image_ids) - len(report.matches.image_ids)
     yield Paragraph(source + f". {excluded} images could not be read and do not count." * bool(excluded))
     yield Bullets(summary(report))
-    if report.threshold is not None:
-        yield Code(command)
+    if commands:
+        yield Code(commands[0])
     yield from _average_precision(report)
     yield from _lost(report)
-    yield from _scores(report)
+    yield from _scores(report, commands)
     yield from _found(report)
     yield from _calibration(report)
     if report.milliseconds is not None:
@@ -152,7 +153,7 @@ def _lost(report: Report) -> Iterator[Block]:
     yield _with_source(plot_lost_ap(report), "lost_ap")
 
 
-def _scores(report: Report) -> Iterator[Block]:
+def _scores(report: Report, commands: list[str]) -> Iterator[Block]:
     yield Heading(2, "At which score to use it")
     yield Paragraph(
         "At IoU 0.5. Precision: the share of the detections that is right. Recall: the share of the objects that is "
@@ -164,6 +165,11 @@ def _scores(report: Report) -> Iterator[Block]:
     rows = [_threshold_row(name, threshold) for name, threshold in list(thresholds)[: MAX_ROWS + 1]]
     head = ["class", "--score", "F1 within 0.01", "right", "wrong", "missed", "precision", "recall", "F1"]
     yield Table(head, rows, bold=0)
+    if commands and len(report.names) > 1:
+        yield Paragraph(
+            "With the threshold of each class instead of one for all (uncertain for a class of few objects):"
+        )
+        yield Code(commands[1])
     yield _with_source(plot_curves(report), "precision_recall")
     yield Heading(2, "What is confused with what")
     yield Paragraph(

@@ -9,7 +9,10 @@ Legend: B images, K classes, D detections, N distinct scores.
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +63,41 @@ class Threshold(NamedTuple):
     precision: float
     recall: float
     f1: float
+
+
+class LowestScores(NamedTuple):
+    """The scores that a user gives: one for all classes, and others for some of them."""
+
+    all: float
+    per_class: dict[str, float]
+
+    def of(self, names: Sequence[str]) -> list[float]:
+        """For each class by its name."""
+        return [self.per_class.get(name, self.all) for name in names]
+
+
+def lowest_scores(given: str) -> LowestScores:
+    """A number from 0 to 1, or the metrics.json of an evaluation with a report, which has a threshold for each class.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        number = float(given)
+    except ValueError:
+        pass
+    else:
+        if 0 <= number <= 1:
+            return LowestScores(number, {})
+        raise ValueError(f"given {given}, expected a number from 0 to 1")
+    try:
+        found = json.loads(Path(given).read_text(encoding="utf-8"))["score_threshold"]
+        per_class = {str(name): float(score) for name, score in found["per_class"].items() if score is not None}
+        return LowestScores(float(found["all"]), per_class)
+    except OSError:
+        raise ValueError(f"given {given}, which is neither a number from 0 to 1 nor a file that can be read") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{given} has no thresholds; tools/eval.py --report writes them into metrics.json") from None
 
 
 def counted(matches: Matches) -> Bools:

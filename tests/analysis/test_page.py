@@ -101,13 +101,14 @@ def test_summary_and_command(written: Written) -> None:
     assert f"{100 * max(kinds.values()):.1f} points" in lost and len(kinds) == 6
     score = f"{written.metrics['score_threshold']['all']:g}"
     assert f"at least {score}:" in use
-    command = re.findall("<pre>(.*?)</pre>", written.page)
-    assert command == [written.data["command"]] and command[0].endswith(f"IMAGE_OR_FOLDER --score {score}")
+    commands = re.findall("<pre>(.*?)</pre>", written.page)
+    assert commands == written.data["commands"] and commands[0].endswith(f"IMAGE_OR_FOLDER --score {score}")
+    assert commands[1].endswith(f"IMAGE_OR_FOLDER --score {written.folder}/metrics.json")
     assert written.output.rstrip().endswith("report.html")
 
 
 def test_every_table_is_json_and_csv(written: Written) -> None:
-    tables = {name: rows for name, rows in written.data.items() if isinstance(rows, list) and name != "summary"}
+    tables = {name: rows for name, rows in written.data.items() if name not in ("summary", "source", "commands")}
     files = {file.stem: file for file in (written.folder / "report").iterdir()}
     assert set(tables) == set(files)
     for name, rows in tables.items():
@@ -164,10 +165,10 @@ def test_names_are_escaped_and_nothing_is_loaded(written: Written) -> None:
 
 
 def test_equal_data_give_equal_bytes(written: Written, tiny_yaml: Path, tmp_path: Path) -> None:
-    """In a folder of the same depth, because links are relative; the source names the file."""
+    """But for the paths in the source, the commands and the links."""
     data = written.folder.parent / "data"
     again = write_report(tiny_yaml, data, tmp_path, (written.folder.parent / "found.json").read_text())
-    pages = (re.sub('<p>[^<]*found.json[^<]*</p>|href="[^"]*"', "", page) for page in (written.page, again.page))
+    pages = (re.sub('<p>[^<]*found.json[^<]*</p>|<pre>.*?</pre>|href="[^"]*"', "", page) for page in (written.page, again.page))
     assert len(set(pages)) == 1
 
 

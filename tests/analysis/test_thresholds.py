@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,6 +19,7 @@ from retina.analysis.thresholds import (
     confusion_matrix,
     count_by_image,
     is_right,
+    lowest_scores,
     score_curve,
     short_threshold,
 )
@@ -121,3 +125,30 @@ def test_confusion_matrix_counts_everything_once() -> None:
     assert np.trace(matrix) == best.right and matrix[-1, -1] == 0
     assert matrix[:-1].sum() == 30 and matrix[:, :-1].sum() == best.right + best.wrong
     np.testing.assert_array_equal(matrix[:-1].sum(axis=1), np.bincount([int(row[1]) for row in objects]))
+
+
+def test_lowest_scores_of_a_number_and_of_a_file(tmp_path: Path) -> None:
+    assert lowest_scores("0.25").of(["cat", "dog"]) == [0.25, 0.25]
+    file = tmp_path / "metrics.json"
+    file.write_text(json.dumps({"AP": 0.5, "score_threshold": {"all": 0.4, "per_class": {"cat": 0.7, "dog": None}}}))
+    assert lowest_scores(str(file)).of(["cat", "dog"]) == [0.7, 0.4]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("1.5", "from 0 to 1"),
+        ("nan", "from 0 to 1"),
+        ("no.json", "neither a number"),
+        ('{"AP": 0.5}', "has no thresholds"),
+        ('{"score_threshold": {"all": null, "per_class": {}}}', "has no thresholds"),
+        ("[]", "has no thresholds"),
+        ("{", "has no thresholds"),
+    ],
+)
+def test_lowest_scores_that_are_none(tmp_path: Path, given: str, message: str) -> None:
+    if given[0] in "[{":
+        (tmp_path / "metrics.json").write_text(given)
+        given = str(tmp_path / "metrics.json")
+    with pytest.raises(ValueError, match=message):
+        lowest_scores(given)
