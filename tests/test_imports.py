@@ -56,8 +56,8 @@ PACKAGES = {
     "convert": Package(["checks", "voc", "yolo_folder", "yolo"], ["base"]),
     "study": Package(
         ["cells", "paper", "study_file", "trial_storage", "launch", "outcome", "estimate", "loop", "results", "figures",
-         "report"],
-        ["base", "plots"],
+         "verdicts", "report"],
+        ["base", "data", "plots", "analysis"],
     ),
     "classify_demo": Package(["problems", "experiment", "summary", "figure"], ["losses", "plots"]),
 }  # fmt: skip
