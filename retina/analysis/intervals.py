@@ -94,21 +94,20 @@ def bootstrap_weights(num_images: int, resamples: int = RESAMPLES, seed: int = 0
 def weighted_scores(matches: Matches, weights: NDArray[Any]) -> Scores:
     """The COCO numbers with `weights` (S, B): how often each image counts, 0 or more.
 
-    A whole weight n gives the numbers of pycocotools on data with n copies of the image, except for the last digits,
-    because the means are summed in another order.
+    A whole weight n gives the numbers of pycocotools on data with n copies of the image. The last digits may differ,
+    because the means are summed in another order, and equal scores within an image count as one step.
     """
     weights = np.ascontiguousarray(weights.T, np.float64)  # (B, S)
     counts = _count_objects(matches, weights)
     precision = np.stack([_precision(matches, area, weights, counts[area]) for area in range(len(AREAS))])
     recall = _recalls(matches, weights, counts)
     recall[recall < 0] = np.nan
-    with np.errstate(invalid="ignore"):
-        metrics = [_mean(precision[0], (0, 1)), _mean(precision[0, 0], 0), _mean(precision[0, 5], 0)]
-        metrics += [_mean(precision[area], (0, 1)) for area in (1, 2, 3)]
-        metrics += [
-            _mean(recall[:, :, area, most], (0, 1)) for area, most in ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (3, 2))
-        ]
-        return Scores(np.stack(metrics, axis=1), _mean(precision[0], 0).T)
+    metrics = [_mean(precision[0], (0, 1)), _mean(precision[0, 0], 0), _mean(precision[0, 5], 0)]
+    metrics += [_mean(precision[area], (0, 1)) for area in (1, 2, 3)]
+    metrics += [
+        _mean(recall[:, :, area, most], (0, 1)) for area, most in ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (3, 2))
+    ]
+    return Scores(np.stack(metrics, axis=1), _mean(precision[0], 0).T)
 
 
 def _count_objects(matches: Matches, weights: Floats) -> Floats:
@@ -128,7 +127,8 @@ def _precision(matches: Matches, area: int, weights: Floats, counts: Floats) -> 
 def _mean(values: Floats, axes: int | tuple[int, ...]) -> Floats:
     """The mean without NaN; NaN where there is nothing else, without numpy's warning."""
     known = ~np.isnan(values)
-    mean: Floats = np.where(known, values, 0).sum(axis=axes) / known.sum(axis=axes)
+    with np.errstate(invalid="ignore"):
+        mean: Floats = np.where(known, values, 0).sum(axis=axes) / known.sum(axis=axes)
     return mean
 
 

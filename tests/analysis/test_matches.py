@@ -15,7 +15,7 @@ from retina.analysis.results_file import results_columns
 from retina.config import COCO_METRICS
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(coco_cases())
 def test_matches_and_numbers_are_those_of_pycocotools(case: Case) -> None:
     truth, results = case
