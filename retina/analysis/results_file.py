@@ -95,8 +95,9 @@ def _refuse(path: Path, content: bytes, error: Exception) -> NoReturn:
         raise ResultsError(f"{path}: {number[1].decode()} in line {line}; scores and boxes must be finite numbers")
     if content.lstrip()[:1] == b"{":
         raise ResultsError(f"{path}: an object {{...}}, expected a list of detections (COCO's results format)")
+    message = str(error).replace("`", "").replace(" - at $", " in entry ")
     raise ResultsError(
-        f"{path}: {error}; expected a list of "
+        f"{path}: {message}; expected a list of "
         '{"image_id": 1, "category_id": 1, "bbox": [x, y, width, height], "score": 0.5}'
     )
 
