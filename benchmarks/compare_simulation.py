@@ -25,7 +25,7 @@ from retina.analysis.matches import Matches, match_detections
 from retina.analysis.results_file import Results
 from retina.data.annotations import Annotations
 
-CLASS_SHARES = np.array([0.6, 0.3, 0.1])
+SHARES = np.array([0.6, 0.3, 0.1])  # of the objects, for each third of the classes
 SIDE = 500  # pixels
 
 Floats = NDArray[np.float64]
@@ -34,14 +34,16 @@ Floats = NDArray[np.float64]
 class Scene(NamedTuple):
     """A data set, and what its objects and images do to every detector."""
 
+    shares: Floats  # (classes,) of the objects
     annotations: Annotations
     ease: Floats  # (objects,) how easy each is, that of its image included; 0 is average
     image_ease: Floats  # (images,)
     shift: Floats  # (objects, 4) standard normal: where a box is misplaced, in parts of its size
 
 
-def draw_scene(rng: np.random.Generator, num_images: int) -> Scene:
-    """Images with 1 to about 20 objects of three classes."""
+def draw_scene(rng: np.random.Generator, num_images: int, num_classes: int) -> Scene:
+    """Images with 1 to about 20 objects."""
+    shares = np.repeat(SHARES, num_classes // 3) / (num_classes // 3)
     counts = 1 + rng.negative_binomial(1.5, 0.25, num_images)
     images = np.repeat(np.arange(num_images), counts)
     total = len(images)
@@ -57,14 +59,16 @@ def draw_scene(rng: np.random.Generator, num_images: int) -> Scene:
         np.arange(1, total + 1),
         0,
         images,
-        rng.choice(len(CLASS_SHARES), total, p=CLASS_SHARES).astype(np.int32),
+        rng.choice(num_classes, total, p=shares).astype(np.int32),
         boxes,
         boxes[:, 2] * boxes[:, 3],
         np.zeros(total, np.bool_),
-        [1, 2, 3],
-        ["common", "rarer", "rare"],
+        list(range(1, num_classes + 1)),
+        [f"class {k}" for k in range(num_classes)],
     )
-    return Scene(annotations, image_ease[images] + rng.normal(0, 0.7, total), image_ease, rng.normal(0, 1, (total, 4)))
+    return Scene(
+        shares, annotations, image_ease[images] + rng.normal(0, 0.7, total), image_ease, rng.normal(0, 1, (total, 4))
+    )
 
 
 def detect(rng: np.random.Generator, scene: Scene, quality: float) -> Results:
@@ -83,18 +87,18 @@ def detect(rng: np.random.Generator, scene: Scene, quality: float) -> Results:
     scores = np.concatenate([logits, rng.normal(-1.2, 1, len(false))])
     return Results(
         np.concatenate([file.images[seen], false]),
-        np.concatenate([file.labels[seen], rng.choice(len(CLASS_SHARES), len(false), p=CLASS_SHARES)]).astype(int),
+        np.concatenate([file.labels[seen], rng.choice(len(scene.shares), len(false), p=scene.shares)]).astype(int),
         np.concatenate([boxes, false_boxes]),
         1 / (1 + np.exp(-scores)),
     )
 
 
-def true_ap(quality: float, num_images: int = 20_000, parts: int = 8) -> float:
+def true_ap(quality: float, num_classes: int, num_images: int = 20_000, parts: int = 8) -> float:
     """AP in percent on a data set so large that chance plays little role; the mean of parts, to save memory."""
     values = []
     for part in range(parts):
         rng = np.random.default_rng([1, part])
-        values.append(accumulate(match(rng, draw_scene(rng, num_images), quality)).metrics["AP"] or 0)
+        values.append(accumulate(match(rng, draw_scene(rng, num_images, num_classes), quality)).metrics["AP"] or 0)
     return 100 * float(np.mean(values))
 
 
@@ -102,10 +106,9 @@ def match(rng: np.random.Generator, scene: Scene, quality: float) -> Matches:
     return match_detections(scene.annotations, detect(rng, scene, quality))
 
 
-def run_trial(rng: np.random.Generator, num_images: int, qualities: Sequence[Floats], resamples: int) -> Difference:
+def run_trial(rng: np.random.Generator, scene: Scene, qualities: Sequence[Floats], resamples: int) -> Difference:
     """`qualities`: of the trainings of A and of B."""
-    scene = draw_scene(rng, num_images)
-    weights = bootstrap_weights(num_images, resamples)
+    weights = bootstrap_weights(len(scene.image_ease), resamples)
     a, b = ([resample_ap(match(rng, scene, quality), weights) for quality in side] for side in qualities)
     return compare(a, b, seed_noise([a, b]))
 
@@ -114,21 +117,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=400)
     parser.add_argument("--images", type=int, default=300, help="validation images (%(default)s)")
+    parser.add_argument("--classes", type=int, default=3, help="a multiple of 3 (%(default)s)")
     parser.add_argument("--difference", type=float, default=0.0, help="planted, in points of AP (%(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="trainings on each side (%(default)s)")
     parser.add_argument("--seed-sd", type=float, default=0.0, help="their standard deviation, points of AP")
     parser.add_argument("--resamples", type=int, default=1000)
     arguments = parser.parse_args()
-    start, points_per_quality = true_ap(0), 5 * (true_ap(0.1) - true_ap(-0.1))
+    classes = arguments.classes
+    start, points_per_quality = true_ap(0, classes), 5 * (true_ap(0.1, classes) - true_ap(-0.1, classes))
     shift = arguments.difference / points_per_quality
-    planted = true_ap(shift) - start if shift else 0.0
+    planted = true_ap(shift, classes) - start if shift else 0.0
     print(f"AP {start:.1f}, planted difference {planted:.2f}, {arguments}")
     found, covered, promised, values, widths = [], [], [], [], []
     for trial in range(arguments.trials):
         rng = np.random.default_rng([2026, trial])
         sd = arguments.seed_sd / points_per_quality
         sides = [quality + rng.normal(0, sd, arguments.seeds) for quality in (0.0, shift)]
-        result = run_trial(rng, arguments.images, sides, arguments.resamples)
+        scene = draw_scene(rng, arguments.images, arguments.classes)
+        result = run_trial(rng, scene, sides, arguments.resamples)
         value, low, high = 100 * result.value[0], 100 * result.low[0], 100 * result.high[0]
         found.append(result.is_real())
         covered.append(low <= planted <= high)
