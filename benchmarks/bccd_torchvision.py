@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from retina.config_file import load_config
-from retina.data import CocoDataset, read_image
+from retina.data.coco import CocoDataset, read_image
 from retina.detect import Detections
 from retina.evaluate import coco_results, evaluate_detections, format_metrics
 

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retina.config import Config
-from retina.data import CocoDataset, Record
+from retina.data.coco import CocoDataset, Record
 from retina.data.loader import step_keys
 
 

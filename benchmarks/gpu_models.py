@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 
 from retina.config import Config, Model, Train
-from retina.data import Batch
+from retina.data.loader import Batch
 from retina.device import autocast, compile_network, pick_device
 from retina.model import RetinaNet
 from retina.model.pretrained import from_torchvision, load_exactly

@@ -45,9 +45,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from retina.config import Config, Data, Train
-from retina.data import Batch, CocoDataset, loader
-from retina.data.coco import Record
-from retina.data.loader import train_batches
+from retina.data import loader
+from retina.data.coco import CocoDataset, Record
+from retina.data.loader import Batch, train_batches
 
 WIDTH, HEIGHT, BOXES = 640, 480, 7
 Sample = tuple[Any, Any]

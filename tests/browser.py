@@ -23,7 +23,8 @@ addEventListener("load", () => {
     rows: [...document.querySelectorAll("table")].map(table => table.tBodies[0].rows.length),
     width: [document.documentElement.scrollWidth, document.documentElement.clientWidth],
     remote: performance.getEntriesByType("resource").map(entry => entry.name).filter(name => name.startsWith("http")),
-    links: [...document.querySelectorAll("a")].map(link => document.getElementById(link.hash.slice(1)) !== null),
+    links: [...document.querySelectorAll("a[href^='#']")]
+      .map(link => document.getElementById(link.hash.slice(1)) !== null),
     errors: errors, scripts: document.scripts.length,
     title: document.title, lang: document.documentElement.lang, text: document.body.innerText,
   };

@@ -32,10 +32,17 @@ PACKAGES = {
     "detector": Package(
         ["assign_triton", "assign", "criterion", "detect_triton", "detect"], ["base", "losses", "data", "model"]
     ),
-    "evaluate": Package(
-        ["inference", "coco", "latency", "loss_distribution"], ["base", "losses", "data", "model", "detector"]
-    ),
     "plots": Package(["style", "result_files", "boxes", "detections", "run", "document"], []),
+    "analysis": Package(
+        ["results_file", "scoring", "matches", "intervals", "errors", "thresholds", "calibration", "recall", "report",
+         "gallery", "tables", "text", "pictures", "page", "comparison", "runs", "image_errors", "comparison_text",
+         "comparison_page"],
+        ["base", "data", "plots"],
+    ),
+    "evaluate": Package(
+        ["inference", "coco", "latency", "loss_distribution"],
+        ["base", "losses", "data", "model", "detector", "analysis"],
+    ),
     "check": Package(
         ["codes", "findings", "box_checks", "annotation_checks", "image_checks", "anchor_fit", "advice", "data_check",
          "text", "pictures", "page"],
@@ -44,14 +51,14 @@ PACKAGES = {
     "train": Package(
         ["errors", "distributed", "schedule", "events", "logbook", "step", "step_flags", "state", "failures",
          "loop"],
-        ["base", "data", "model", "detector", "evaluate", "plots", "check"],
+        ["base", "data", "model", "detector", "analysis", "evaluate", "plots", "check"],
     ),
     "shapes": Package(["outlines", "settings", "layout", "painting", "scene", "writing"], ["base"]),
     "convert": Package(["checks", "voc", "yolo_folder", "yolo"], ["base"]),
     "study": Package(
         ["cells", "paper", "study_file", "trial_storage", "launch", "outcome", "estimate", "loop", "results", "figures",
-         "report"],
-        ["base", "plots"],
+         "verdicts", "report"],
+        ["base", "data", "plots", "analysis"],
     ),
     "classify_demo": Package(["problems", "experiment", "summary", "figure"], ["losses", "plots"]),
 }  # fmt: skip
@@ -148,7 +155,8 @@ def test_only_augment_imports_albumentations() -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["config", "config_file", "command_line", "atomic_files", "convert", "plots", "shapes", "study"]
+    "package",
+    ["config", "config_file", "command_line", "atomic_files", "analysis", "convert", "plots", "shapes", "study"],
 )
 def test_packages_of_fast_commands_import_no_torch(package: str) -> None:
     """Not even through other modules, so that their commands start at once."""

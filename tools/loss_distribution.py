@@ -18,7 +18,8 @@ from tqdm import tqdm
 from retina.atomic_files import write_text
 from retina.command_line import exit_with_error
 from retina.config_file import ConfigError, config_from_yaml
-from retina.data import CocoDataset, DataError
+from retina.data.annotations import DataError
+from retina.data.coco import CocoDataset
 from retina.device import pick_device
 from retina.evaluate import LossDistribution, load_detector, measure_loss_distribution
 from retina.model import WeightsError, checkpoint

@@ -33,7 +33,7 @@ def main() -> int:
         except (ConfigError, OSError) as error:
             exit_with_error(f"data.shapes={config.data.shapes}: {error}")
 
-    from retina.data import DataError  # torch is imported late, so that a usage error is reported at once
+    from retina.data.annotations import DataError  # torch is imported late, so that a usage error is reported at once
     from retina.model import WeightsError
     from retina.train import RunError, RunFolderError, RunFolderInUseError, train
 

@@ -13,7 +13,7 @@ from retina.check.advice import Advice
 from retina.check.codes import Severity
 from retina.check.data_check import DataCheck, Objects
 from retina.check.findings import Finding, Split
-from retina.check.pictures import draw_example, photo, plot_classes, plot_sizes, training_sheet
+from retina.check.pictures import draw_example, plot_classes, plot_sizes, training_sheet
 from retina.check.text import FIT_HEAD, count_findings, fit_rows, fit_sentences, what_was_read
 from retina.config import Config
 from retina.data.annotations import DataError
@@ -28,6 +28,7 @@ from retina.plots.document import (
     Paragraph,
     Picture,
     Table,
+    photo,
     to_html,
 )
 from retina.plots.style import PALETTE

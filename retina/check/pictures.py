@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import warnings
 from collections.abc import Sequence
@@ -25,8 +24,8 @@ from retina.data.coco import CocoDataset, read_image
 from retina.data.loader import Batch, train_batches
 from retina.model.backbone import LEVELS
 from retina.plots.boxes import draw_boxes
-from retina.plots.document import Picture, figure_picture
-from retina.plots.style import MANY_CLASSES, PALETTE, style_axes
+from retina.plots.document import Picture, figure_picture, photo
+from retina.plots.style import MANY_CLASSES, PALETTE, clean_text, style_axes
 
 SIDE = (400, 800)  # least and largest longest side of a drawn image, pixels
 FAR = 1e6  # pixels; the largest coordinate that is drawn
@@ -81,19 +80,6 @@ def draw_example(example: Example) -> Image.Image:
 def _pixels(size: NDArray[np.float64]) -> tuple[int, int]:
     width, height = (max(1, round(side)) for side in size.tolist())
     return width, height
-
-
-def clean_text(text: str, longest: int = 32) -> str:
-    """A name from the data on one line, without characters that cannot be drawn, shortened in the middle."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return text if len(text) <= longest else f"{text[: longest // 2]}…{text[-(longest // 2 - 1) :]}"
-
-
-def photo(image: Image.Image, file: str, alt: str, width: int, caption: str = "") -> Picture:
-    """An image as JPEG, with the colors of thin lines in full."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=85, subsampling=0, optimize=True)
-    return Picture(file, alt, buffer.getvalue(), width, caption)
 
 
 def training_sheet(dataset: CocoDataset, config: Config) -> Sheet:
@@ -169,7 +155,7 @@ def plot_classes(check: DataCheck) -> Picture:
         title = f"{split.name}: {count.sum():,} objects" + ", logarithmic" * logarithmic
         style_axes(axes, title, "no objects")
         axes.grid(visible=False, axis="x" if many else "y")
-    return _quiet_picture(figure, "classes.png", "Number of objects of each class")
+    return figure_picture(figure, "classes.png", "Number of objects of each class")
 
 
 def _categories(file: Annotations) -> list[tuple[int, str]]:
@@ -214,7 +200,7 @@ def plot_sizes(objects: Objects, config: Config) -> Picture:
     _plot_log_histogram(right, objects.sizes[:, 1] / objects.sizes[:, 0].clip(1e-6), np.array(anchors.ratios), 4)
     right.set_xlabel("height / width")
     style_axes(right, "objects by shape", "no objects")
-    return _quiet_picture(figure, "sizes.png", "Histograms of the sizes and of the shapes of the objects")
+    return figure_picture(figure, "sizes.png", "Histograms of the sizes and of the shapes of the objects")
 
 
 def _plot_log_histogram(axes: Axes, values: NDArray[np.float64], anchors: NDArray[np.float64], parts: int) -> None:
@@ -232,9 +218,3 @@ def _plot_log_histogram(axes: Axes, values: NDArray[np.float64], anchors: NDArra
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=0)
-
-
-def _quiet_picture(figure: Figure, file: str, alt: str) -> Picture:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # letters that the font lacks; a layout too narrow for its names
-        return figure_picture(figure, file, alt)

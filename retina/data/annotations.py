@@ -128,8 +128,8 @@ def _columns(path: Path, file: _File) -> Annotations:
     categories = sorted(in_file, key=lambda category: category.id)
     image_ids = np.fromiter((image.id for image in images), np.int64, len(images))
     category_ids = np.array([category.id for category in categories], np.int64)
-    index, known_image = _find(of_image, image_ids)
-    label, known_category = _find(of_category, category_ids)
+    index, known_image = find_ids(of_image, image_ids)
+    label, known_category = find_ids(of_category, category_ids)
     errors = [
         *_repeated("images", images),
         *_repeated("categories", in_file),
@@ -213,7 +213,7 @@ def _annotation_columns(part: list[_Annotation]) -> tuple[NDArray[Any], ...]:
     )
 
 
-def _find(values: NDArray[np.int64], ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def find_ids(values: NDArray[np.int64], ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """The index of each value in `ids`, and whether it is one of them."""
     if not len(ids):
         return np.zeros(len(values), np.int64), np.zeros(len(values), np.bool_)

@@ -1,39 +1,21 @@
-"""Run a model on a data set -> the twelve COCO numbers and the AP of each class, all computed by pycocotools.
-
-Metrics are floats between 0 and 1, None where the data set has no objects to measure.
-"""
+"""Run a model on a data set -> detections -> the twelve COCO numbers and the AP of each class."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import distributed
 
+from retina.analysis.results_file import results_columns
+from retina.analysis.scoring import Evaluation, confirm, score
 from retina.config import COCO_METRICS, Config
-from retina.data.annotations import Annotations
 from retina.data.coco import CocoDataset
 from retina.data.loader import Batch, eval_batches
 from retina.detect import Detections
 from retina.evaluate.inference import detect_batches
 from retina.model.retinanet import RetinaNet
-
-
-class Evaluation(NamedTuple):
-    """The result of `evaluate_detections`.
-
-    `metrics`: the numbers of COCO_METRICS by name, and `per_class`, a dict from class name to AP. `precision`: by class
-    name, the precision at IoU 0.5 over the recalls 0, 0.01, ..., 1, for plots.
-    """
-
-    metrics: dict[str, Any]
-    precision: dict[str, list[float]]
 
 
 @torch.inference_mode()
@@ -86,59 +68,19 @@ def coco_results(
 
 
 def evaluate_detections(results: list[dict[str, Any]], dataset: CocoDataset, exclude: Iterable[int] = ()) -> Evaluation:
-    """The COCO numbers of `results` on the images of `dataset`, by pycocotools; crowd regions count as COCO defines.
+    """The COCO numbers of `results` on the images of `dataset`, by the quick scorer; see analysis/scoring.py.
 
     `exclude`: ids of images that are not counted, for example because they could not be read.
     """
-    coco_gt = COCO()
-    coco_gt.dataset = _ground_truth(dataset.file)
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco_gt.createIndex()
-        if results:
-            coco_dt = coco_gt.loadRes([dict(entry) for entry in results])  # copies, because loadRes writes into them
-        else:  # loadRes cannot take an empty list
-            coco_dt = COCO()
-            coco_dt.dataset = {**coco_gt.dataset, "annotations": []}
-            coco_dt.createIndex()
-        coco_eval = COCOeval(coco_gt, coco_dt, "bbox")
-        coco_eval.params.imgIds = sorted(set(dataset.records.image_ids.tolist()) - set(exclude))
-        coco_eval.params.catIds = dataset.category_ids
-        coco_eval.evaluate()
-        coco_eval.accumulate()
-        coco_eval.summarize()
-    stats = [None if value < 0 else float(value) for value in coco_eval.stats]
-    precision_TRKAM = coco_eval.eval["precision"]  # IoU thresholds, recalls, classes, areas, max detections
-    per_class: dict[str, float | None] = {}
-    curves: dict[str, list[float]] = {}
-    for label, name in enumerate(dataset.names):
-        class_precision = precision_TRKAM[:, :, label, 0, -1]
-        has_objects = bool((class_precision > -1).any())
-        per_class[name] = float(np.mean(class_precision[class_precision > -1])) if has_objects else None
-        if has_objects:
-            curves[name] = [float(value) for value in precision_TRKAM[0, :, label, 0, -1]]
-    return Evaluation({**dict(zip(COCO_METRICS, stats, strict=True)), "per_class": per_class}, curves)
+    return score(dataset.file, results_columns(results, dataset.file), exclude)
 
 
-def _ground_truth(file: Annotations) -> dict[str, Any]:
-    """The contents of the annotation file as pycocotools takes them."""
-    entries = zip(file.images, file.labels, file.boxes.tolist(), file.areas.tolist(), file.crowd, strict=True)
-    annotations = [
-        {
-            "id": number,  # not the file's: pycocotools treats a match with id 0 as no match, and some files have it
-            "image_id": int(file.image_ids[image]),
-            "category_id": file.category_ids[label],
-            "bbox": box,
-            "area": area,
-            "iscrowd": int(crowd),
-        }
-        for number, (image, label, box, area, crowd) in enumerate(entries, 1)
-    ]
-    return {
-        "info": {},
-        "images": [{"id": image_id} for image_id in file.image_ids.tolist()],
-        "annotations": annotations,
-        "categories": [{"id": i, "name": name} for i, name in zip(file.category_ids, file.names, strict=True)],
-    }
+def final_evaluation(
+    results: list[dict[str, Any]], dataset: CocoDataset, exclude: Iterable[int] = ()
+) -> tuple[Evaluation, str]:
+    """The same by pycocotools, and an error message, "" if all is well, that says where the quick scorer differs."""
+    columns, exclude = results_columns(results, dataset.file), set(exclude)
+    return confirm(score(dataset.file, columns, exclude), dataset.file, columns, exclude)
 
 
 def format_metrics(metrics: dict[str, Any]) -> str:

@@ -20,6 +20,8 @@ def draw_boxes(
     *,
     dashed: Sequence[bool] | None = None,
     text_size: int | None = None,
+    line_width: int | None = None,
+    colors: Sequence[str] | None = None,
 ) -> Image.Image:
     """Draw boxes with their class names (and scores) on a copy of an image.
 
@@ -30,6 +32,8 @@ def draw_boxes(
         scores: M numbers, written after the names; the highest are drawn on top.
         dashed: M flags, True for a dashed outline (crowds).
         text_size: of the names, in pixels; 0 draws none; None chooses it by the longest side of the image.
+        line_width: of the outlines, in pixels; None chooses it by the longest side of the image.
+        colors: M colors ("#RRGGBB") in place of those of the classes.
 
     Returns:
         A new RGB image of the same size. Lines and text scale with its longest side.
@@ -38,7 +42,7 @@ def draw_boxes(
         ValueError: the lengths differ, or a box is not finite.
     """
     boxes = np.asarray(boxes_xyxy, dtype=float).reshape(-1, 4)
-    for name, given in (("labels", labels), ("scores", scores), ("dashed", dashed)):
+    for name, given in (("labels", labels), ("scores", scores), ("dashed", dashed), ("colors", colors)):
         if given is not None and len(given) != len(boxes):
             raise ValueError(f"draw_boxes: {len(boxes)} boxes, but {len(given)} {name}")
     if not np.isfinite(boxes).all():
@@ -52,11 +56,11 @@ def draw_boxes(
     pixels = np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:]) - 1], axis=1)
     pixels = np.clip(pixels, 0, [image.width - 1, image.height - 1] * 2)
     corners = [(int(x1), int(y1), max(int(x1), int(x2)), max(int(y1), int(y2))) for x1, y1, x2, y2 in pixels]
-    colors = [class_color(label) for label in labels]
+    colors = list(colors or map(class_color, labels))
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     # the last one is drawn on top: the box with the highest score, or without scores the smallest
     order = [int(index) for index in np.argsort(-areas if scores is None else np.asarray(scores), kind="stable")]
-    line_width = max(1, round(max(image.size) / 250))
+    line_width = line_width or max(1, round(max(image.size) / 250))
     for index in order:
         _draw_outline(draw, corners[index], colors[index], line_width, dashed is not None and dashed[index])
 

@@ -6,10 +6,12 @@ import base64
 import html
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 DPI = 150  # of the figures
 
@@ -54,12 +56,19 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Link:
+    text: str
+    target: str  # a URL, may be relative to the page
+
+
+@dataclass(frozen=True)
 class Picture:
     file: str
     alt: str
     data: bytes  # PNG or JPEG
     width: int  # in the page, CSS pixels
     caption: str = ""
+    link: Link | None = None  # before the caption
 
 
 @dataclass(frozen=True)
@@ -87,9 +96,31 @@ Block = Heading | Paragraph | Bullets | Code | Table | Picture | Gallery | Besid
 def figure_picture(figure: Figure, file: str, alt: str) -> Picture:
     """A figure as PNG; text has one size in all figures of a page."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # letters that the font lacks; a layout too narrow for its names
+        figure.savefig(buffer, format="png", dpi=DPI)
     png = buffer.getvalue()
     return Picture(file, alt, png, round(int.from_bytes(png[16:20]) * 100 / DPI))
+
+
+def photo(image: Image.Image, file: str, alt: str, width: int, caption: str = "", link: Link | None = None) -> Picture:
+    """An image as JPEG, with the colors of thin lines in full."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=85, subsampling=0, optimize=True)
+    return Picture(file, alt, buffer.getvalue(), width, caption, link)
+
+
+def to_text(table: Table) -> str:
+    """A table as aligned columns of plain text, for a terminal."""
+    lines = [table.head, *table.rows]
+    aligned = [
+        (max(map(len, column)), right) for column, right in zip(zip(*lines, strict=True), table.right(), strict=True)
+    ]
+    return "\n".join(
+        "  ".join(text.rjust(w) if right else text.ljust(w) for text, (w, right) in zip(line, aligned, strict=True))
+        .rstrip()
+        for line in lines
+    )  # fmt: skip
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -107,8 +138,10 @@ def _markdown(block: Block) -> str:
             return "\n".join(f"- {_escape_markdown(text)}" for text in texts)
         case Code(text):
             return "\n".join(f"    {line}" for line in text.splitlines())
-        case Picture(file, alt, caption=caption):
-            return f"![{_escape_markdown(alt)}]({file})" + (f"\n\n{_escape_markdown(caption)}" if caption else "")
+        case Picture(file, alt, caption=caption, link=link):
+            below = [f"[{_escape_markdown(link.text)}]({link.target})"] if link else []
+            below += [_escape_markdown(caption)] if caption else []
+            return f"![{_escape_markdown(alt)}]({file})" + (f"\n\n{' '.join(below)}" if below else "")
         case Gallery(pictures):
             return "\n\n".join(map(_markdown, pictures))
         case Beside(inner, picture):
@@ -149,6 +182,7 @@ p, ul { margin: 0.5rem 0; }
 ul { padding-left: 1.2rem; font-size: 0.9rem; white-space: pre-line; }
 pre { background: #f5f5f5; border: 1px solid #e4e4e4; padding: 0.6rem 0.9rem; font-size: 0.9rem; overflow-x: auto; }
 figure { margin: 0; }
+body > figure { margin: 1.2rem 0; }
 figure img { margin: 0; }
 figcaption { font-size: 0.8rem; line-height: 1.35; color: #444; margin-top: 0.25rem; }
 .beside { display: flex; flex-wrap: wrap; gap: 0.5rem 1.5rem; align-items: flex-start; margin: 1.2rem 0;
@@ -202,8 +236,8 @@ def _html(block: Block) -> str:
             return "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in texts) + "</ul>"
         case Code(text):
             return f"<pre>{html.escape(text)}</pre>"
-        case Picture():
-            return _html_picture(block)
+        case Picture(caption=caption, link=link):
+            return f"<figure>{_html_figure(block)}</figure>" if caption or link else _html_picture(block)
         case Gallery(pictures):
             figures = "\n".join(f'<figure tabindex="0">{_html_figure(picture)}</figure>' for picture in pictures)
             return f'<div class="gallery">\n{figures}\n</div>'
@@ -222,7 +256,9 @@ def _html_picture(picture: Picture) -> str:
 
 
 def _html_figure(picture: Picture) -> str:
-    return _html_picture(picture) + f"<figcaption>{html.escape(picture.caption)}</figcaption>"
+    link = picture.link
+    before = f'<a href="{html.escape(link.target)}">{html.escape(link.text)}</a> ' if link else ""
+    return _html_picture(picture) + f"<figcaption>{before}{html.escape(picture.caption)}</figcaption>"
 
 
 def _html_table(table: Table) -> str:

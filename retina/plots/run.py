@@ -11,7 +11,16 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from retina.plots.result_files import read_json, read_metrics
-from retina.plots.style import MANY_CLASSES, PALETTE, class_color, style_axes, style_log_y, style_step_axis
+from retina.plots.style import (
+    MANY_CLASSES,
+    PALETTE,
+    class_color,
+    class_lines,
+    plain,
+    style_axes,
+    style_log_y,
+    style_step_axis,
+)
 
 
 def plot_run(run: Path, output: Path) -> Path:
@@ -57,15 +66,22 @@ def plot_run(run: Path, output: Path) -> Path:
 
 
 def plot_precision_recall(curves: dict[str, list[float]]) -> Figure:
-    """Precision over recall at IoU 0.5, one line for each class.
+    """Precision over recall at IoU 0.5, one line for each class; for many classes in gray, with their mean.
 
     `curves`: by class name, the precision at evenly spaced recalls from 0 to 1.
     """
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     axes = figure.add_subplot()
-    for name, values in curves.items():
-        label = name if len(curves) <= MANY_CLASSES else None
-        axes.plot(np.linspace(0, 1, len(values)), values, color=class_color(name), label=label)
+    many = len(curves) > MANY_CLASSES
+    for (name, values), style in zip(curves.items(), class_lines(list(curves)), strict=True):
+        recalls = np.linspace(0, 1, len(values))
+        if many:
+            axes.plot(recalls, values, color="#bbbbbb", linewidth=0.7)
+        else:
+            axes.plot(recalls, values, label=plain(name), **style)
+    if many:
+        mean = np.mean(list(curves.values()), axis=0)
+        axes.plot(recalls, mean, color="black", linewidth=2, label=f"mean of {len(curves)} classes")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     style_axes(axes, "precision and recall at IoU 0.5", "nothing to measure")
     return figure

@@ -1,6 +1,8 @@
 """Colors and axis styles that all plots share."""
 
 import zlib
+from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -16,6 +18,24 @@ MANY_CLASSES = 20  # with more classes a panel takes the whole width
 def class_color(name: str) -> str:
     """The color ("#RRGGBB") of a class, a function of its name: the same in every picture, run and data set."""
     return PALETTE[zlib.crc32(f"{COLOR_SALT}{name}".encode()) % len(PALETTE)]
+
+
+def clean_text(text: str, longest: int = 32) -> str:
+    """A name from the data on one line, without characters that cannot be drawn, shortened in the middle."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if len(text) <= longest else f"{text[: longest // 2]}…{text[-(longest // 2 - 1) :]}"
+
+
+def plain(text: str) -> str:
+    """A name from the data for a figure: shortened, and without mathematics between dollar signs."""
+    return clean_text(text, 24).replace("$", r"\$")
+
+
+def class_lines(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Color and line style of each class; classes with the same color differ in style."""
+    styles = ("-", "--", ":", "-.")
+    colors = [class_color(name) for name in names]
+    return [{"color": color, "linestyle": styles[colors[:i].count(color) % 4]} for i, color in enumerate(colors)]
 
 
 def style_axes(axes: Axes, title: str, empty: str) -> None:

@@ -19,27 +19,27 @@ from typing import Any
 
 from scipy import stats
 
+from retina.analysis.comparison import compare
+from retina.analysis.intervals import RESAMPLES
 from retina.atomic_files import atomic_file, write_text
 from retina.config import COCO_METRICS
-from retina.plots.document import Block, Code, Heading, Paragraph, Picture, Table, to_html, to_markdown
+from retina.plots.document import Block, Code, Heading, Paragraph, Picture, Table, to_html, to_markdown, to_text
 from retina.study.cells import Study, format_value, short_key
 from retina.study.figures import plot_ap_curves, plot_classes, plot_heat_map, plot_losses
 from retina.study.paper import paper_tables
 from retina.study.results import (
-    MIN_AP,
     Group,
     Run,
-    SeedNoise,
     best_of,
     count_images_and_objects,
     distinct_values,
     group_cells,
     mean,
     sd,
-    seed_noise,
     select_for_plots,
     with_ap,
 )
+from retina.study.verdicts import MIN_AP, Verdicts, without_images
 
 MAIN_METRICS = COCO_METRICS[:3]
 
@@ -70,14 +70,7 @@ def write_report(study: Study) -> list[Path]:
 def terminal_table(study: Study) -> str:
     """The main table as aligned columns of plain text; only AP has a deviation, to keep the lines short."""
     table = _main_table(group_cells(study), metrics_with_sd=("AP",))
-    lines = [table.head, *table.rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = list(zip(widths, table.right(), strict=True))
-    return "\n".join(
-        "  ".join(text.rjust(w) if right else text.ljust(w) for text, (w, right) in zip(line, aligned, strict=True))
-        .rstrip()
-        for line in lines
-    )  # fmt: skip
+    return to_text(table)
 
 
 def _blocks(study: Study, groups: list[Group]) -> Iterator[Block]:
@@ -145,18 +138,31 @@ def _introduction(study: Study, groups: list[Group], runs: list[Run]) -> str:
 
 def _significance(groups: list[Group]) -> Iterator[str]:
     """The seed noise, and how the order of the cells compares with the paper's, in sentences."""
-    measured, noise = with_ap(groups), seed_noise(groups)
+    measured, verdicts = with_ap(groups), Verdicts(groups)
+    noise = verdicts.noise
     if noise:
-        largest = max(measured, key=lambda group: len(group.values()))
-        num_seeds = len(largest.values())
-        bound = noise.least_significant_difference(largest, largest)
+        num_seeds = max(len(group.values()) for group in measured)
+        seeds = [without_images(0.0)] * num_seeds
+        bound = 100 * compare(seeds, seeds, noise).high[0]
         yield (
             f"Seed noise: the standard deviation over seeds, pooled over {noise.num_groups} cells with an AP of at "
-            f"least {MIN_AP:g} percent, is s = {noise.sd:.2f} percent AP ({noise.degrees_of_freedom} degrees of "
-            f"freedom). Two means of {num_seeds} seeds must differ by more than {bound:.2f} to exceed it (Fisher's "
+            f"least {MIN_AP:g} percent, is s = {100 * noise.sd[0]:.2f} percent AP ({noise.degrees_of_freedom} degrees "
+            f"of freedom). Two means of {num_seeds} seeds must differ by more than {bound:.2f} to exceed it (Fisher's "
             "least significant difference, t(0.975) s sqrt(1/n_a + 1/n_b)). Among many cells a few differences exceed "
             "it by chance, most of all those to the best cell, because it was chosen for its high AP."
         )
+        best = best_of(groups)
+        others = [group for group in measured if group is not best]
+        if verdicts.num_images and best and others:
+            differences = [verdicts.difference(group, best) for group in others]
+            reach = 100 * mean([float(one.high[0] - one.value[0]) for one in differences])
+            yield (
+                f"Image noise: the {verdicts.num_images} validation images are drawn again {RESAMPLES} times, alike "
+                "for all runs. A cell is marked as worse if the 95 % interval of its difference to the best, for other "
+                f"seeds and other images, leaves out 0: here if it is more than about {reach:.2f} below."
+            )
+        elif measured:
+            yield "Some runs have no detections.json any more, so the noise of the validation images is not included."
     elif measured:
         single = all(len(group.values()) == 1 for group in measured)
         reason = "One seed" if single else f"No cell with an AP of at least {MIN_AP:g} has two seeds yet"
@@ -171,7 +177,7 @@ def _significance(groups: list[Group]) -> Iterator[str]:
     text = f"Order compared with the paper: Kendall tau {tau:.2f} over {len(matched)} cells (1 same order, -1 reversed)"
     if noise:
         pairs = list(itertools.combinations(matched, 2))
-        separate = [(a, b) for a, b in pairs if abs(a.mean() - b.mean()) > noise.least_significant_difference(a, b)]
+        separate = [(a, b) for a, b in pairs if verdicts.difference(a, b).is_real()]
         agreed = sum((a.mean() - b.mean()) * (a.paper["AP"] - b.paper["AP"]) > 0 for a, b in separate)
         text += f"; {len(separate)} of their {len(pairs)} pairs differ here by more than the noise"
         text += f", {agreed} of these in the same direction as in the paper"
@@ -180,7 +186,7 @@ def _significance(groups: list[Group]) -> Iterator[str]:
 
 def _main_table(groups: list[Group], metrics_with_sd: Sequence[str]) -> Table:
     """One row per group. `metrics_with_sd`: names of the metrics that are shown with their standard deviation."""
-    best, noise = best_of(groups), seed_noise(groups)
+    best, verdicts = best_of(groups), Verdicts(groups)
     has_paper = any(group.paper for group in groups)
     rows = []
     for group in groups:
@@ -188,16 +194,16 @@ def _main_table(groups: list[Group], metrics_with_sd: Sequence[str]) -> Table:
         row += [_format_mean(group.values(name), name in metrics_with_sd) for name in MAIN_METRICS]
         row += [_paper_text(group, "AP")] if has_paper else []
         row.append(f"{group.mean() - best.mean():+.1f}" if best and group is not best and group.values() else "")
-        rows.append([*row, _remark(group, best, noise)])
+        rows.append([*row, _remark(group, best, verdicts)])
     head = [*map(short_key, groups[0].settings), "seeds", *MAIN_METRICS, *["paper AP"] * has_paper, "vs best", ""]
     return Table(head, rows, None if best is None else groups.index(best))
 
 
-def _remark(group: Group, best: Group | None, noise: SeedNoise | None) -> str:
+def _remark(group: Group, best: Group | None, verdicts: Verdicts) -> str:
     remarks = []
     if group is best:
         remarks.append("best")
-    elif (worse := _is_worse(group, best, noise)) is not None:
+    elif (worse := _is_worse(group, best, verdicts)) is not None:
         remarks.append("worse" if worse else "within noise of best")
     total = len(group.runs)
     counts = {status: group.count(status) for status in ("diverged", "failed")}
@@ -205,11 +211,11 @@ def _remark(group: Group, best: Group | None, noise: SeedNoise | None) -> str:
     return "; ".join(remarks) or ("" if group.values() else "waiting")
 
 
-def _is_worse(group: Group, best: Group | None, noise: SeedNoise | None) -> bool | None:
-    """Whether the difference to the best exceeds the seed noise; None if that is unknown."""
-    if group is best or best is None or noise is None or not group.values() or group.count("diverged"):
+def _is_worse(group: Group, best: Group | None, verdicts: Verdicts) -> bool | None:
+    """Whether the difference to the best exceeds the noise; None if that is unknown."""
+    if group is best or best is None or verdicts.noise is None or not group.values() or group.count("diverged"):
         return None
-    return best.mean() - group.mean() > noise.least_significant_difference(group, best)
+    return bool(verdicts.difference(group, best).low[0] > 0)
 
 
 def _speed_table(groups: list[Group]) -> Table:
@@ -254,7 +260,7 @@ def _paper_text(group: Group, column: str) -> str:
 
 def _group_rows(groups: list[Group]) -> Iterator[list[Any]]:
     """One row per group; AP in percent, as in the paper."""
-    best, noise = best_of(groups), seed_noise(groups)
+    best, verdicts = best_of(groups), Verdicts(groups)
     numbers = [f"{name}_{kind}" for name in MAIN_METRICS for kind in ("mean", "sd")]
     yield [*groups[0].settings, "seeds", "diverged", *numbers, "paper_AP", "to_best", "exceeds_noise"]
     for group in groups:
@@ -266,7 +272,7 @@ def _group_rows(groups: list[Group]) -> Iterator[list[Any]]:
             *("" if math.isnan(value) else round(value, 4) for value in values),
             group.paper.get("AP", group.paper.get("text")),
             round(group.mean() - best.mean(), 4) if best is not None and group.values() else "",
-            _is_worse(group, best, noise),
+            _is_worse(group, best, verdicts),
         ]
 
 

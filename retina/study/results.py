@@ -1,7 +1,4 @@
-"""The results of a study: its cells grouped by their settings, and which differences exceed the seed noise.
-
-The seed changes a result too. This noise is estimated from all cells together.
-"""
+"""The results of a study: its cells grouped by their settings."""
 
 from __future__ import annotations
 
@@ -16,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from retina.study.cells import Cell, Settings, Study, format_value, short_key
 from retina.study.paper import paper_row, paper_tables
 
-MIN_AP = 1.0  # percent AP; cells below vary little with the seed, and would make the noise of the others look small
 MAX_PLOTTED_GROUPS = 7  # more could not be told from each other in a figure
 
 
@@ -69,20 +64,6 @@ class Group:
         return sd(self.values(name))
 
 
-@dataclass(frozen=True)
-class SeedNoise:
-    """The standard deviation of AP in percent over seeds, pooled over `num_groups` groups."""
-
-    sd: float
-    degrees_of_freedom: int
-    num_groups: int
-
-    def least_significant_difference(self, a: Group, b: Group) -> float:
-        """Fisher's least significant difference of the mean AP of two groups, at 5 percent."""
-        quantile = float(stats.t.ppf(0.975, self.degrees_of_freedom))
-        return quantile * self.sd * math.sqrt(1 / len(a.values()) + 1 / len(b.values()))
-
-
 def group_cells(study: Study) -> list[Group]:
     """One group for each combination of settings, in the order of the study."""
     all_tables = paper_tables()
@@ -94,16 +75,6 @@ def group_cells(study: Study) -> list[Group]:
         )
         group.runs.append(Run(cell, cell.result(), cell.failure()))
     return list(groups.values())
-
-
-def seed_noise(groups: list[Group]) -> SeedNoise | None:
-    """The pooled noise of the groups with at least MIN_AP and two seeds; None if there is no such group."""
-    samples = [group.values() for group in groups if len(group.values()) > 1 and group.mean() >= MIN_AP]
-    degrees_of_freedom = sum(len(values) - 1 for values in samples)
-    if not degrees_of_freedom:
-        return None
-    squares = sum(statistics.variance(values) * (len(values) - 1) for values in samples)
-    return SeedNoise(math.sqrt(squares / degrees_of_freedom), degrees_of_freedom, len(samples))
 
 
 def with_ap(groups: list[Group]) -> list[Group]:

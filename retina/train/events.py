@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from retina.analysis.scoring import Evaluation
 from retina.atomic_files import named_errors
 from retina.data.coco import CocoDataset, read_image
-from retina.evaluate.coco import Evaluation
 from retina.plots.boxes import draw_boxes
 from retina.plots.run import plot_precision_recall
 

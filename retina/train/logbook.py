@@ -26,15 +26,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+import msgspec
 from torch import Tensor
 from tqdm import tqdm
 
+from retina.analysis.scoring import Evaluation
 from retina.atomic_files import named_errors, write_text
 from retina.config import KEYS_WITHOUT_EFFECT, Config
 from retina.config_file import ConfigError, load_config
 from retina.data.coco import CocoDataset
 from retina.data.loader import Batch
-from retina.evaluate.coco import Evaluation, format_metrics
+from retina.evaluate.coco import format_metrics
 from retina.train.distributed import all_gather_list
 from retina.train.errors import RunFolderError, RunFolderInUseError
 from retina.train.events import EventFile
@@ -132,7 +134,7 @@ class Logbook:
             return
         metrics = evaluation.metrics
         self._write_evaluations([*self.evaluations(), {"step": step, **metrics}])
-        write_text(self.folder / "detections.json", json.dumps(results))
+        write_text(self.folder / "detections.json", msgspec.json.encode(results).decode())  # six times as fast as json
         self.info(f"evaluation at step {step}\n{format_metrics(metrics)}")
         self.events.add_evaluation(step, evaluation, results, dataset, unreadable)
 

@@ -20,7 +20,7 @@ from retina.config import Config
 from retina.data.coco import CocoDataset
 from retina.data.loader import train_batches
 from retina.data.sampling import describe_sampling
-from retina.evaluate.coco import evaluate_detections, inference_on_dataset
+from retina.evaluate.coco import evaluate_detections, final_evaluation, inference_on_dataset
 from retina.model import checkpoint
 from retina.train.distributed import process_group
 from retina.train.errors import NotFiniteError, RunError
@@ -150,8 +150,13 @@ def _evaluate(state: TrainState, dataset: CocoDataset, config: Config, device: t
         return
     for reason in unreadable.values():
         log.info(f"not evaluated: {reason}")
-    evaluation = evaluate_detections(results, dataset, exclude=unreadable)
+    if state.step == config.train.steps:
+        evaluation, disagreement = final_evaluation(results, dataset, exclude=unreadable)
+    else:
+        evaluation, disagreement = evaluate_detections(results, dataset, exclude=unreadable), ""
     log.log_evaluation(state.step, evaluation, results, dataset, unreadable)
+    if disagreement:
+        log.info(disagreement)
     ap = evaluation.metrics["AP"] or 0.0
     if ap > state.best_ap:
         state.best_ap = ap

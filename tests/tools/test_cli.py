@@ -101,6 +101,32 @@ def test_eval_measures_time_when_asked(trained: tuple[Path, Path], tmp_path: Pat
     assert f"{metrics['milliseconds']:.1f} ms per image at batch 1, from normalization to NMS" in done.stdout
 
 
+def test_eval_reports_when_asked(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    """tests/analysis tests the page. Its command repeats what was evaluated."""
+    config, folder = trained
+    checkpoint = ["--checkpoint", folder / "last.pt"]
+    done = run_main("eval.py", config, *checkpoint, "--output", tmp_path / "out", "--time", "--report")
+    assert done.returncode == 0 and done.stdout.endswith("out/report.html\n"), done.stderr
+    metrics, data = (json.loads((tmp_path / "out" / name).read_text()) for name in ("metrics.json", "report.json"))
+    assert f"{metrics['milliseconds']:.1f} milliseconds" in (tmp_path / "out/report.html").read_text()
+    assert f"{config} --checkpoint {folder / 'last.pt'} IMAGE_OR_FOLDER --score" in data["commands"][0]
+    (tmp_path / "again").mkdir()
+    (tmp_path / "out/detections.json").rename(tmp_path / "again/found.json")
+    done = run_main("eval.py", config, "--detections", tmp_path / "again/found.json", "--report")
+    again = json.loads((tmp_path / "again/report.json").read_text())
+    assert done.returncode == 0 and again["coco"] == data["coco"] and again["lost_ap"] == data["lost_ap"]
+    assert not (tmp_path / "again/detections.json").exists(), "they are in found.json"
+    # Thresholds of each class, as the report recommends them, are a flag of prediction.
+    metrics["score_threshold"] = {"all": 0.0, "per_class": {"red": 1.0, "green": None, "blue": 1.0}}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    image = Path(load_config(config).data.val_images) / "0000.png"
+    done = run_main(
+        "predict.py", config, image, *checkpoint, "--output", tmp_path, "--score", tmp_path / "metrics.json"
+    )
+    (entry,) = json.loads((tmp_path / "predictions.json").read_text())
+    assert done.returncode == 0 and {found["name"] for found in entry["detections"]} == {"green"}
+
+
 def test_predict_draws_and_lists_detections(trained: tuple[Path, Path], coco_root: Path, tmp_path: Path) -> None:
     config, folder = trained
     gray = tmp_path / "gray.png"

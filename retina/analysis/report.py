@@ -1,0 +1,103 @@
+"""Everything that the report of an evaluation says, as numbers: what page.py draws and tables.py writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from retina.analysis.calibration import Calibration, calibrate
+from retina.analysis.errors import Errors, LostAP, find_errors, lost_ap
+from retina.analysis.intervals import accumulate, bootstrap_weights, interval, resample
+from retina.analysis.matches import Floats, Ints, Matches, match_detections
+from retina.analysis.recall import Breakdown, break_down_recall
+from retina.analysis.results_file import Results
+from retina.analysis.thresholds import (
+    ScoreCurve,
+    Threshold,
+    best_threshold,
+    confusion_matrix,
+    count_by_image,
+    score_curve,
+)
+from retina.config import COCO_METRICS
+from retina.data.annotations import Annotations
+
+
+class Report(NamedTuple):
+    """The numbers of a report. K classes, R recalls, B images; AP, precision and the like from 0 to 1.
+
+    NaN and None stand for what cannot be measured, because there are no objects or no right detections.
+    """
+
+    annotations: Annotations
+    results: Results
+    matches: Matches
+    metrics: dict[str, float | None]  # the twelve COCO numbers
+    metrics_interval: Floats  # (2, 12) 95 % intervals
+    ap_K: Floats
+    ap_interval: Floats  # (2, K)
+    precision_RK: Floats  # at IoU 0.5
+    errors: Errors
+    lost: LostAP
+    curve: ScoreCurve  # of all classes together
+    class_curves: list[ScoreCurve]
+    threshold: Threshold | None
+    class_thresholds: list[Threshold | None]
+    score: float  # of `threshold`, or 0: the detections that are kept below
+    confusion: Ints  # (K + 1, K + 1)
+    recall: list[Breakdown]
+    objects_B: Ints
+    detections_B: Ints
+    calibration: Calibration | None  # None if scores are not between 0 and 1
+    milliseconds: float | None  # for an image
+
+    @property
+    def names(self) -> list[str]:
+        """Of the K classes."""
+        return self.annotations.names
+
+    def thresholds(self) -> dict[str, Any]:
+        """The recommended scores for metrics.json: of all classes together, and of each; None where there is none."""
+        scores = [best.score if best else None for best in (self.threshold, *self.class_thresholds)]
+        return {"all": scores[0], "per_class": dict(zip(self.names, scores[1:], strict=True))}
+
+
+def analyze(
+    annotations: Annotations, results: Results, exclude: Iterable[int] = (), milliseconds: float | None = None
+) -> Report:
+    """Compute the numbers of a report. `exclude`: ids of images that do not count."""
+    exclude = list(exclude)
+    matches = match_detections(annotations, results, exclude)
+    accumulated = accumulate(matches)
+    bounds = interval(resample(matches, bootstrap_weights(len(matches.image_ids))))
+    errors = find_errors(annotations, results, exclude)
+    curve, class_curves = score_curve(matches), [score_curve(matches, k) for k in range(len(annotations.names))]
+    threshold = best_threshold(curve)
+    score = threshold.score if threshold else 0.0
+    is_probability = bool(((results.scores >= 0) & (results.scores <= 1)).all()) and len(results.scores) > 0
+    precision = accumulated.precision[..., 0]
+    precision = np.where(precision < 0, np.nan, precision)  # (T, R, K)
+    return Report(
+        annotations,
+        results,
+        matches,
+        accumulated.metrics,
+        bounds[:, : len(COCO_METRICS)],
+        precision.mean(axis=(0, 1)),
+        bounds[:, len(COCO_METRICS) :],
+        precision[0],
+        errors,
+        lost_ap(errors),
+        curve,
+        class_curves,
+        threshold,
+        [best_threshold(one) for one in class_curves],
+        score,
+        confusion_matrix(matches, annotations, results, score),
+        break_down_recall(matches, annotations, score),
+        *count_by_image(matches, score),
+        calibrate(matches, score) if is_probability else None,
+        milliseconds,
+    )

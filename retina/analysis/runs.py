@@ -1,0 +1,106 @@
+"""Finds and reads what runs wrote: their detections, and the annotations and images that their config names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from retina.analysis.results_file import Results, ResultsError, read_results
+from retina.config_file import load_config
+from retina.data.annotations import Annotations, read_annotations
+
+DETECTIONS = "detections.json"
+
+
+class Run(NamedTuple):
+    """The detections of one run or results file."""
+
+    name: str
+    results: Results
+
+
+class RunData(NamedTuple):
+    """Runs on one data set."""
+
+    annotations: Annotations
+    images: Path | None  # folder of the image files
+    sides: list[list[Run]]
+
+
+def read_runs(sides: Sequence[Sequence[Path]], annotations: Path | None, images: Path | None) -> RunData:
+    """Read the runs of all sides.
+
+    Args:
+        sides: run folders, or files in COCO's results format.
+        annotations: of the images; None uses those of each run's config.yaml.
+        images: their folder; None uses that of the first run's config.yaml, if there is one.
+
+    Raises:
+        ResultsError: a run has no detections, or detections that cannot be scored; the runs are on different data sets.
+        DataError: the annotations cannot be read.
+        ConfigError: a config.yaml cannot be read.
+    """
+    paths = [path for side in sides for path in side]
+    data = {path: _data_of(path, annotations) for path in paths}
+    files = {path: read_annotations(path) for path in {file for file, _ in data.values()}}
+    first, *others = paths
+    for other in others:
+        _check_equal(first, files[data[first][0]], other, files[data[other][0]])
+    file = files[data[first][0]]
+    read = {path: Run(str(path), read_results(_detections_of(path), file)) for path in paths}
+    folders: Iterable[Path | None] = [images, *(folder for _, folder in data.values())]
+    return RunData(
+        file, next((folder for folder in folders if folder), None), [[read[p] for p in side] for side in sides]
+    )
+
+
+def _detections_of(path: Path) -> Path:
+    if not path.exists():
+        raise ResultsError(f"{path}: no such run folder or results file")
+    if path.is_file():
+        return path
+    if not (path / DETECTIONS).is_file():
+        raise ResultsError(
+            f"{path}: has no {DETECTIONS}; a training writes it when it evaluates, and tools/eval.py --output {path} "
+            "for a checkpoint"
+        )
+    return path / DETECTIONS
+
+
+def _data_of(path: Path, annotations: Path | None) -> tuple[Path, Path | None]:
+    """The annotation file of a run, and its folder of images."""
+    folder = _detections_of(path).parent
+    if annotations is not None and not (folder / "config.yaml").is_file():
+        return annotations, None
+    if not (folder / "config.yaml").is_file():
+        raise ResultsError(f"{path}: no config.yaml beside the detections; give --annotations FILE for their images")
+    data = load_config(folder / "config.yaml").data
+    return annotations or Path(data.val_annotations), Path(data.val_images)
+
+
+def _check_equal(first: Path, a: Annotations, other: Path, b: Annotations) -> None:
+    """Raise ResultsError if two annotation files do not say the same about images, categories and objects."""
+    if a is b:
+        return
+    parts = {
+        "images": (np.sort(a.image_ids), np.sort(b.image_ids)),
+        "categories": (np.array(a.category_ids), np.array(b.category_ids)),
+        "boxes": (_objects(a), _objects(b)),
+    }
+    for name, (one, two) in parts.items():
+        if one.shape != two.shape or (one != two).any():
+            raise ResultsError(
+                f"the runs are on different data sets: {first} on {a.path}, {other} on {b.path}; the {name} differ "
+                f"({len(one)} and {len(two)}). --annotations FILE compares all runs on one file"
+            )
+
+
+def _objects(file: Annotations) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """The objects of a file in an order that does not depend on that of the file."""
+    columns = np.column_stack(
+        [file.image_ids[file.images], np.array(file.category_ids)[file.labels], file.boxes, file.areas, file.crowd]
+    )
+    return columns[np.lexsort(columns.T[::-1])]

@@ -1,0 +1,132 @@
+"""What the report says in words."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from retina.analysis.calibration import Calibration
+from retina.analysis.errors import KINDS, MISSED
+from retina.analysis.report import Report
+
+METRIC_TEXTS = {
+    "AP": "mean over IoU 0.5 to 0.95",
+    "AP50": "at IoU 0.5",
+    "AP75": "at IoU 0.75",
+    "APs": "small objects, below 32 x 32 pixels",
+    "APm": "medium objects",
+    "APl": "large objects, above 96 x 96 pixels",
+    "AR1": "recall with one detection for an image and class",
+    "AR10": "recall with 10",
+    "AR100": "recall with 100",
+    "ARs": "recall with 100, small objects",
+    "ARm": "medium objects",
+    "ARl": "large objects",
+}
+
+# What an error of a kind is, and what helps.
+KIND_TEXTS = {
+    "class": (
+        "the box is right, the class is wrong",
+        "more training examples of the classes that are confused; check that their labels agree",
+    ),
+    "location": (
+        "the class is right, the IoU is 0.1 to 0.5",
+        "loss.box=giou or a higher loss.box_weight, larger images (data.short_side), boxes drawn by one rule",
+    ),
+    "both": ("the class is wrong, and the IoU is 0.1 to 0.5", "what helps against wrong classes and wrong boxes"),
+    "duplicate": ("a second detection of an object", "a lower detect.nms_iou"),
+    "background": (
+        "no object is there",
+        "look at the pictures below: are these objects that nobody labeled? If not: more images of what is confused "
+        "with objects, also without objects; a higher threshold",
+    ),
+    "missed": (
+        "no detection is about the object",
+        "tools/check_data.py says whether the anchors fit; larger images, more training examples like those below",
+    ),
+}
+
+KIND_NAMES = {
+    "class": "wrong classes",
+    "location": "wrong boxes (location)",
+    "both": "detections with a wrong class and a wrong box",
+    "duplicate": "duplicates",
+    "background": "detections of nothing (background)",
+    "missed": "missed objects",
+}
+
+GALLERY_TEXTS = {
+    "background": "no object with an IoU of 0.5, of any class",
+    "missed": "the largest first",
+    "class": "the box fits an object of another class",
+    "location": "IoU of 0.1 to 0.5 with an object of the class",
+    "duplicate": "the object has a detection with a higher score",
+}
+
+
+def summary(report: Report) -> list[str]:
+    """What the numbers say, in two or three sentences: how good, how sure, where the AP is lost, the threshold."""
+    num_images, ap = len(report.matches.image_ids), report.metrics["AP"]
+    objects = int(report.errors.objects.sum())
+    if ap is None:
+        return [f"There are no objects in the {num_images} images, so there is no AP."]
+    low, high = 100 * report.metrics_interval[:, 0]
+    sentences = [
+        f"AP is {100 * ap:.1f} on {num_images} images with {objects} objects. With other images of the same kind it "
+        f"would be between {low:.1f} and {high:.1f} (95 % interval)."
+    ]
+    sentences += _lost_sentence(report)
+    if (best := report.threshold) is not None:
+        sentences.append(
+            f"Keep detections with a score of at least {best.score:g}: then {100 * best.precision:.0f} % of the "
+            f"detections are right and {100 * best.recall:.0f} % of the objects are found (F1 {best.f1:.2f}, at IoU "
+            f"0.5; from {best.low:.2f} to {best.high:.2f} it is nearly as good)."
+        )
+    else:
+        sentences.append("No detection is right at IoU 0.5, so there is no threshold to recommend.")
+    return sentences
+
+
+def _lost_sentence(report: Report) -> list[str]:
+    lost, by_class = report.lost.lost, report.lost.by_class
+    first, second = np.argsort(-lost, kind="stable")[:2].tolist()
+    if lost[first] <= 0:
+        return []
+    count = int(report.errors.count_kind(first).sum())
+    text = (
+        f"Most AP is lost to {KIND_NAMES[KINDS[first]]}: without these {count} errors AP50 would be "
+        f"{100 * lost[first]:.1f} points higher than {100 * report.lost.mean_ap:.1f}"
+    )
+    measured = np.flatnonzero(~np.isnan(by_class[first]))
+    if len(measured) > 1:
+        worst = int(measured[by_class[first, measured].argmax()])
+        number = int(report.errors.count_kind(first)[worst])
+        of = f" of {report.errors.objects[worst]} objects" if first == MISSED else ""
+        text += f", most of all for {report.names[worst]} ({number}{of}; {100 * by_class[first, worst]:.1f} points)"
+    if lost[second] > 0:
+        text += f". Next are {KIND_NAMES[KINDS[second]]} with {100 * lost[second]:.1f} points"
+    return [f"{text}."]
+
+
+def calibration_sentences(calibration: Calibration) -> list[str]:
+    """What the calibration says."""
+    sentences = [f"D-ECE is {calibration.all.d_ece:.3f} over all {calibration.all.counts.sum()} detections."]
+    if not math.isnan(calibration.kept.d_ece):
+        kept = calibration.kept
+        gap = float(np.nansum((kept.scores - kept.precision) * kept.counts) / kept.counts.sum())
+        sentences[0] = sentences[0].rstrip(".") + (
+            f", and {kept.d_ece:.3f} over the {kept.counts.sum()} that are kept at the recommended threshold. The mean "
+            f"score of these is {abs(gap):.3f} {'above' if gap > 0 else 'below'} their precision."
+        )
+    if (found := calibration.temperature) is not None:
+        sentences.append(
+            f"A temperature of {found.value:.2f}, fitted on {found.fitted_images} images, changes D-ECE on the other "
+            f"{found.tested_images} from {found.before.d_ece:.3f} to {found.after.d_ece:.3f}, and the log loss from "
+            f"{found.log_loss_before:.3f} to {found.log_loss_after:.3f}. To use it, divide the logits of the scores "
+            "by it."
+        )
+    else:
+        sentences.append("There are too few detections to fit a temperature.")
+    return sentences

@@ -1,0 +1,189 @@
+"""tools/compare.py on run folders and results files: what it says, writes and refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import inspect_page, needs_chromium
+from command_helpers import run_main
+
+from retina.config import COCO_METRICS
+from retina.config_file import load_config
+
+pytestmark = pytest.mark.slow
+Entries = list[dict[str, Any]]
+
+
+def detections(truth: dict[str, Any], shift: float, seed: int = 0) -> Entries:
+    """Every object with a box that is misplaced by `shift` of its size, on average, and a few boxes of nothing."""
+    rng = np.random.default_rng(seed)
+    results = []
+    for annotation in truth["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        dx, dy = rng.normal(0, shift, 2) * (w, h)
+        found = {"image_id": annotation["image_id"], "category_id": annotation["category_id"]}
+        results.append({**found, "bbox": [x + dx, y + dy, w, h], "score": float(rng.uniform(0.4, 0.9))})
+    for image in truth["images"]:
+        found = {"image_id": image["id"], "category_id": truth["categories"][0]["id"]}
+        results.append({**found, "bbox": [1.0, 2.0, 9.0, 9.0], "score": float(rng.uniform(0.1, 0.5))})
+    return results
+
+
+def write_run(folder: Path, yaml: Path, results: Entries, *overrides: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(load_config(yaml, [f"output_dir={folder}", *overrides]).to_yaml())
+    (folder / "detections.json").write_text(json.dumps(results))
+    return folder
+
+
+@pytest.fixture
+def truth(coco_root: Path) -> dict[str, Any]:
+    tree: dict[str, Any] = json.loads((coco_root / "val.json").read_text())
+    return tree
+
+
+@pytest.fixture
+def runs(tmp_path: Path, tiny_yaml: Path, truth: dict[str, Any]) -> dict[str, Path]:
+    """Two seeds of a worse and of a better detector."""
+    shifts = {"worse_s0": 0.3, "worse_s1": 0.32, "better_s0": 0.02, "better_s1": 0.03}
+    return {
+        name: write_run(tmp_path / name, tiny_yaml, detections(truth, shift, seed))
+        for seed, (name, shift) in enumerate(shifts.items())
+    }
+
+
+@needs_chromium
+def test_a_better_run_is_called_better(runs: dict[str, Path], tmp_path: Path, truth: dict[str, Any]) -> None:
+    output = tmp_path / "out"
+    done = run_main("compare.py", runs["worse_s0"], runs["better_s0"], "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert "\nB is better than A by " in done.stdout and "on images like these 10." in done.stdout
+    assert "One training on each side: how much another seed would change the difference is not part" in done.stdout
+    data = json.loads((output / "comparison.json").read_text())
+    rows = {row["name"]: row for row in data["rows"]}
+    classes = [entry["name"] for entry in truth["categories"]]
+    assert list(rows) == [*(name for name in COCO_METRICS if name in rows), *sorted(rows.keys() & classes, key=lambda
+        name: -rows[name]["objects"])]  # fmt: skip
+    ap = rows["AP"]
+    assert ap["value"] == pytest.approx(ap["b"] - ap["a"]) and 0 < ap["low"] < ap["value"] < ap["high"]
+    assert f"by {100 * ap['value']:.2f} AP" in data["verdict"]
+    with (output / "comparison.csv").open() as file:
+        assert [row["name"] for row in csv.DictReader(file)] == list(rows)
+    with (output / "images.csv").open() as file:
+        changes = [abs(float(row["errors_b"]) - float(row["errors_a"])) for row in csv.DictReader(file)]
+    assert len(changes) == 10 and changes == sorted(changes, reverse=True)
+    page = inspect_page((output / "comparison.html").read_text(), tmp_path, 1200)
+    assert data["verdict"] in page["text"] and all(page["images"]) and len(page["images"]) >= 6
+    assert "errors with A" in page["text"] and page["title"] == "Comparison of A and B"
+
+
+def test_several_seeds_on_a_side(runs: dict[str, Path], tmp_path: Path) -> None:
+    sides = ["--a", runs["better_s0"], runs["better_s1"], "--b", runs["worse_s0"], runs["worse_s1"]]
+    done = run_main("compare.py", *sides, "--output", tmp_path / "out")
+    assert (
+        "A is better than B by " in done.stdout and "2 and 2 trainings: the interval is for other seeds" in done.stdout
+    )
+    one = run_main("compare.py", *sides[:2], *sides[3:], "--output", tmp_path / "out")
+    assert "A has one training; its seed noise is taken to be that of the other." in one.stdout
+
+
+def test_equal_quality_is_not_called_different(tmp_path: Path, tiny_yaml: Path, truth: dict[str, Any]) -> None:
+    a, b = (write_run(tmp_path / str(seed), tiny_yaml, detections(truth, 0.1, seed)) for seed in (3, 4))
+    done = run_main("compare.py", a, b, "--output", tmp_path / "out")
+    assert "Which one is better is not known: " in done.stdout and "would be found in four of five" in done.stdout
+    copied = shutil.copytree(a, tmp_path / "copy")
+    same = run_main("compare.py", a, copied, "--output", tmp_path / "out")
+    assert "their detections do not differ" in same.stdout
+
+
+def test_results_of_other_programs(runs: dict[str, Path], tmp_path: Path, coco_root: Path) -> None:
+    """Without a config the annotations are given, and pictures only with --images."""
+    files = []
+    for name in ("worse_s0", "better_s0"):
+        files.append(tmp_path / f"{name}.json")
+        shutil.copy(runs[name] / "detections.json", files[-1])
+    refused = run_main("compare.py", *files)
+    assert refused.returncode == 2 and "no config.yaml beside the detections; give --annotations FILE" in refused.stderr
+    arguments = [*files, "--annotations", coco_root / "val.json", "--output", tmp_path / "out"]
+    done = run_main("compare.py", *arguments)
+    assert "B is better than A" in done.stdout
+    page = (tmp_path / "out/comparison.html").read_text()
+    assert "There are no pictures" in page and "image/jpeg" not in page
+    run_main("compare.py", *arguments, "--images", coco_root / "val")
+    assert "image/jpeg" in (tmp_path / "out/comparison.html").read_text()
+
+
+def test_an_image_file_that_is_missing_is_named(runs: dict[str, Path], tmp_path: Path) -> None:
+    done = run_main(
+        "compare.py", runs["worse_s0"], runs["better_s0"], "--images", tmp_path, "--output", tmp_path / "out"
+    )
+    assert done.returncode == 0 and "No such file" in (tmp_path / "out/comparison.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda entries: "", "the file is empty"),
+        (lambda entries: "[1, 2]", "Expected object, got int in entry [0]; expected a list of"),
+        (lambda entries: json.dumps(entries)[:-9], "truncated"),
+        (lambda entries: json.dumps({"annotations": entries}), "expected a list of detections"),
+        (lambda entries: json.dumps([entries[0] | {"score": float("nan")}]), "NaN in line 1"),
+        (lambda entries: json.dumps([entries[0] | {"image_id": 999}]), "[0].image_id 999"),
+        (lambda entries: json.dumps([entries[0] | {"category_id": 4}]), "[0].category_id 4"),
+        (lambda entries: json.dumps([entries[0] | {"bbox": [1, 2, 3]}]), "bbox"),
+        (lambda entries: json.dumps([{"image_id": 1}]), "category_id"),
+        (lambda entries: json.dumps([entries[0] | {"score": "high"}]), "score"),
+        (
+            lambda entries: json.dumps(entries)[:-1].replace(str(entries[0]["score"]), "1e999") + "]",
+            "out of range in entry [0].score",
+        ),
+    ],
+)
+def test_detections_that_cannot_be_scored(
+    change: Any, message: str, runs: dict[str, Path], tmp_path: Path, truth: dict[str, Any]
+) -> None:
+    file = runs["worse_s0"] / "detections.json"
+    file.write_text(change(json.loads(file.read_text())))
+    done = run_main("compare.py", runs["worse_s0"], runs["better_s0"], "--output", tmp_path / "out")
+    assert done.returncode == 2 and done.stdout == "" and not (tmp_path / "out").exists()
+    assert done.stderr.startswith(f"error: {file}: ") and message in done.stderr, done.stderr
+
+
+def test_runs_that_cannot_be_compared(
+    runs: dict[str, Path], tmp_path: Path, tiny_yaml: Path, truth: dict[str, Any]
+) -> None:
+    a, b = runs["worse_s0"], runs["better_s0"]
+    fewer = {**truth, "images": truth["images"][:-1]}
+    fewer["annotations"] = [e for e in truth["annotations"] if e["image_id"] != truth["images"][-1]["id"]]
+    (tmp_path / "fewer.json").write_text(json.dumps(fewer))
+    moved = {**truth, "annotations": [{**e, "bbox": [1, 1, 2, 2]} for e in truth["annotations"]]}
+    (tmp_path / "moved.json").write_text(json.dumps(moved))
+    shuffled = {**truth, "annotations": truth["annotations"][::-1], "images": truth["images"][::-1]}
+    (tmp_path / "shuffled.json").write_text(json.dumps(shuffled))
+
+    def other(name: str) -> Path:
+        return write_run(tmp_path / name, tiny_yaml, [], f"data.val_annotations={tmp_path}/{name}.json")
+
+    (tmp_path / "empty").mkdir()
+    cases = {
+        (a,): "given 1 runs; expected RUN_A RUN_B",
+        (a, b, a): "given 3 runs; expected RUN_A RUN_B",
+        ("--a", a): "given 1 runs for --a and 0 for --b",
+        (a, b, "--a", a): "give RUN_A RUN_B, or --a RUN ... --b RUN ..., not both",
+        (a, a): f"{a} is on both sides",
+        (a, tmp_path / "nothing"): "no such run folder or results file",
+        (a, tmp_path / "empty"): "has no detections.json",
+        (a, b, "--annotations", tmp_path / "no.json"): "no such annotation file",
+        (a, other("fewer")): "the runs are on different data sets",
+        (a, other("moved")): "the boxes differ",
+    }
+    for arguments, message in cases.items():
+        done = run_main("compare.py", *arguments)
+        assert done.returncode == 2 and message in done.stderr, (arguments, done.stderr)
+    assert run_main("compare.py", a, other("shuffled"), "--output", tmp_path / "out").returncode == 0

@@ -1,0 +1,78 @@
+"""Is B better than A? python tools/compare.py RUN_A RUN_B, or for several seeds --a RUN RUN ... --b RUN RUN ...
+
+A RUN is a run folder with detections.json, or a file in COCO's results format (with --annotations FILE). Prints the AP
+of both, the difference by metric and class with its 95 % interval, and what follows. Writes comparison.html with the
+images that changed most, comparison.json, comparison.csv and images.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from retina.command_line import exit_with_error
+
+MAX_CLASSES = 30  # in the terminal
+
+
+def main() -> int:
+    """Exit status: 0 with the table printed, whatever it says; 2 if the runs cannot be compared."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="A and B")
+    parser.add_argument(
+        "--a", nargs="+", type=Path, metavar="RUN", default=[], help="trainings that differ in the seed"
+    )
+    parser.add_argument("--b", nargs="+", type=Path, metavar="RUN", default=[], help="those of the other side")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="default: those of the runs' config.yaml")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="for the pictures; default: as for --annotations")
+    parser.add_argument("--output", type=Path, default=Path("runs/compare"), help="folder to write to (%(default)s)")
+    arguments = parser.parse_args()
+    a, b = arguments.a, arguments.b
+    if arguments.runs and (a or b):
+        exit_with_error(f"{arguments.runs[0]}: give RUN_A RUN_B, or --a RUN ... --b RUN ..., not both")
+    if len(arguments.runs) == 2:
+        a, b = arguments.runs[:1], arguments.runs[1:]
+    if not a or not b:
+        given = f"{len(arguments.runs)} runs" if arguments.runs else f"{len(a)} runs for --a and {len(b)} for --b"
+        exit_with_error(f"given {given}; expected RUN_A RUN_B, or at least one run for each of --a and --b")
+    if both := [str(path) for path in a if path in b]:
+        exit_with_error(f"{both[0]} is on both sides")
+
+    from retina.analysis.comparison_page import write_comparison  # late, so that a usage error is reported at once
+    from retina.analysis.comparison_text import (
+        HEAD,
+        compare_runs,
+        describe_sides,
+        limits,
+        rows_of,
+        table_rows,
+        verdict,
+    )
+    from retina.analysis.results_file import ResultsError
+    from retina.analysis.runs import read_runs
+    from retina.config_file import ConfigError
+    from retina.data.annotations import DataError
+    from retina.data.coco import read_image
+    from retina.plots.document import Table, to_text
+
+    try:
+        data = read_runs([a, b], arguments.annotations, arguments.images)
+    except (ConfigError, DataError, ResultsError) as error:
+        exit_with_error(str(error))
+    comparison = compare_runs(data)
+    rows = rows_of(comparison)
+    classes = sum(row["kind"] == "class" for row in rows)
+    print("\n".join(describe_sides(comparison)))
+    print(to_text(Table(HEAD, table_rows(rows[: len(rows) - max(classes - MAX_CLASSES, 0)]))))
+    if classes > MAX_CLASSES:
+        print(f"... and {classes - MAX_CLASSES} less frequent classes")
+    print("\n".join(["", verdict(comparison), *limits(comparison), ""]))
+    try:
+        print(write_comparison(comparison, arguments.output, read_image))
+    except OSError as error:
+        exit_with_error(f"--output: {arguments.output}: {error.strerror}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
