@@ -123,7 +123,7 @@ def make_batch(count: int, height: int, width: int, multiple: int) -> Batch:
         side = 16 + torch.rand(BOXES, 2, generator=generator) * torch.tensor([width * 0.3, height * 0.3])
         labels = torch.randint(0, CLASSES, (BOXES,), generator=generator)
         targets.append(Target(torch.cat([corner, corner + side], dim=1), labels, torch.zeros(0, 4)))
-    return Batch(images.permute(0, 3, 1, 2), [(height, width)] * count, targets, list(range(count)), {})
+    return Batch(images.permute(0, 3, 1, 2), [(height, width)] * count, targets, list(range(count)), {}, "imagenet")
 
 
 def our_step(model: RetinaNet, batch: Batch, config: Config, device: torch.device) -> Callable[[], None]:

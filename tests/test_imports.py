@@ -27,7 +27,7 @@ PACKAGES = {
         ],
         [],
     ),
-    "data": Package(["annotations", "coco", "cache", "augment", "sampling", "loader"], ["base"]),
+    "data": Package(["annotations", "coco", "cache", "normalization", "augment", "sampling", "loader"], ["base"]),
     "model": Package(["fused", "backbone", "anchors", "retinanet", "pretrained", "checkpoint"], ["base", "losses"]),
     "detector": Package(
         ["assign_triton", "assign", "criterion", "detect_triton", "detect"], ["base", "losses", "data", "model"]
