@@ -141,7 +141,7 @@ def test_plot_draws_the_run(trained: tuple[Path, Path]) -> None:
         ),
         ("eval.py", ["CONFIG", "--checkpoint", "no.pt"], 1, "no.pt: no such checkpoint"),
         ("eval.py", ["CONFIG", "output_dir=OUT"], 1, "train first, or give --checkpoint"),
-        ("eval.py", ["CONFIG", "--checkpoint", "CONFIG"], 1, "not readable as a checkpoint"),
+        ("eval.py", ["CONFIG", "--checkpoint", "CONFIG"], 1, "not readable as weights"),
         ("predict.py", ["CONFIG", "no.jpg"], 2, "no such image or folder: no.jpg"),
         ("predict.py", ["CONFIG", "CONFIG", "--score", "3"], 2, "--score: given 3"),
     ],
