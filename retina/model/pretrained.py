@@ -101,7 +101,7 @@ def _other_settings(weights: Weights, config: Config) -> str:
     ]
     if not differences:
         return ""
-    hint = f" (configs/presets/{weights.preset}.yaml has its settings)" if weights.preset else ""
+    hint = f"; see configs/presets/{weights.preset}.yaml" if weights.preset else ""
     return f"\nwarning: these weights were trained with {', '.join(differences)}{hint}"
 
 

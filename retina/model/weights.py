@@ -52,12 +52,18 @@ class Weights(NamedTuple):
 
     @property
     def is_detector(self) -> bool:
-        return "cls_logits.bias" in self.state
+        return {"cls_logits.bias", "bbox_reg.bias"} <= self.state.keys()
 
     @property
     def classes(self) -> int:
         """The number of class outputs, K; 0 for a classifier of images."""
         return len(self.state["cls_logits.bias"]) * 4 // len(self.state["bbox_reg.bias"]) if self.is_detector else 0
+
+    @property
+    def known_settings(self) -> dict[str, Any]:
+        """What is known of the config that the weights need, by key. The preset has the rest."""
+        shown = network_settings(self.state)
+        return {key: value for key, value in shown.items() if key not in ("anchors", "model.norm")} | self.settings
 
 
 def read_weights(source: str, backbone: str = "resnet50") -> Weights:
@@ -93,12 +99,14 @@ def network_settings(state: dict[str, Tensor]) -> dict[str, Any]:
     "anchors" is the number of anchors of a cell, anchors.scales times the number of anchors.ratios.
     """
     settings: dict[str, Any] = {"model.backbone": _backbone_of(state)}
-    if "bbox_reg.bias" in state:
-        settings["model.base_channels"] = len(state["backbone.body.conv1.weight"])
+    conv1, p6 = state.get("backbone.body.conv1.weight"), state.get("backbone.fpn.extra_blocks.p6.weight")
+    if conv1 is not None:
+        settings["model.base_channels"] = len(conv1)
         settings["model.norm"] = "batch" if "backbone.body.bn1.running_var" in state else "group"
-        p6 = state["backbone.fpn.extra_blocks.p6.weight"]
+    if p6 is not None:
         settings["model.channels"] = p6.shape[0]
         settings["model.p6_from"] = "p5" if p6.shape[0] == p6.shape[1] else "c5"
+    if "bbox_reg.bias" in state:
         settings["model.head_convs"] = sum(key.startswith("cls_head.") and key.endswith(".0.weight") for key in state)
         settings["model.head_norm"] = "group" if "cls_head.0.1.weight" in state else "none"
         settings["anchors"] = len(state["bbox_reg.bias"]) // 4
@@ -113,9 +121,11 @@ def _from_content(content: Any, path: Path) -> Weights:
     tensors = tensors_of(content, path)
     meta = content.get("meta") if isinstance(content.get("meta"), dict) else {}
     if "cls_logits.bias" in tensors:  # a safetensors file of ours
-        if not {"config", "categories"} <= meta.keys():
-            raise WeightsError(f"{path}: weights of this project without their config and categories")
-        saved = {"config": meta["config"], "categories": json.loads(meta["categories"])}
+        try:
+            saved = {"config": meta["config"], "categories": json.loads(meta["categories"])}
+        except (KeyError, ValueError):
+            message = "weights of this project without their config (as YAML) and categories (as JSON) in the metadata"
+            raise WeightsError(f"{path}: {message}") from None
         return _own(tensors, str(path), "weights of this project", saved)
     return _from_tensors(tensors, str(path), meta)
 
@@ -139,9 +149,9 @@ def _from_tensors(tensors: dict[str, Tensor], source: str, meta: dict[str, Any])
         framework.preset,
         framework.orders_anchors_by_size,
     )
-    dataset = meta.get("dataset_meta", meta)
-    names = dataset.get("classes", dataset.get("CLASSES", ()))
-    return weights._replace(categories=_categories(list(names), weights.classes))
+    dataset = meta.get("dataset_meta") or meta
+    names = [str(name) for name in dataset.get("classes") or dataset.get("CLASSES") or ()]
+    return weights._replace(categories=_categories(names, weights.classes))
 
 
 def _categories(names: list[str], classes: int) -> Categories | None:

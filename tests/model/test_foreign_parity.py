@@ -127,7 +127,7 @@ def test_logits_deltas_and_detections_equal(case: Case) -> None:
         torch.testing.assert_close(found.scores, scores, rtol=0, atol=1e-4)
         # Nearly equal scores may be in another order: each of theirs must be one of ours.
         same = ((scores[:, None] - found.scores).abs() < 1e-4) & (labels[:, None] == found.labels)
-        same &= (boxes[:, None] - found.boxes).abs().amax(dim=2) < 1e-2  # pixels
+        same &= (boxes[:, None] - found.boxes).abs().amax(dim=2) < 2e-3  # pixels
         assert same.any(dim=0).all() and same.any(dim=1).all()
 
 

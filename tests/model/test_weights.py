@@ -24,6 +24,7 @@ from retina.model.weights import network_settings, read_weights
 from retina.model.weights_file import WeightsError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/parity"
+PRESETS = Path(__file__).parents[2] / "configs/presets"
 SMALL = {"backbone": "resnet10", "base_channels": 32, "weights": None, "norm": "batch", "channels": 16, "head_convs": 1}
 CPU = torch.device("cpu")
 
@@ -187,7 +188,9 @@ def test_safetensors(tmp_path: Path) -> None:
         assert is_complete and torch.equal(fresh.cls_logits.weight, trained.cls_logits.weight)
     assert read_weights(str(tmp_path / "own.safetensors")).categories == [(4, "a"), (9, "b")]
     save_file(state, tmp_path / "bare.safetensors")
-    with pytest.raises(WeightsError, match=r"bare.safetensors: weights of this project without their config"):
+    with pytest.raises(
+        WeightsError, match=r"bare.safetensors: weights of this project without their config .* and categories"
+    ):
         read_weights(str(tmp_path / "bare.safetensors"))
 
 
@@ -222,3 +225,25 @@ def test_a_file_that_names_no_framework_is_explained_by_the_command(tiny_yaml: P
     settings = load_config(tiny_yaml, [f"output_dir={tmp_path}/run", f"model.weights={tmp_path}/yolo.pt"])
     with pytest.raises(WeightsError, match=r"yolo.pt: neither a RetinaNet of this project"):
         load_detector(settings, None, None, CPU)
+
+
+def test_what_is_known_of_the_settings(tmp_path: Path) -> None:
+    """An own checkpoint knows all of them, other files what their shapes and their framework say."""
+    settings = config(relu_before_p7=False)
+    own = read_weights(save_own(tmp_path / "last.pt", build(settings, 1), settings, ["a"]))
+    assert own.known_settings == {**settings.flat(), **own.known_settings} and own.preset is None
+    assert own.known_settings["train.lr"] == 0.01
+    torch.save(as_mmdetection(build(settings, 3).state_dict()), tmp_path / "mm.pth")
+    theirs = read_weights(str(tmp_path / "mm.pth"))
+    assert theirs.preset == "mmdetection" and theirs.categories is None and theirs.classes == 3
+    changed = [f"{key}={value}" for key, value in theirs.known_settings.items()]
+    loaded = load_config(PRESETS / "mmdetection.yaml", changed)  # is a config, and the weights fit it
+    _, message = load_pretrained(RetinaNet(loaded, 3), loaded, str(tmp_path / "mm.pth"), ["a", "b", "c"])
+    assert "warning" not in message and loaded.model.backbone == "resnet10" and loaded.model.channels == 16
+
+
+def test_a_part_of_a_detector_is_refused(tmp_path: Path) -> None:
+    state = as_mmdetection(build(config(), 1).state_dict())
+    torch.save({key: value for key, value in state.items() if not key.startswith("neck")}, tmp_path / "file.pth")
+    with pytest.raises(WeightsError, match=r"file.pth: missing: backbone.fpn.inner_blocks"):
+        load_pretrained(build(config(), 1), config(), str(tmp_path / "file.pth"), ["a"])

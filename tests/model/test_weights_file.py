@@ -93,6 +93,7 @@ def damaged(content: bytes, random_: random.Random) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # of torch, about damaged files
 @pytest.mark.parametrize("kind", ["torch", "legacy", "pickle", "safetensors", "mmdetection_training", "text"])
 def test_truncated_and_damaged_files_give_a_clear_error(tmp_path: Path, kind: str) -> None:
     path, state = tmp_path / "file", {"a": torch.arange(50.0), "b": torch.zeros(2, 3)}
