@@ -33,6 +33,7 @@ def load_pretrained(model: RetinaNet, config: Config, source: str, names: list[s
         FileNotFoundError: `source` is unknown or cannot be downloaded; the message explains what to do.
         WeightsError: the file cannot be read, or its weights do not fit; the message names settings that differ.
         CheckpointError: a damaged checkpoint of this project.
+        ConfigError: the settings in a checkpoint do not fit this version of the program.
     """
     return load_weights(model, config, read_weights(source, config.model.backbone), names)
 

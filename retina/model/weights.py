@@ -79,6 +79,7 @@ def read_weights(source: str, backbone: str = "resnet50") -> Weights:
         FileNotFoundError: `source` is unknown or cannot be downloaded; the message explains what to do.
         WeightsError: the file cannot be read, or has keys of another framework.
         CheckpointError: a damaged checkpoint of this project.
+        ConfigError: the settings in a checkpoint do not fit this version of the program.
     """
     if Path(source).is_file():
         return _from_content(read_file(Path(source)), Path(source))

@@ -88,7 +88,7 @@ def create_train_state(
 ) -> TrainState:
     """The state at the start of a run: the newest valid checkpoint of its folder, pretrained or random weights.
 
-    Raises RunError for a checkpoint or settings that do not fit; WeightsError, FileNotFoundError for `model.weights`.
+    Raises RunError for a checkpoint or settings that do not fit, and for `model.weights` what `load_pretrained` does.
     """
     torch.manual_seed(config.seed)
     model: RetinaNet = RetinaNet(config, dataset.num_classes)
