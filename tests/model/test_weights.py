@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -207,17 +208,28 @@ def test_classifiers_of_torchvision(tmp_path: Path) -> None:
         load_detector(config(), tmp_path / "resnet18.pth", None, CPU)
 
 
-def test_names_of_msras_classifier() -> None:
-    """detectron2 maps them to its own names (the fixture has what it gave), and its table maps those to ours."""
+def test_msras_classifier(tmp_path: Path) -> None:
+    """detectron2 maps its names to its own (the fixture has what it gave), and its table maps those to ours."""
     with np.load(FIXTURES / "detectron2.npz") as file:
         names: dict[str, str] = json.loads(str(file["about"]))["msra"]
     unused = ("conv1_b", "fc1000_w", "fc1000_b")
-    values = {name: torch.tensor(i) for i, name in enumerate(names)}
+    values: dict[str, Any] = {name: name for name in names}
     ours = rename_keys(values, MSRA_RESNET)
-    theirs = {f"backbone.bottom_up.{names[name]}": value for name, value in values.items() if name not in unused}
-    assert ours == rename_keys(theirs, DETECTRON2) and len(ours) == 265
-    body = RetinaNet(config(backbone="resnet50"), 1).backbone.body.state_dict()
-    assert {f"backbone.body.{key}" for key in body if not key.endswith("tracked")} == ours.keys()
+    theirs = {f"backbone.bottom_up.{names[name]}": name for name in names if name not in unused}
+    assert ours == rename_keys(theirs, DETECTRON2) and len(ours) == 265  # type: ignore[arg-type]
+
+    settings = load_config(PRESETS / "paper.yaml")
+    trained, fresh = (build(settings, 1, seed).backbone.body for seed in (1, 2))
+    assert {f"backbone.body.{key}" for key in trained.state_dict()} == ours.keys()
+    arrays = {ours[f"backbone.body.{key}"]: value.numpy() for key, value in trained.state_dict().items()}
+    arrays |= {name: np.zeros(1, np.float32) for name in unused}
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(arrays))
+    model = build(settings, 1, seed=2)
+    is_complete, message = load_pretrained(model, settings, str(tmp_path / "R-50.pkl"), ["a"])
+    assert not is_complete and "MSRA's ImageNet classifier" in message and "warning" not in message
+    for key, value in model.backbone.body.state_dict().items():
+        assert torch.equal(value, trained.state_dict()[key]), key
+    assert not torch.equal(fresh.conv1.weight, trained.conv1.weight)
 
 
 def test_a_file_that_names_no_framework_is_explained_by_the_command(tiny_yaml: Path, tmp_path: Path) -> None:

@@ -63,6 +63,17 @@ def test_pickles_of_numpy_arrays(tmp_path: Path, protocol: int) -> None:
     assert tensors["n"].item() == 3
 
 
+def test_pickles_of_python_2(tmp_path: Path) -> None:
+    """They hold the bytes of an array as text; MSRA's ResNets are older than Python 3's pickles."""
+    dtype = b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    state = b"(K\x01K\x02\x85" + dtype + b"I00\nU\x08" + np.array([1, -2.5], "<f4").tobytes() + b"tb"
+    content = b"\x80\x02}U\x01w" + empty + state + b"s."
+    assert pickle.loads(content, encoding="latin1")["w"].tolist() == [1, -2.5]
+    (tmp_path / "file.pkl").write_bytes(content)
+    assert tensors_of(read_file(tmp_path / "file.pkl"), tmp_path)["w"].tolist() == [1, -2.5]
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
