@@ -23,7 +23,8 @@ from retina.config import Config, Model, Train
 from retina.data.loader import Batch
 from retina.device import autocast, compile_network, pick_device
 from retina.model import RetinaNet
-from retina.model.pretrained import from_torchvision, load_exactly
+from retina.model.key_tables import TORCHVISION_V1, rename_keys
+from retina.model.pretrained import load_exactly
 from retina.parent_process import end_with_parent
 
 CANDIDATES = 1000  # class scores above the threshold in an image, for NMS to work on
@@ -90,7 +91,7 @@ def their_model(sizes: Sizes, device: torch.device) -> TorchvisionRetinaNet:
 def our_model(config: Config, theirs: TorchvisionRetinaNet, sizes: Sizes, device: torch.device) -> RetinaNet:
     """The RetinaNet of retina with torchvision's weights; with train.compile as a training run compiles it."""
     model = RetinaNet(config, CLASSES)
-    load_exactly(model, from_torchvision(theirs.state_dict())[0], "torchvision")
+    load_exactly(model, rename_keys(theirs.state_dict(), TORCHVISION_V1), "torchvision")
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.train.compile and sizes.compiler == "inductor":
         compile_network(model, device)

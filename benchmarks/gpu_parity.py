@@ -23,9 +23,9 @@ from retina.criterion import count_positives, detection_loss, normalizer
 from retina.data.loader import Batch
 from retina.detect import detect
 from retina.model import RetinaNet, make_anchors
-from retina.model.pretrained import from_torchvision
+from retina.model.key_tables import TORCHVISION_V1, rename_keys
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs/torchvision_v1.yaml"
+CONFIG = Path(__file__).resolve().parents[1] / "configs/presets/torchvision_v1.yaml"
 IMAGES = 2
 
 
@@ -109,7 +109,8 @@ def compare_training(
     outputs = ours(images.contiguous(memory_format=torch.channels_last))
     our_losses = detection_loss(outputs, anchors, assignment, divisor, config.loss, config.detect.max_ratio)
     our_losses["loss"].backward()
-    gradients, _ = from_torchvision({n: p.grad for n, p in theirs.named_parameters() if p.grad is not None})
+    given = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
+    gradients = rename_keys(given, TORCHVISION_V1)
     trained = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
     assert trained.keys() == gradients.keys(), "the same stages are frozen"
     differences = [((grad - gradients[name]).norm() / gradients[name].norm()).item() for name, grad in trained.items()]

@@ -36,7 +36,8 @@ from retina.detect import Detections
 from retina.device import autocast, compile_network, pick_device
 from retina.evaluate.inference import start_batch
 from retina.model import RetinaNet
-from retina.model.pretrained import from_torchvision, load_exactly
+from retina.model.key_tables import TORCHVISION_V1, rename_keys
+from retina.model.pretrained import load_exactly
 from retina.train import build_optimizer, train_step
 
 CLASSES, BOXES = 80, 8
@@ -66,7 +67,7 @@ def main() -> None:
     ours = RetinaNet(config, CLASSES).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     theirs = torchvision_retinanet(arguments.backbone, height, width).to(device)
     torch.nn.init.normal_(theirs.head.classification_head.cls_logits.weight, std=0.05)  # some detections for NMS
-    load_exactly(ours, from_torchvision(theirs.state_dict())[0], "torchvision")
+    load_exactly(ours, rename_keys(theirs.state_dict(), TORCHVISION_V1), "torchvision")
     batch = make_batch(arguments.batch, height, width, config.data.pad_multiple).to(device)
     convolutions = record_convolutions(ours, batch, config, device)
     if arguments.compile:
@@ -123,7 +124,7 @@ def make_batch(count: int, height: int, width: int, multiple: int) -> Batch:
         side = 16 + torch.rand(BOXES, 2, generator=generator) * torch.tensor([width * 0.3, height * 0.3])
         labels = torch.randint(0, CLASSES, (BOXES,), generator=generator)
         targets.append(Target(torch.cat([corner, corner + side], dim=1), labels, torch.zeros(0, 4)))
-    return Batch(images.permute(0, 3, 1, 2), [(height, width)] * count, targets, list(range(count)), {})
+    return Batch(images.permute(0, 3, 1, 2), [(height, width)] * count, targets, list(range(count)), {}, "imagenet")
 
 
 def our_step(model: RetinaNet, batch: Batch, config: Config, device: torch.device) -> Callable[[], None]:

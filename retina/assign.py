@@ -42,8 +42,8 @@ def assign(
     them as all others. So a box may get no anchor, without a message: with "keep" one that is equal to another or
     inside of it, with "overwrite" one whose best anchors are also those of a later box, with "none" every box below
     `positive_iou`, and always one that overlaps no anchor. Anchors with at least half of their area
-    inside an `ignore` box are ignored unless positive. With `padding: ignore` so are anchors whose center is outside of
-    the image's own size.
+    inside an `ignore` box are ignored unless positive. With `padding: ignore` (mmdetection), anchors whose center is
+    outside of the image's own size, rounded up to a multiple of 32, are ignored and are nobody's best anchor.
 
     Args:
         anchors: xyxy boxes of each level, float32 (R_level, 4).
@@ -58,6 +58,8 @@ def assign(
     if num_classes > torch.iinfo(torch.int16).max:
         raise ValueError(f"num_classes: given {num_classes}, expected at most {torch.iinfo(torch.int16).max}")
     anchors_R4 = torch.cat(anchors)
+    if config.padding == "ignore":
+        sizes = [(-(-height // 32) * 32, -(-width // 32) * 32) for height, width in sizes]
     if anchors_R4.is_cuda and not HAS_TRITON:
         warn_triton_missing()
     elif anchors_R4.is_cuda:
@@ -78,15 +80,16 @@ def _assign_image(
     boxes_R4 = torch.zeros_like(anchors_R4)
     if len(target.ignore):
         labels_R[intersection_over_area(target.ignore, anchors_R4).amax(dim=0) >= 0.5] = -1
+    outside_R = torch.zeros_like(labels_R, dtype=torch.bool)
     if config.padding == "ignore":
         height, width = size
         center_x, center_y = ((anchors_R4[:, :2] + anchors_R4[:, 2:]) / 2).unbind(1)
-        outside = (center_x >= width) | (center_y >= height)
-        labels_R[outside] = -1
+        outside_R = (center_x >= width) | (center_y >= height)
     if len(target.boxes):
         iou_MR = box_iou(target.boxes, anchors_R4)
+        iou_MR[:, outside_R] = 0
         max_iou_R, match_R = iou_MR.max(dim=0)
-        positive_R = max_iou_R >= config.positive_iou
+        positive_R = (max_iou_R >= config.positive_iou) & ~outside_R
         between_R = (max_iou_R >= config.negative_iou) & ~positive_R
         if config.low_quality != "none":
             max_iou_M = iou_MR.amax(dim=1)
@@ -101,4 +104,5 @@ def _assign_image(
         labels_R = torch.where(between_R, -1, labels_R)
         labels_R = torch.where(positive_R, target.labels[match_R].to(labels_R.dtype), labels_R)
         boxes_R4 = torch.where(positive_R[:, None], target.boxes[match_R], boxes_R4)
+    labels_R[outside_R] = -1
     return labels_R, boxes_R4

@@ -62,12 +62,20 @@ def _overlaps(left, top, right, bottom, box):
 
 
 @triton.jit
-def _best_iou_kernel(anchors, boxes, images, best_BT, R, T, BLOCK: tl.constexpr):
+def _is_outside(x1, y1, x2, y2, image):
+    """Whether the center of an anchor is outside of the image."""
+    return ((x1 + x2) / 2 >= tl.load(image + 5)) | ((y1 + y2) / 2 >= tl.load(image + 4))
+
+
+@triton.jit
+def _best_iou_kernel(anchors, boxes, images, best_BT, R, T, PADDING_IS_IGNORED: tl.constexpr, BLOCK: tl.constexpr):
     block, image = tl.program_id(0), images + 6 * tl.program_id(1)
     r = block * BLOCK + tl.arange(0, BLOCK)
     inside = r < R
     x1, y1, x2, y2, area = _load_anchors(anchors + 4 * r, inside)
     left, top, right, bottom = _bounding_box(x1, y1, x2, y2, inside)
+    if PADDING_IS_IGNORED:
+        inside &= ~_is_outside(x1, y1, x2, y2, image)
     for m in range(tl.load(image), tl.load(image + 1)):
         box = boxes + 4 * m
         if _overlaps(left, top, right, bottom, box):
@@ -86,6 +94,9 @@ def _match_kernel(
     inside = r < R
     x1, y1, x2, y2, area = _load_anchors(anchors + 4 * r, inside)
     left, top, right, bottom = _bounding_box(x1, y1, x2, y2, inside)
+    outside = r < 0
+    if PADDING_IS_IGNORED:
+        outside = _is_outside(x1, y1, x2, y2, image)
 
     best = tl.zeros((BLOCK,), tl.float32)
     has_boxes = tl.load(image) < tl.load(image + 1)
@@ -94,7 +105,7 @@ def _match_kernel(
     for m in range(tl.load(image), tl.load(image + 1)):
         box = boxes + 4 * m
         if _overlaps(left, top, right, bottom, box):
-            iou = _iou(x1, y1, x2, y2, area, box)
+            iou = tl.where(outside, 0.0, _iou(x1, y1, x2, y2, area, box))
             match = tl.where(iou > best, m, match)  # the first of equals, as torch.max
             best = tl.maximum(iou, best)
             if LOW_QUALITY:
@@ -106,17 +117,15 @@ def _match_kernel(
         if _overlaps(left, top, right, bottom, region):
             fraction = tl.div_rn(_intersection(x1, y1, x2, y2, region), area)
             label = tl.where(fraction >= 0.5, -1, label)
-    if PADDING_IS_IGNORED:
-        outside = ((x1 + x2) / 2 >= tl.load(image + 5)) | ((y1 + y2) / 2 >= tl.load(image + 4))
-        label = tl.where(outside, -1, label)
     label = tl.where((match >= 0) & (best >= negative_iou) & (best < positive_iou), -1, label)
     is_positive = (best >= positive_iou) & (match >= 0)
     if LOW_QUALITY:
         is_positive |= best_of >= 0
     if OVERWRITE:
         match = tl.where(best_of >= 0, best_of, match)
-    matched = inside & is_positive
-    label = tl.where(is_positive, tl.load(labels + match, mask=matched, other=0).to(tl.int32), label)
+    matched = inside & is_positive & ~outside
+    label = tl.where(matched, tl.load(labels + match, mask=matched, other=0).to(tl.int32), label)
+    label = tl.where(outside, -1, label)
     at = n.to(tl.int64) * R + r
     tl.store(label_NR + at, label.to(label_NR.dtype.element_ty), mask=inside)
     for side in tl.static_range(4):
@@ -131,7 +140,10 @@ def match(
     num_classes: int,
     config: cfg.Assign,
 ) -> tuple[Tensor, Tensor]:
-    """Labels int16 (N, R) and matched boxes float32 (N, R, 4), zeros where there is none; as `retina.assign.assign`."""
+    """Labels int16 (N, R) and matched boxes float32 (N, R, 4), zeros where there is none; as `retina.assign.assign`.
+
+    `sizes` are those that `assign` has rounded.
+    """
     device, rows = anchors_R4.device, len(anchors_R4)
     boxes_T4 = torch.cat([target.boxes for target in targets]).contiguous()
     labels_T = torch.cat([target.labels for target in targets])
@@ -139,13 +151,17 @@ def match(
     images_N6 = _image_table(targets, sizes).to(device, non_blocking=True)
     blocks = triton.cdiv(rows, BLOCK)
     grid = (blocks, len(targets))
+    padding_is_ignored = config.padding == "ignore"
     exact = {"BLOCK": BLOCK, "num_warps": WARPS, "enable_fp_fusion": False}
     best_T = boxes_T4.new_empty(0)
     low_quality = config.low_quality != "none"
     if low_quality and len(boxes_T4):
         best_BT = boxes_T4.new_zeros(blocks, len(boxes_T4))
         with torch.cuda.device_of(anchors_R4):
-            _best_iou_kernel[grid](anchors_R4, boxes_T4, images_N6, best_BT, rows, len(boxes_T4), **exact)
+            _best_iou_kernel[grid](
+                anchors_R4, boxes_T4, images_N6, best_BT, rows, len(boxes_T4), PADDING_IS_IGNORED=padding_is_ignored,
+                **exact,
+            )  # fmt: skip
         best_T = best_BT.amax(dim=0)
     labels_NR = torch.empty(len(targets), rows, dtype=torch.int16, device=device)
     boxes_NR4 = anchors_R4.new_empty(len(targets), rows, 4)
@@ -154,7 +170,7 @@ def match(
             anchors_R4, boxes_T4, labels_T, ignores_U4, images_N6, best_T, labels_NR, boxes_NR4, rows, num_classes,
             config.positive_iou, config.negative_iou,
             LOW_QUALITY=low_quality, OVERWRITE=config.low_quality == "overwrite",
-            PADDING_IS_IGNORED=config.padding == "ignore",
+            PADDING_IS_IGNORED=padding_is_ignored,
             **exact,
         )  # fmt: skip
     return labels_NR, boxes_NR4

@@ -62,8 +62,15 @@ class Data(Section):
     )
     eval_short_side: PositiveInt | None = Field(None, description="px; null: the last of short_side")
     max_side: PositiveInt = 1333
-    resize: Literal["opencv", "torchvision"] = Field(
-        "opencv", description="opencv: area when shrinking; torchvision: bilinear on floats"
+    resize: Literal["opencv", "opencv_bilinear", "pillow", "torchvision"] = Field(
+        "opencv",
+        description="opencv: area when shrinking, else bilinear; opencv_bilinear: mmdetection; pillow: bilinear with "
+        "antialiasing, detectron2; torchvision: bilinear on floats",
+    )
+    normalization: Literal["imagenet", "caffe_bgr"] = Field(
+        "imagenet",
+        description="imagenet: RGB, mean and deviation of ImageNet: torchvision, mmdetection; caffe_bgr: BGR in 0..255 "
+        "minus the mean: paper, detectron2",
     )
     pad_multiple: PositiveInt = Field(
         16, description="px; torchvision, mmdetection, detectron2: 32; 128 gives fewer batch shapes"
@@ -119,6 +126,10 @@ class Model(Section):
     base_channels: Annotated[int, Field(ge=8, multiple_of=8)] = Field(
         64, description="width of the first stage of resnet10; the others have 64"
     )
+    stride_in_1x1: bool = Field(
+        False,
+        description="stride of a bottleneck in its first convolution, not the 3x3; true: paper, detectron2, caffe",
+    )
     norm: Literal["frozen", "frozen_stats", "batch", "group"] = Field(
         "frozen",
         description="of the backbone; frozen: paper, torchvision V1; frozen_stats (scale and shift train): mmdetection",
@@ -137,9 +148,11 @@ class Model(Section):
     )
 
     @model_validator(mode="after")
-    def _base_channels_fit(self) -> Self:
+    def _backbone_fits(self) -> Self:
         if self.base_channels != 64 and self.backbone != "resnet10":
             raise ValueError(f"base_channels {self.base_channels}: only resnet10 takes another width than 64")
+        if self.stride_in_1x1 and self.backbone in ("resnet10", "resnet18", "resnet34"):
+            raise ValueError(f"stride_in_1x1: {self.backbone} has no bottlenecks")
         if self.norm == "group" and self.base_channels % 32:
             raise ValueError(f"norm group has 32 groups: base_channels {self.base_channels} is not a multiple of 32")
         return self
@@ -164,7 +177,8 @@ class Assign(Section):
         description="the best anchors of a box below positive_iou, see assign.py; overwrite: mmdetection, none: odtk",
     )
     padding: Literal["negative", "ignore"] = Field(
-        "negative", description="anchors in the padding; ignore: mmdetection"
+        "negative",
+        description="anchors in the padding; ignore: mmdetection, where it begins at the next multiple of 32 px",
     )
 
     @model_validator(mode="after")
@@ -206,6 +220,10 @@ class Detect(Section):
     candidates: PositiveInt = Field(1000, description="per level, before NMS")
     nms_iou: Probability = 0.5
     max_detections: PositiveInt = 100
+    clip: Literal["before_nms", "after_nms"] = Field("before_nms", description="to the image; after_nms: detectron2")
+    empty_boxes: Literal["keep", "drop"] = Field(
+        "keep", description="boxes without area when clipped; drop: detectron2, mmdetection"
+    )
     max_ratio: Annotated[float, Field(gt=1)] = Field(
         62.5, description="largest box side / anchor side, 1000 / 16; used by losses on decoded boxes too"
     )

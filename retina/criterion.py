@@ -37,7 +37,7 @@ def normalizer(
         positives_N: the positive anchors of each image.
         batch_positives: those of the global batch; scalar.
         batch_images: the number of images of the global batch.
-        ema_positives: the moving average of `batch_positives`, see `update_ema_positives`; scalar.
+        ema_positives: the moving average of `batch_positives`, with these, see `update_ema_positives`; scalar.
         mode: "batch" returns `batch_positives`. "image" returns the image's own positives times `batch_images`, which
             is torchvision's mean over images. "ema" returns `ema_positives` (detectron2).
     """

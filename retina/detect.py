@@ -45,8 +45,8 @@ def detect(
 ) -> list[Detections]:
     """Threshold, take the best candidates of each level, decode, clip, NMS within each class (paper, section 4).
 
-    `sizes`: (height, width) of each image without its padding; boxes are clipped to it before NMS. Returns the
-    detections of each image.
+    `sizes`: (height, width) of each image without its padding, to which boxes are clipped, before NMS or after it
+    (`detect.clip`). Returns the detections of each image.
     """
     return start_detection(outputs, anchors, sizes, config)()
 
@@ -70,7 +70,8 @@ def start_detection(
         def finish() -> list[Detections]:
             copied.synchronize()  # the only wait
             *parts, found_N = batch
-            return [Detections(*(part[i, :count] for part in parts)) for i, count in enumerate(found_N.tolist())]
+            found = [Detections(*(part[i, :count] for part in parts)) for i, count in enumerate(found_N.tolist())]
+            return _clip_each(found, sizes, config) if config.clip == "after_nms" else found
 
         return finish
     detections = [
@@ -105,10 +106,23 @@ def _detect_image(
         boxes.append(decode(deltas_R4[anchor], anchors_R4[anchor], config.max_ratio))
         kept_logits.append(candidate_logits)
         labels.append(index % logits_RK.shape[1])
-    all_boxes = clip_boxes_to_image(torch.cat(boxes), size)
-    all_scores, all_labels = torch.cat(kept_logits).sigmoid(), torch.cat(labels)
-    keep = batched_nms(all_boxes, all_scores, all_labels, config.nms_iou)[: config.max_detections]
-    return Detections(all_boxes[keep], all_scores[keep], all_labels[keep])
+    found = Detections(torch.cat(boxes), torch.cat(kept_logits).sigmoid(), torch.cat(labels))
+    if config.clip == "before_nms":
+        (found,) = _clip_each([found], [size], config)
+    keep = batched_nms(*found, config.nms_iou)[: config.max_detections]
+    found = Detections(*(part[keep] for part in found))
+    return _clip_each([found], [size], config)[0] if config.clip == "after_nms" else found
+
+
+def _clip_each(found: list[Detections], sizes: list[tuple[int, int]], config: cfg.Detect) -> list[Detections]:
+    """Boxes clipped to the size of their image; those without area are dropped, if the config says so."""
+    clipped = [
+        each._replace(boxes=clip_boxes_to_image(each.boxes, size)) for each, size in zip(found, sizes, strict=True)
+    ]
+    if config.empty_boxes == "drop":
+        has_area = [(each.boxes[:, 2:] > each.boxes[:, :2]).all(dim=1) for each in clipped]
+        clipped = [Detections(*(part[kept] for part in each)) for each, kept in zip(clipped, has_area, strict=True)]
+    return clipped
 
 
 def batched_nms(boxes_D4: Tensor, scores_D: Tensor, labels_D: Tensor, iou: float) -> Tensor:
@@ -121,7 +135,7 @@ def batched_nms(boxes_D4: Tensor, scores_D: Tensor, labels_D: Tensor, iou: float
     if not len(boxes_D4):
         return labels_D
     boxes_f64 = boxes_D4.double()
-    offset = (boxes_f64.max() + 1) * labels_D
+    offset = (boxes_f64.max() - boxes_f64.min().clamp(max=0) + 1) * labels_D
     keep: Tensor = nms(boxes_f64 + offset[:, None], scores_D.double(), iou)
     return keep
 
@@ -145,13 +159,20 @@ def _detect_batch(
     anchor_NC, labels_NC = index_NC // num_classes, index_NC % num_classes
     deltas_NC4 = torch.cat(outputs.deltas, dim=1).take_along_dim(anchor_NC[:, :, None], dim=1)
     boxes_NC4 = decode(deltas_NC4, torch.cat(anchors)[anchor_NC], config.max_ratio)
+    clips = config.clip == "before_nms"
+    if clips:
+        boxes_NC4 = _clip_batch(boxes_NC4, sizes)
+    drops = clips and config.empty_boxes == "drop"
+    keep_NM, found_N = nms_of_batch(boxes_NC4, labels_NC, count_N, config.nms_iou, config.max_detections, drops)
+    boxes_NM4 = boxes_NC4.take_along_dim(keep_NM[:, :, None], dim=1)
+    return boxes_NM4, scores_NC.gather(1, keep_NM), labels_NC.gather(1, keep_NM), found_N
+
+
+def _clip_batch(boxes_NC4: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
     limits_N4 = torch.tensor([(width, height) * 2 for height, width in sizes], dtype=boxes_NC4.dtype).reshape(-1, 4)
     if boxes_NC4.is_cuda:
         limits_N4 = limits_N4.pin_memory().to(boxes_NC4.device, non_blocking=True)
-    boxes_NC4 = torch.minimum(boxes_NC4.clamp(min=0), limits_N4[:, None])
-    keep_NM, found_N = nms_of_batch(boxes_NC4, labels_NC, count_N, config.nms_iou, config.max_detections)
-    boxes_NM4 = boxes_NC4.take_along_dim(keep_NM[:, :, None], dim=1)
-    return boxes_NM4, scores_NC.gather(1, keep_NM), labels_NC.gather(1, keep_NM), found_N
+    return torch.minimum(boxes_NC4.clamp(min=0), limits_N4[:, None])
 
 
 def _best_candidates(logits: list[Tensor], candidates: int) -> tuple[Tensor, Tensor]:

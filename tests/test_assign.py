@@ -57,8 +57,14 @@ def test_crowd_regions_padding_and_empty_images() -> None:
     crowd = torch.tensor([[0.0, 0.0, 5.0, 10.0], [24.0, 0.0, 60.0, 4.0]])
     assignment = assign(anchors, [target(NONE, [], crowd), target(NONE)], [(64, 64), (64, 64)], 3, Assign())
     assert assignment.labels_NR.tolist() == [[-1, 3, 3], [3, 3, 3]]  # only regions with half of an anchor count
-    assignment = assign(anchors, [target(NONE)], [(64, 35)], 3, Assign(padding="ignore"))
+    assignment = assign(anchors, [target(NONE)], [(64, 32)], 3, Assign(padding="ignore"))
     assert assignment.labels_NR.tolist() == [[3, 3, -1]]
+    assignment = assign(anchors, [target(NONE)], [(64, 33)], 3, Assign(padding="ignore"))
+    assert assignment.labels_NR.tolist() == [[3, 3, 3]]  # mmdetection's padding begins at 64
+    at_the_edge = target(torch.tensor([[28.0, 0.0, 48.0, 10.0]]), [1])  # the last anchor is its best one
+    assert assign(anchors, [at_the_edge], [(64, 32)], 3, Assign()).labels_NR.tolist() == [[3, 3, 1]]
+    ignored = assign(anchors, [at_the_edge], [(64, 32)], 3, Assign(padding="ignore"))
+    assert ignored.labels_NR.tolist() == [[3, 1, -1]]
     inside = target(torch.tensor([[0.0, 0.0, 10.0, 10.0]]), [2], crowd)
     assert assign(anchors, [inside], [(64, 64)], 3, Assign()).labels_NR.tolist() == [[2, 3, 3]]
 
@@ -100,7 +106,7 @@ def test_kernel_gives_equal_labels(low_quality: str, padding: str, seed: int) ->
         Target(edge_cases(generator, m), torch.randint(0, 9, (m,), generator=generator), edge_cases(generator, u))
         for m, u in ((11, 4), (0, 0), (1, 0), (0, 5), (24, 3))
     ]
-    sizes = [(HEIGHT - 28, WIDTH - 32), (HEIGHT, WIDTH), (32, 32), (HEIGHT, WIDTH - 60), (HEIGHT, WIDTH)]
+    sizes = [(HEIGHT - 32, WIDTH - 32), (HEIGHT, WIDTH), (32, 32), (HEIGHT, WIDTH - 64), (HEIGHT, WIDTH)]
     moved = [Target(*(part.to(DEVICE) for part in target)) for target in targets]
     for positive, negative in ((0.5, 0.4), (0.6, 0.5), (0.3, 0.0), (0.0, 0.0))[: 4 if seed == 0 else 1]:
         config = Assign(low_quality=low_quality, padding=padding, positive_iou=positive, negative_iou=negative)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from retina.config import Config
 from retina.config_file import ConfigError, load_config
@@ -115,6 +116,26 @@ def test_shipped_configs_load_and_name_their_command(path: Path) -> None:
     assert (
         header.startswith("#") and f"python tools/{tool}.py {path.relative_to(REPOSITORY)}" in header
     ) or "tools/eval.py" in header
+
+
+CHOICES = {
+    "data.resize", "data.normalization", "data.pad_multiple", "data.empty_images", "data.crowd", "model.stride_in_1x1",
+    "model.norm", "model.norm_eps", "model.frozen_stages", "model.p6_from", "model.relu_before_p7", "model.head_norm",
+    "anchors.quantize", "anchors.stride", "anchors.offset", "assign.low_quality", "assign.padding", "loss.box",
+    "loss.normalizer", "detect.clip", "detect.empty_boxes", "detect.max_ratio", "detect.max_detections",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["paper", "torchvision_v1", "torchvision_v2", "detectron2", "mmdetection"])
+def test_presets_name_every_choice(name: str) -> None:
+    """All in which published RetinaNets differ, so that no default of this project can change a preset."""
+    presets, named = REPOSITORY / "configs/presets", set()
+    path: Path | None = presets / f"{name}.yaml"
+    while path is not None and path.parent == presets:
+        tree = yaml.safe_load(path.read_text())
+        named |= {f"{section}.{key}" for section, keys in tree.items() if section != "base" for key in keys}
+        path = path.parent / tree["base"] if "base" in tree else None
+    assert not CHOICES - named
 
 
 @pytest.mark.parametrize("path", GENERATED_DATA, ids=lambda path: path.name)

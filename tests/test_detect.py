@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms as torchvisions_batched_nms
 
 from retina.config import Anchors, Detect
-from retina.detect import Detections, _detect_batch, _detect_image, batched_nms, detect, start_detection
+from retina.detect import Detections, _clip_each, _detect_batch, _detect_image, batched_nms, detect, start_detection
 from retina.model.anchors import make_anchors
 from retina.model.retinanet import Outputs
 
@@ -133,6 +133,7 @@ def compare_with_cpu(outputs: Outputs, config: Detect, by_detect: bool = False) 
         boxes, scores, labels, counts = (x.cpu() for x in _detect_batch(on_device, anchors_on_device, SIZES, config))
         assert boxes.shape == (3, config.max_detections, 4) and counts.dtype == torch.int32
         found = [Detections(boxes[i, :n], scores[i, :n], labels[i, :n]) for i, n in enumerate(counts.tolist())]
+        found = _clip_each(found, SIZES, config) if config.clip == "after_nms" else found
     for image, (size, given) in enumerate(zip(SIZES, found, strict=True)):
         logits, deltas = ([level[image] for level in part] for part in outputs)
         expected = _detect_image(logits, deltas, anchors, size, config)
@@ -155,6 +156,36 @@ def test_batch_has_the_detections_of_its_images(dtype: torch.dtype, classes: int
     for most in (1, 25):
         found = compare_with_cpu(outputs, Detect(candidates=10_000, max_detections=most))
         assert all(len(each.scores) == most for each in found)
+
+
+CLIPPING = [(clip, empty) for clip in ("before_nms", "after_nms") for empty in ("keep", "drop")]
+
+
+@pytest.mark.parametrize(("clip", "empty"), CLIPPING)
+def test_clipping_by_hand(clip: str, empty: str) -> None:
+    """Box 1 equals box 0 within the image; box 2 is outside of it."""
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 30], [20, 0, 30, 10], [0, 0, 5, 5]])
+    outputs = Outputs([torch.tensor([[[4.0], [3], [2], [1]]])], [torch.zeros(1, 4, 4)])
+    kept = {
+        ("before_nms", "keep"): [4.0, 2, 1], ("before_nms", "drop"): [4.0, 1],
+        ("after_nms", "keep"): [4.0, 3, 2], ("after_nms", "drop"): [4.0, 3],  # the third was dropped after the count
+    }  # fmt: skip
+    config = Detect(max_detections=3, clip=clip, empty_boxes=empty)
+    (found,) = detect(outputs, (boxes,), [(10, 10)], config)
+    torch.testing.assert_close(found.scores.logit(), torch.tensor(kept[clip, empty]))
+    assert found.boxes.amax() == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("clip", "empty"), CLIPPING)
+def test_batch_clips_as_its_images(clip: str, empty: str) -> None:
+    outputs = network_outputs(torch.float32, 7, distinct=True)
+    for level in outputs.deltas:
+        level[..., :2] *= 4  # many boxes are outside of the image
+    config = Detect(candidates=40, max_detections=60, clip=clip, empty_boxes=empty)
+    found = compare_with_cpu(outputs, config)
+    areas = torch.cat([(each.boxes[:, 2:] - each.boxes[:, :2]).prod(dim=1) for each in found])
+    assert (areas == 0).any() == (empty == "keep")
 
 
 @pytest.mark.slow
@@ -193,8 +224,10 @@ def test_no_images() -> None:
 def test_detections_on_cuda_equal_those_on_the_cpu(dtype: torch.dtype) -> None:
     distinct = dtype == torch.float32
     outputs = network_outputs(dtype, 80, distinct)
-    found = compare_with_cpu(outputs, Detect(candidates=300 if distinct else 1_000_000), by_detect=True)
-    assert all(len(each.scores) == 100 and not each.boxes.is_cuda for each in found)
+    for clip, empty in CLIPPING:
+        config = Detect(candidates=300 if distinct else 1_000_000, clip=clip, empty_boxes=empty)
+        found = compare_with_cpu(outputs, config, by_detect=True)
+        assert all(len(each.scores) > 90 and not each.boxes.is_cuda for each in found)
 
 
 @needs_cuda

@@ -27,8 +27,12 @@ PACKAGES = {
         ],
         [],
     ),
-    "data": Package(["annotations", "coco", "cache", "augment", "sampling", "loader"], ["base"]),
-    "model": Package(["fused", "backbone", "anchors", "retinanet", "pretrained", "checkpoint"], ["base", "losses"]),
+    "data": Package(["annotations", "coco", "cache", "normalization", "augment", "sampling", "loader"], ["base"]),
+    "model": Package(
+        ["fused", "backbone", "anchors", "retinanet", "weights_file", "checkpoint", "key_tables", "weights",
+         "pretrained"],
+        ["base", "losses"],
+    ),
     "detector": Package(
         ["assign_triton", "assign", "criterion", "detect_triton", "detect"], ["base", "losses", "data", "model"]
     ),

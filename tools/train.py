@@ -34,7 +34,7 @@ def main() -> int:
             exit_with_error(f"data.shapes={config.data.shapes}: {error}")
 
     from retina.data.annotations import DataError  # torch is imported late, so that a usage error is reported at once
-    from retina.model import WeightsError
+    from retina.model import CheckpointError, WeightsError
     from retina.train import RunError, RunFolderError, RunFolderInUseError, train
 
     try:
@@ -44,7 +44,7 @@ def main() -> int:
         return EXIT_FOLDER_IN_USE
     except RunFolderError as error:
         exit_with_error(str(error))
-    except (RunError, ConfigError, DataError, WeightsError, FileNotFoundError) as error:
+    except (RunError, ConfigError, DataError, CheckpointError, WeightsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

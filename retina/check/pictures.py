@@ -19,9 +19,9 @@ from retina.check.data_check import DataCheck, Objects
 from retina.check.findings import Example
 from retina.config import Config
 from retina.data.annotations import Annotations, DataError
-from retina.data.augment import MEAN, STD
 from retina.data.coco import CocoDataset, read_image
 from retina.data.loader import Batch, train_batches
+from retina.data.normalization import denormalize
 from retina.model.backbone import LEVELS
 from retina.plots.boxes import draw_boxes
 from retina.plots.document import Picture, figure_picture, photo
@@ -114,8 +114,8 @@ def training_sheet(dataset: CocoDataset, config: Config) -> Sheet:
 def _tile(batch: Batch, index: int, name: str, class_names: Sequence[str]) -> Picture:
     """One image of a batch with its targets; the padding has the color that is 0 for the network."""
     one = batch._replace(images=batch.images[index : index + 1], sizes=batch.sizes[index : index + 1])
-    pixels = one.normalized()[0].permute(1, 2, 0) * torch.tensor(STD) + torch.tensor(MEAN)
-    image = Image.fromarray((pixels * 255).round().clamp(0, 255).to(torch.uint8).numpy())
+    pixels = denormalize(one.normalized()[0], batch.normalization).permute(1, 2, 0)
+    image = Image.fromarray(pixels.round().clamp(0, 255).to(torch.uint8).numpy())
     scale = TILE / max(image.size)
     image = image.resize(_pixels(np.array(image.size) * scale), Image.Resampling.BICUBIC)
     target, (height, width) = batch.targets[index], batch.sizes[index]

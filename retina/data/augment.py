@@ -21,16 +21,17 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from retina.config import Data
 from retina.data.coco import Record
+from retina.data.normalization import normalization_arguments, normalize
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import looks for a newer version online
 import albumentations as A
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB in 0..1
 MIN_VISIBLE_FRACTION = 0.2  # a box is dropped if a crop leaves less of its area
 
 
@@ -46,6 +47,8 @@ def resized_size(height: int, width: int, short_side: int, config: Data) -> tupl
     scale = min(short_side / min(height, width), config.max_side / max(height, width))
     if config.resize == "torchvision":
         return int(height * scale), int(width * scale)
+    if config.resize in ("opencv_bilinear", "pillow"):  # one half is rounded up
+        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
@@ -82,17 +85,17 @@ def train_transform(
     zoom = float(np.exp(rng.uniform(*np.log(config.zoom))))
     unzoomed_size = resized_size(height, width, short_side, config)
     size = max(1, round(unzoomed_size[0] * min(zoom, 1.0))), max(1, round(unzoomed_size[1] * min(zoom, 1.0)))
-    opencv = config.resize == "opencv"
-    out = memory[: size[0], : size[1]] if memory is not None and opencv else None
+    gives_pixels = config.resize != "torchvision"
+    out = memory[: size[0], : size[1]] if memory is not None and gives_pixels else None
     crop = (max(1, round(height / zoom)), max(1, round(width / zoom))) if zoom > 1 else None
-    transform = _seeded_transform(config, crop, size if opencv else None, out, int(rng.integers(2**31)))
+    transform = _seeded_transform(config, crop, size if gives_pixels else None, out, int(rng.integers(2**31)))
     boxes = np.concatenate([record.boxes, record.ignore]).astype(np.float64)
     result = transform(image=image, bboxes=boxes, index=np.arange(len(boxes)))
     new_image, index = result["image"], np.asarray(result["index"], dtype=np.int64)
     new_boxes = torch.from_numpy(np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4))
-    if config.resize == "torchvision":
+    if not gives_pixels:
         new_boxes = new_boxes * torch.tensor([size[1] / new_image.shape[1], size[0] / new_image.shape[0]] * 2)
-        new_image = resize_as_torchvision(new_image, size)
+        new_image = resize_as_torchvision(new_image, size, config)
     elif out is not None and new_image is not out:  # the colors were changed
         out[:] = new_image
         new_image = out
@@ -108,37 +111,46 @@ def eval_transform(image: NDArray[np.uint8], config: Data) -> NDArray[np.uint8] 
     """Resize without augmentation: uint8 (H, W, 3), or normalized float32 (3, H, W) with `resize: torchvision`."""
     size = resized_size(image.shape[0], image.shape[1], config.eval_short_side or config.short_side[-1], config)
     if config.resize == "torchvision":
-        return resize_as_torchvision(image, size)
-    return _resize(image, size)
+        return resize_as_torchvision(image, size, config)
+    return _resize(image, size, config.resize)
 
 
-def _resize(image: NDArray[np.uint8], size: tuple[int, int], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-    """Bilinear, or the mean of the area if a side shrinks. Into `out`, if it is given; otherwise it may be `image`."""
+def _resize(
+    image: NDArray[np.uint8], size: tuple[int, int], method: str, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """As `data.resize` = `method` says. Into `out`, if it is given; otherwise it may be `image`."""
     if size == image.shape[:2]:
-        if out is None:
-            return image
-        out[:] = image
-        return out
-    shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized = cv2.resize(image, size[::-1], dst=out, interpolation=interpolation).astype(np.uint8, copy=False)
-    return resized if out is None else out
+        resized = image
+    elif method == "pillow":
+        resized = np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+    else:
+        shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
+        interpolation = cv2.INTER_AREA if shrinks and method == "opencv" else cv2.INTER_LINEAR
+        resized = cv2.resize(image, size[::-1], dst=out, interpolation=interpolation).astype(np.uint8, copy=False)
+        if out is not None:  # written already
+            return out
+    if out is None:
+        return resized
+    out[:] = resized
+    return out
 
 
-def resize_as_torchvision(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
+def resize_as_torchvision(image: NDArray[np.uint8], size: tuple[int, int], config: Data) -> Tensor:
     """uint8 (H, W, 3) to float32 (3, *size): first normalize, then resize bilinearly without antialiasing."""
-    x = torch.from_numpy(image).permute(2, 0, 1).float() / 255
-    x = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    arguments = normalization_arguments(config.normalization, torch.device("cpu"))
+    x = normalize(torch.from_numpy(image).permute(2, 0, 1), *arguments)
     return F.interpolate(x[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
 class _Resize(A.Resize):  # type: ignore[misc]
-    """As A.Resize, but into `out` if it is set, and without its copy of an `out` whose rows are not contiguous."""
+    """A.Resize by `_resize`, into `out` if it is set, and without its copy of an `out` of rows that are apart."""
 
+    method = "opencv"
     out: NDArray[np.uint8] | None = None
 
     def apply_with_params(self, params: dict[str, Any], *args: Any, **data: Any) -> dict[str, Any]:
-        return data | {"image": _resize(data["image"], (self.height, self.width), self.out)}  # boxes are relative
+        image = _resize(data["image"], (self.height, self.width), self.method, self.out)
+        return data | {"image": image}  # boxes are relative
 
 
 def _seeded_transform(
@@ -156,7 +168,7 @@ def _seeded_transform(
         if crop is not None and isinstance(transform, A.RandomCrop):
             transform.height, transform.width = crop
         elif size is not None and isinstance(transform, _Resize):
-            (transform.height, transform.width), transform.out = size, out
+            (transform.height, transform.width), transform.method, transform.out = size, config.resize, out
         elif isinstance(transform, A.ColorJitter):  # the only one that draws from it
             transform.random_generator = np.random.default_rng(seed)
     return compose

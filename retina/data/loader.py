@@ -40,9 +40,10 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from retina.config import Config, Data
 from retina.data.annotations import DataError
-from retina.data.augment import MEAN, STD, eval_transform, random_short_side, resized_size, train_transform
+from retina.data.augment import eval_transform, random_short_side, resized_size, train_transform
 from retina.data.cache import ImageCache
 from retina.data.coco import CocoDataset, read_image
+from retina.data.normalization import normalization_arguments, normalize
 from retina.data.sampling import step_images
 
 
@@ -62,6 +63,7 @@ class Batch(NamedTuple):
     targets: list[Target]
     image_ids: list[int]
     unreadable: dict[int, str]  # image id -> the message of the DataError (data.unreadable=skip)
+    normalization: str  # data.normalization, a name in normalization.py
 
     def to(self, device: torch.device) -> Batch:
         """A copy on `device`."""
@@ -69,7 +71,7 @@ class Batch(NamedTuple):
         return self._replace(images=self.images.to(device, non_blocking=True), targets=targets)
 
     def normalized(self, compiled: bool = False) -> Tensor:
-        """float32 (N, 3, H, W) with ImageNet's mean and standard deviation, exactly 0 in the padding.
+        """float32 (N, 3, H, W) for the network, see normalization.py; exactly 0 in the padding.
 
         `compiled` does it in one kernel by torch.compile, with equal numbers up to rounding.
         """
@@ -79,19 +81,22 @@ class Batch(NamedTuple):
         sizes_N2 = torch.tensor(self.sizes, dtype=torch.int32).reshape(-1, 2)
         if device.type == "cuda":  # from pinned memory the host does not wait for the copy
             sizes_N2 = sizes_N2.pin_memory().to(device, non_blocking=True)
-        return (_compiled_normalize() if compiled else _normalize)(self.images, sizes_N2, *_mean_and_std(device))
+        arguments = normalization_arguments(self.normalization, device)
+        return (_compiled_normalize() if compiled else _normalize)(self.images, sizes_N2, *arguments)
 
 
-def _normalize(images_N3HW: Tensor, sizes_N2: Tensor, mean_311: Tensor, std_311: Tensor) -> Tensor:
+def _normalize(
+    images_N3HW: Tensor, sizes_N2: Tensor, mean_311: Tensor, std_311: Tensor, scale: float, is_bgr: bool
+) -> Tensor:
     height, width = images_N3HW.shape[2:]
     y = torch.arange(height, device=images_N3HW.device)[:, None]
     x = torch.arange(width, device=images_N3HW.device)
     is_image_N1HW = (y < sizes_N2[:, 0, None, None, None]) & (x < sizes_N2[:, 1, None, None, None])
-    return torch.where(is_image_N1HW, (images_N3HW.float() / 255 - mean_311) / std_311, 0)
+    return torch.where(is_image_N1HW, normalize(images_N3HW, mean_311, std_311, scale, is_bgr), 0)
 
 
 @lru_cache
-def _compiled_normalize() -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def _compiled_normalize() -> Callable[..., Tensor]:
     return torch.compile(_normalize, dynamic=False)
 
 
@@ -236,7 +241,8 @@ class _BatchDataset(Dataset[_Message]):
         dtype = torch.float32 if self.config.data.resize == "torchvision" else torch.uint8
         memory, slot = self.memories.take(count * height * width * 3 * dtype.itemsize)
         images = memory.view(dtype).view(count, height, width, 3)
-        batch = _collate([self._sample(key, own.numpy()) for key, own in zip(keys, images, strict=True)], images)
+        samples = [self._sample(key, own.numpy()) for key, own in zip(keys, images, strict=True)]
+        batch = _collate(samples, images, self.config.data)
         # Arrays are sent within the message. Each tensor would be a file of shared memory.
         arrays = [tuple(part.numpy() for part in target) for target in batch.targets]
         return _Message(images, arrays, batch.sizes, batch.image_ids, batch.unreadable, slot)
@@ -277,13 +283,14 @@ def _load(dataset: _BatchDataset, batches: Iterable[list[SampleKey]], config: Co
         worker_init_fn=_init_worker,
         pin_memory=torch.cuda.is_available(),
     )
-    for images, arrays, *rest, slot in loader:
+    for images, arrays, sizes, image_ids, unreadable, slot in loader:
         if slot is not None and loader.pin_memory:  # a copy already
             dataset.memories.give_back(slot)
         elif slot is not None:
             images = dataset.memories.give_back_with(images, slot)
         targets = [Target(*(torch.from_numpy(part) for part in target)) for target in arrays]
-        batch = Batch(images.permute(0, 3, 1, 2), rest[0], targets, *rest[1:])
+        normalization = config.data.normalization
+        batch = Batch(images.permute(0, 3, 1, 2), sizes, targets, image_ids, unreadable, normalization)
         del images  # else its memory would be in use for longer than the batch
         yield batch
         del batch
@@ -299,10 +306,10 @@ def single_image_batch(image: NDArray[np.uint8] | Tensor, config: Data) -> Batch
     key = SampleKey(0, 0, *_padded_size([(height, width)], config))
     dtype = torch.float32 if isinstance(image, Tensor) else torch.uint8
     images = torch.empty(1, key.height, key.width, 3, dtype=dtype)
-    return _collate([_Sample(image, _empty_target(), key, 0, "")], images)
+    return _collate([_Sample(image, _empty_target(), key, 0, "")], images, config)
 
 
-def _collate(samples: list[_Sample], images: Tensor) -> Batch:
+def _collate(samples: list[_Sample], images: Tensor, config: Data) -> Batch:
     """A batch in the memory `images`, (N, H, W, 3), where some of the samples may be already."""
     sizes = []
     for padded, sample in zip(images, samples, strict=True):
@@ -319,12 +326,8 @@ def _collate(samples: list[_Sample], images: Tensor) -> Batch:
         [sample.target for sample in samples],
         [sample.image_id for sample in samples],
         {sample.image_id: sample.unreadable for sample in samples if sample.unreadable},
+        config.normalization,
     )
-
-
-@lru_cache
-def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.tensor(MEAN, device=device).view(3, 1, 1), torch.tensor(STD, device=device).view(3, 1, 1)
 
 
 def _init_worker(worker: int) -> None:

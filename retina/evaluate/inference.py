@@ -21,10 +21,10 @@ from retina.detect import Detections, start_detection
 from retina.device import autocast
 from retina.model import checkpoint
 from retina.model.anchors import make_anchors
-from retina.model.pretrained import COCO_NAMES, TORCHVISION_DETECTORS, WeightsError, load_exactly, load_pretrained
+from retina.model.pretrained import load_exactly, load_weights
 from retina.model.retinanet import RetinaNet
-
-Categories = list[tuple[int, str]]  # (id, name) of each label
+from retina.model.weights import TORCHVISION_DETECTORS, Categories, read_weights
+from retina.model.weights_file import WeightsError
 
 
 def load_detector(
@@ -34,10 +34,10 @@ def load_detector(
 
     Args:
         config: the network and anchors that the weights were trained with.
-        file: a checkpoint of this project, or a file of torchvision's RetinaNet weights. None uses best.pt or last.pt
-            of the run folder, and without them `model.weights` if that names one of torchvision's detectors.
-        categories: of the data set. A checkpoint must have the same ones; torchvision's class outputs are selected by
-            COCO's names. None uses those of the checkpoint, or all of COCO's.
+        file: a checkpoint of this project, or a file of another framework, see `read_weights`. None uses best.pt or
+            last.pt of the run folder, and without them `model.weights`, if that is a detector.
+        categories: of the data set. A checkpoint must have the same ones; of other weights the class outputs are
+            selected by their names. None uses those of the weights.
         device: of the model.
 
     Returns: the model in evaluation mode, with the moving average of the weights if the checkpoint has one; its
@@ -53,17 +53,21 @@ def load_detector(
     if file is None:
         candidates = [config.run_dir / name for name in (checkpoint.BEST, checkpoint.LAST)]
         file = next((path for path in candidates if path.exists()), None)
-        if file is None and config.model.weights not in TORCHVISION_DETECTORS:
+        if file is None and config.model.weights is not None and Path(config.model.weights).is_file():
+            file = Path(config.model.weights)
+        elif file is None and config.model.weights not in TORCHVISION_DETECTORS:
             raise FileNotFoundError(f"no checkpoint in {config.run_dir}; train first, or give --checkpoint FILE")
     elif not file.is_file():
         raise FileNotFoundError(f"{file}: no such checkpoint")
     if file is None or not checkpoint.is_checkpoint(file):
-        categories = categories or list(enumerate(COCO_NAMES))
-        weights = str(file or config.model.weights)
+        weights = read_weights(str(file or config.model.weights), config.model.backbone)
+        if not weights.is_detector:
+            raise WeightsError(f"{weights.source}: {weights.origin} is not a detector")
+        categories = categories or weights.categories or [(i, f"class {i}") for i in range(weights.classes)]
         model = RetinaNet(config, len(categories))
-        is_detector, source = load_pretrained(model, config.model.backbone, weights, [name for _, name in categories])
-        if not is_detector:
-            raise WeightsError(f"{weights} is not a detector for these classes ({source})")
+        is_complete, source = load_weights(model, config, weights, [name for _, name in categories])
+        if not is_complete:
+            raise WeightsError(f"{weights.source} is not a detector for these classes ({source})")
     else:
         state = checkpoint.load(file)
         trained_categories = [(int(i), str(name)) for i, name in state["categories"]]
@@ -79,7 +83,7 @@ def load_detector(
 
 
 def _check_settings(config: Config, trained: Config, file: Path) -> None:
-    """Raise WeightsError if `config` has other network or anchor settings than the checkpoint was trained with."""
+    """Raise WeightsError if `config` has settings of the network by which the checkpoint was not trained."""
     changed = [
         f"{section}.{key} was {value}, is {current}"
         for section in ("model", "anchors")
@@ -88,6 +92,8 @@ def _check_settings(config: Config, trained: Config, file: Path) -> None:
     ]
     if trained.detect.max_ratio != config.detect.max_ratio:
         changed.append(f"detect.max_ratio was {trained.detect.max_ratio}, is {config.detect.max_ratio}")
+    if trained.data.normalization != config.data.normalization:
+        changed.append(f"data.normalization was {trained.data.normalization}, is {config.data.normalization}")
     if changed:
         raise WeightsError(f"{file} was trained with other settings than the config's: {'; '.join(changed)}")
 

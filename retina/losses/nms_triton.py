@@ -37,7 +37,10 @@ def _remove(remaining, x1, y1, x2, y2, label, boxes, labels, kept, count, max_io
 
 
 @triton.jit
-def _nms_kernel(boxes_NC4, labels_NC, count_N, keep_NM, found_N, C, max_detections, max_iou, BLOCK: tl.constexpr):
+def _nms_kernel(
+    boxes_NC4, labels_NC, count_N, keep_NM, found_N, C, max_detections, max_iou, DROPS_EMPTY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
     n = tl.program_id(0).to(tl.int64)
     boxes, labels, keep = boxes_NC4 + 4 * n * C, labels_NC + n * C, keep_NM + n * max_detections
     count = tl.load(count_N + n)
@@ -50,6 +53,8 @@ def _nms_kernel(boxes_NC4, labels_NC, count_N, keep_NM, found_N, C, max_detectio
         x2, y2 = tl.load(at + 2, mask=inside, other=0.0), tl.load(at + 3, mask=inside, other=0.0)
         label = tl.load(labels + c, mask=inside, other=-1).to(tl.int32)
         remaining = tl.where(inside, c, count)  # its own place, or `count` for a box that is removed
+        if DROPS_EMPTY:
+            remaining = tl.where((x2 > x1) & (y2 > y1), remaining, count)
         for k in range(found):
             remaining = _remove(remaining, x1, y1, x2, y2, label, boxes, labels, tl.load(keep + k), count, max_iou)
         first = tl.min(remaining)
@@ -64,7 +69,7 @@ def _nms_kernel(boxes_NC4, labels_NC, count_N, keep_NM, found_N, C, max_detectio
 
 
 def nms(
-    boxes_NC4: Tensor, labels_NC: Tensor, count_N: Tensor, iou: float, max_detections: int
+    boxes_NC4: Tensor, labels_NC: Tensor, count_N: Tensor, iou: float, max_detections: int, drops_empty: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Greedy NMS within each class of each image, until `max_detections` boxes are kept.
 
@@ -74,6 +79,7 @@ def nms(
         count_N: how many of its boxes each image has, int32; those after them are not looked at.
         iou: a box is removed if its IoU with a kept one is above this.
         max_detections: M.
+        drops_empty: boxes without area are not kept.
 
     Returns: the places of the kept boxes in order, int64 (N, M), and how many they are, int32 (N,). The rest is 0.
     """
@@ -83,6 +89,6 @@ def nms(
     with torch.cuda.device_of(boxes_NC4):
         _nms_kernel[(images,)](
             boxes_NC4.contiguous(), labels_NC.contiguous(), count_N, keep_NM, found_N, candidates, max_detections, iou,
-            BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False,
+            DROPS_EMPTY=drops_empty, BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
     return keep_NM, found_N

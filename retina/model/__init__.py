@@ -2,7 +2,11 @@
 
 from retina.model.anchors import make_anchors
 from retina.model.checkpoint import CheckpointError
-from retina.model.pretrained import WeightsError, load_pretrained
+from retina.model.pretrained import load_pretrained
 from retina.model.retinanet import Outputs, RetinaNet
+from retina.model.weights import read_weights
+from retina.model.weights_file import WeightsError
 
-__all__ = ["CheckpointError", "Outputs", "RetinaNet", "WeightsError", "load_pretrained", "make_anchors"]
+__all__ = [
+    "CheckpointError", "Outputs", "RetinaNet", "WeightsError", "load_pretrained", "make_anchors", "read_weights",
+]  # fmt: skip

@@ -128,7 +128,11 @@ def _run_block(block: Any, x: Tensor) -> Tensor:
 def _build_resnet(config: Model) -> Any:
     norm_layer = _norm_layer(config)
     if config.backbone != "resnet10":
-        return torchvision.models.get_model(config.backbone, weights=None, norm_layer=norm_layer)
+        body = torchvision.models.get_model(config.backbone, weights=None, norm_layer=norm_layer)
+        if config.stride_in_1x1:  # torchvision has no argument for it
+            for stage in (body.layer2, body.layer3, body.layer4):
+                stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, stage[0].conv1.stride
+        return body
     width = config.base_channels
     body = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], norm_layer=norm_layer)
     if width != 64:  # torchvision has no argument for it

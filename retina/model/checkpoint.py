@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
-import struct
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +19,9 @@ import torch
 from torch import Tensor
 
 from retina.atomic_files import atomic_file, named_errors
+from retina.model.weights_file import WeightsError, read_file
 
 FORMAT = 1  # increase it when files of an earlier format can no longer be read
-_LOAD_ERRORS = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)  # what torch.load may raise
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 
@@ -66,8 +63,12 @@ def save(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:
 
 def load(path: Path) -> dict[str, Any]:
     """The state, on the CPU. Raises CheckpointError for a file that is truncated, altered or no checkpoint."""
-    payload = _torch_load(path)
-    if not isinstance(payload, dict) or "sha256" not in payload or "state" not in payload:
+    return verified_state(_read(path), path)
+
+
+def verified_state(payload: Any, path: Path) -> dict[str, Any]:
+    """The state in what `read_file` gave for a file by `save`. Raises CheckpointError, as `load` does."""
+    if not is_payload(payload):
         raise CheckpointError(f"{path}: not a checkpoint of this project (no checksum inside)")
     if payload.get("format") != FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {payload.get('format')}, this version reads {FORMAT}")
@@ -83,9 +84,13 @@ def save_last(run: Path, state: dict[str, Any]) -> None:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether the file was written by `save`, valid or not. Raises CheckpointError if torch.load cannot read it."""
-    payload = _torch_load(path)
-    return isinstance(payload, dict) and "sha256" in payload
+    """Whether the file was written by `save`, valid or not. Raises CheckpointError if `read_file` cannot read it."""
+    return is_payload(_read(path))
+
+
+def is_payload(content: Any) -> bool:
+    """Whether `content`, read from a file, was written by `save`."""
+    return isinstance(content, dict) and {"sha256", "state"} <= content.keys()
 
 
 def load_newest(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
@@ -108,14 +113,11 @@ def load_newest(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
     return None, refused
 
 
-def _torch_load(path: Path) -> Any:
+def _read(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"{path}: not readable as a checkpoint: {error.strerror or error}") from error
-    except (*_LOAD_ERRORS, pickle.UnpicklingError, zipfile.BadZipFile, struct.error) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path}: not readable as a checkpoint: {reason}") from None
+        return read_file(path)
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from error.__cause__
 
 
 def _hash_value(sha: Any, value: Any, where: str) -> None:

@@ -1,132 +1,55 @@
-"""Initial weights: torchvision's ImageNet classifiers, torchvision's RetinaNets, or a file of either.
+"""Initial weights for a model: `load_pretrained` reads them, checks that they fit, and loads them.
 
-The tables below map the keys of torchvision's RetinaNet to ours. A key that they do not cover, or a key of ours that
-gets no value, is an error.
+A key that is not known, or a key of ours that gets no value, is an error.
 """
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
-import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.detection import RetinaNet_ResNet50_FPN_V2_Weights, RetinaNet_ResNet50_FPN_Weights
 
+from retina.config import Config
 from retina.model.retinanet import RetinaNet
-
-# torchvision's key -> ours; {} is a number. The published V1 file is older than the class and has keys of its own.
-TORCHVISION_KEYS = {
-    "backbone.body.": "backbone.body.",
-    "backbone.fpn.inner_blocks.{}.0.": "backbone.fpn.inner_blocks.{}.0.",
-    "backbone.fpn.layer_blocks.{}.0.": "backbone.fpn.layer_blocks.{}.0.",
-    "backbone.fpn.extra_blocks.": "backbone.fpn.extra_blocks.",
-    "head.classification_head.conv.{}.0.": "cls_head.{}.0.",
-    "head.classification_head.conv.{}.1.": "cls_head.{}.1.",
-    "head.classification_head.cls_logits.": "cls_logits.",
-    "head.regression_head.conv.{}.0.": "box_head.{}.0.",
-    "head.regression_head.conv.{}.1.": "box_head.{}.1.",
-    "head.regression_head.bbox_reg.": "bbox_reg.",
-}
-TORCHVISION_V1_FILE_KEYS = {
-    "backbone.fpn.inner_blocks.{}.": "backbone.fpn.inner_blocks.{}.0.",
-    "backbone.fpn.layer_blocks.{}.": "backbone.fpn.layer_blocks.{}.0.",
-    **{f"head.classification_head.conv.{2 * i}.": f"cls_head.{i}.0." for i in range(4)},
-    **{f"head.regression_head.conv.{2 * i}.": f"box_head.{i}.0." for i in range(4)},
-}
-COCO_NAMES: list[str] = RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-TORCHVISION_DETECTORS = {
-    "COCO_V1": RetinaNet_ResNet50_FPN_Weights.COCO_V1,
-    "COCO_V2": RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1,
-}
+from retina.model.weights import INVISIBLE_SETTINGS, Weights, network_settings, read_weights
+from retina.model.weights_file import WeightsError
 
 
-class WeightsError(ValueError):
-    """Weights that do not fit the model. The message names the first keys or shapes that differ."""
-
-
-def load_pretrained(model: RetinaNet, backbone: str, source: str, names: list[str]) -> tuple[bool, str]:
+def load_pretrained(model: RetinaNet, config: Config, source: str, names: list[str]) -> tuple[bool, str]:
     """Load weights into `model`, in place.
+
+    The class outputs of names that the data set and the weights have in common are kept. The others keep their initial
+    values. Weights without names, of as many classes, are taken in their order.
 
     Args:
         model: the detector.
-        backbone: its `model.backbone`.
-        source: a weights name of torchvision's classifier `backbone` (IMAGENET1K_V1, ...), COCO_V1 or COCO_V2 for
-            torchvision's RetinaNets, or a file with the state dict of either.
-        names: the classes of the data set. If COCO has all of them, the model gets COCO's class outputs for them.
-            Otherwise its class outputs keep their initial values.
+        config: its settings.
+        source: a published name or a file, see `read_weights`.
+        names: the classes of the data set.
 
     Returns: whether all weights are now those of a trained detector, and a message for the log.
 
     Raises:
         FileNotFoundError: `source` is unknown or cannot be downloaded; the message explains what to do.
-        WeightsError: keys or shapes do not fit.
+        WeightsError: the file cannot be read, or its weights do not fit; the message names settings that differ.
+        CheckpointError: a damaged checkpoint of this project.
+        ConfigError: the settings in a checkpoint do not fit this version of the program.
     """
-    if Path(source).is_file():
-        state = torch.load(source, map_location="cpu", weights_only=True)
-        if not all(isinstance(value, Tensor) for value in state.values()):
-            raise WeightsError(
-                f"{source}: expected a plain state dict of tensors, given keys {', '.join(list(state)[:5])}"
-            )
-    elif source in TORCHVISION_DETECTORS:
-        state = download(TORCHVISION_DETECTORS[source])
+    return load_weights(model, config, read_weights(source, config.model.backbone), names)
+
+
+def load_weights(model: RetinaNet, config: Config, weights: Weights, names: list[str]) -> tuple[bool, str]:
+    """As `load_pretrained`, with weights that were read before."""
+    _check_shapes(weights, model, config)
+    if weights.is_detector:
+        state, is_complete, message = _choose_class_outputs(_in_own_order(weights, config), weights, model, names)
+        load_exactly(model, state, weights.source)
     else:
-        # torchvision has no resnet10
-        known = {} if backbone == "resnet10" else torchvision.models.get_model_weights(backbone).__members__
-        if source not in known:
-            choices = ", ".join([*known, *TORCHVISION_DETECTORS]) if known else "it has none; use model.weights=null"
-            raise FileNotFoundError(
-                f"model.weights: {source!r} is neither a file nor a weights name of {backbone}: {choices}"
-            )
-        state = download(known[source])
-    if any(key.startswith("head.") for key in state):
-        state, message = from_torchvision(state, names)
-        has_class_outputs = "cls_logits.weight" in state
-        if not has_class_outputs:
-            state |= {f"cls_logits.{key}": value for key, value in model.cls_logits.state_dict().items()}
-        load_exactly(model, state, source)
-        return has_class_outputs, f"weights: torchvision's RetinaNet from {source}, {message}"
-    load_exactly(model.backbone.body, {key: value for key, value in state.items() if not key.startswith("fc.")}, source)
-    return False, f"weights: {backbone} classifier from {source}; FPN and heads start from random values"
-
-
-def from_torchvision(state: dict[str, Tensor], names: list[str] | None = None) -> tuple[dict[str, Tensor], str]:
-    """Rename the keys of torchvision's RetinaNet to ours and select the class outputs.
-
-    Args:
-        state: a state dict of torchvision's RetinaNet.
-        names: the classes whose outputs are kept, in this order, found by COCO's names. If COCO lacks one of them, all
-            class outputs are removed. None keeps all of them as they are.
-
-    Returns: the state dict, and a message about the class outputs.
-
-    Raises:
-        WeightsError: a key that is not in the tables.
-    """
-    result = {}
-    rules = [(_pattern(old), new) for old, new in (TORCHVISION_KEYS | TORCHVISION_V1_FILE_KEYS).items()]
-    for key, value in state.items():
-        for pattern, new in rules:
-            if match := pattern.match(key):
-                result[new.format(*match.groups()) + key[match.end() :]] = value
-                break
-        else:
-            raise WeightsError(f"torchvision RetinaNet: no rule for key {key!r}")
-    if names is None:
-        return result, "all class outputs kept"
-    missing = [name for name in names if name not in COCO_NAMES]
-    weight, bias = result.pop("cls_logits.weight"), result.pop("cls_logits.bias")
-    if missing:
-        return result, f"new class outputs ({', '.join(missing[:3])}{', ...' * (len(missing) > 3)} not in COCO)"
-    rows = torch.tensor([COCO_NAMES.index(name) for name in names])
-    per_cell = len(bias) // len(COCO_NAMES)
-    for key, value in (("weight", weight), ("bias", bias)):
-        selected = value.reshape(per_cell, len(COCO_NAMES), *value.shape[1:])[:, rows]
-        result[f"cls_logits.{key}"] = selected.reshape(-1, *value.shape[1:])
-    return result, f"{len(names)} of COCO's class outputs"
+        body = {key.removeprefix("backbone.body."): value for key, value in weights.state.items()}
+        load_exactly(model.backbone.body, body, weights.source)
+        is_complete, message = False, "FPN and heads start from random values"
+    message = f"weights: {weights.origin} from {weights.source}; {message}"
+    return is_complete, message + _other_settings(weights, config)
 
 
 def load_exactly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -153,19 +76,72 @@ def load_exactly(module: nn.Module, state: dict[str, Tensor], source: str) -> No
     module.load_state_dict(own | state)
 
 
-def download(weights: Any) -> dict[str, Tensor]:
-    """The state dict of a torchvision weights enum, cached by torch. FileNotFoundError tells where to put the file."""
-    try:
-        state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
-    except (URLError, ConnectionError, TimeoutError) as error:
-        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-        raise FileNotFoundError(
-            f"cannot download {weights}: {error}\nFetch {weights.url} elsewhere and put it at {file}, "
-            "or give its path as model.weights=FILE, or start from scratch: "
-            "model.weights=null model.norm=group model.frozen_stages=-1"
-        ) from error
-    return state
+def _check_shapes(weights: Weights, model: RetinaNet, config: Config) -> None:
+    """Raise WeightsError with the settings that give the model other shapes than the weights have."""
+    own = network_settings(model.state_dict())
+    differences = []
+    for key, value in network_settings(weights.state).items():
+        if value == own[key]:
+            continue
+        if key == "anchors":
+            product = f"anchors.scales={config.anchors.scales} times {len(config.anchors.ratios)} anchors.ratios"
+            differences.append(f"{value} anchors in a cell, the config {own[key]} ({product})")
+        else:
+            differences.append(f"{key}={value}, the config {own[key]}")
+    if differences:
+        raise WeightsError(f"{weights.source} does not fit the model: it has {'; '.join(differences)}")
 
 
-def _pattern(key: str) -> re.Pattern[str]:
-    return re.compile(re.escape(key).replace(r"\{\}", r"(\d+)"))
+def _other_settings(weights: Weights, config: Config) -> str:
+    """For the log: the settings of `config` by which the network computes something else than it did in training."""
+    given = config.flat()
+    differences = [
+        f"{key}={weights.settings[key]} (here {given[key]})"
+        for key in INVISIBLE_SETTINGS
+        if key in weights.settings and weights.settings[key] != given[key]
+    ]
+    if not differences:
+        return ""
+    hint = f"; see configs/presets/{weights.preset}.yaml" if weights.preset else ""
+    return f"\nwarning: these weights were trained with {', '.join(differences)}{hint}"
+
+
+def _in_own_order(weights: Weights, config: Config) -> dict[str, Tensor]:
+    """The state with the anchors of a cell in our order: all sizes of the first ratio come first."""
+    if not weights.orders_anchors_by_size:
+        return weights.state
+    sizes, ratios = config.anchors.scales, len(config.anchors.ratios)
+    reordered = {
+        key: value.reshape(sizes, ratios, -1, *value.shape[1:]).transpose(0, 1).reshape(value.shape)
+        for key, value in weights.state.items()
+        if key.startswith(("cls_logits.", "bbox_reg."))
+    }
+    return weights.state | reordered
+
+
+def _choose_class_outputs(
+    state: dict[str, Tensor], weights: Weights, model: RetinaNet, names: list[str]
+) -> tuple[dict[str, Tensor], bool, str]:
+    """The state with the class outputs for `names`, whether the weights have all of them, and a message for the log."""
+    known = [name for _, name in weights.categories or []]
+    if known == names:
+        return state, True, f"all {weights.classes} class outputs"
+    if weights.categories is None and weights.classes == len(names):
+        return state, True, f"they name no classes; their {weights.classes} class outputs are taken in their order"
+    place = {name: i for i, name in enumerate(known)}
+    kept = [i for i, name in enumerate(names) if name in place]
+    new = [name for name in names if name not in place]
+    chosen: dict[str, Any] = {}
+    for key, initial in model.cls_logits.state_dict().items():
+        theirs = state[f"cls_logits.{key}"].reshape(-1, weights.classes, *initial.shape[1:])
+        ours = initial.clone().reshape(-1, len(names), *initial.shape[1:])
+        ours[:, kept] = theirs[:, [place[names[i]] for i in kept]].to(ours)
+        chosen[f"cls_logits.{key}"] = ours.flatten(0, 1)
+    message = f"kept {len(kept)} of {len(names)} class outputs"
+    if kept and new:
+        message += f" ({_listed([names[i] for i in kept])})"
+    return state | chosen, not new, message + (f"; {_listed(new)} start from the prior" if new else "")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -37,7 +37,7 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
 
     Under torchrun every process calls it. SIGTERM and Ctrl-C write a checkpoint and end cleanly. `resume` continues
     from the newest valid checkpoint of the folder, if there is one.
-    Raises RunError, DataError, WeightsError, FileNotFoundError. Each message explains what to do.
+    Raises RunError, DataError, and what `load_pretrained` raises. Each message explains what to do.
     """
     check_run_folder(config, resume)  # before the processes join, so that none sees new files of another
     with (

@@ -98,7 +98,7 @@ def create_train_state(
 ) -> TrainState:
     """The state at the start of a run: the newest valid checkpoint of its folder, pretrained or random weights.
 
-    Raises RunError for a checkpoint or settings that do not fit; WeightsError, FileNotFoundError for `model.weights`.
+    Raises RunError for a checkpoint or settings that do not fit, and for `model.weights` what `load_pretrained` does.
     """
     torch.manual_seed(config.seed)
     model: RetinaNet = RetinaNet(config, dataset.num_classes)
@@ -151,7 +151,7 @@ def _synchronize_batch_norm(model: RetinaNet, config: Config, device: torch.devi
 def _initialize_weights(model: RetinaNet, config: Config, names: list[str], log: Logbook) -> None:
     """Load `model.weights`. Raises RunError if it is null and the settings would freeze random values."""
     if config.model.weights is not None:
-        log.info(load_pretrained(model, config.model.backbone, config.model.weights, names)[1])
+        log.info(load_pretrained(model, config, config.model.weights, names)[1])
     elif config.model.norm.startswith("frozen"):
         raise RunError(
             f"model.norm={config.model.norm} keeps the statistics of pretrained weights, and model.weights is "

@@ -61,6 +61,7 @@ def train_step(
     if world > 1:
         distributed.all_reduce(reduced)
     batch_positives, stop_requests = reduced  # of the global batch
+    ema_positives.copy_(update_ema_positives(ema_positives, batch_positives, config.loss.ema_momentum))
 
     totals: dict[str, Tensor] = {}
     for i, batch in enumerate(batches):
@@ -96,6 +97,5 @@ def train_step(
     optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    ema_positives.copy_(update_ema_positives(ema_positives, batch_positives, config.loss.ema_momentum))
     totals["positives"] = batch_positives / config.train.batch_size
     return totals | {"finite": finite.float(), "stop": stop_requests}

@@ -10,11 +10,12 @@ import torch
 from coco_files import write_coco
 
 from retina.assign import assign
-from retina.config import Config
+from retina.config import Config, Data
 from retina.config_file import load_config
-from retina.data.augment import MEAN, STD, random_short_side, resized_size, train_transform
+from retina.data.augment import eval_transform, random_short_side, resized_size, train_transform
 from retina.data.coco import CocoDataset, DataError, read_image
-from retina.data.loader import Batch, eval_batches, step_keys, train_batches
+from retina.data.loader import Batch, eval_batches, single_image_batch, step_keys, train_batches
+from retina.data.normalization import denormalize
 from retina.model.anchors import make_anchors
 
 
@@ -133,16 +134,40 @@ def test_boxes_move_with_the_pixels(tiny_yaml: Path) -> None:
     assert checked > 10
 
 
-def test_images_are_normalized_and_padding_is_zero(tiny_yaml: Path) -> None:
-    config = load_config(tiny_yaml)
+# Scale, means and deviations in the order R, G, B: torchvision's reference, and detectron2's default for BGR.
+PUBLISHED = {
+    "imagenet": (255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "caffe_bgr": (1, (123.675, 116.28, 103.53), (1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_images_are_normalized_and_padding_is_zero(tiny_yaml: Path, name: str) -> None:
+    config = load_config(tiny_yaml, [f"data.normalization={name}"])
     ((batch,), *_) = train_batches(dataset(config), config, 0)
     images = batch.normalized()
     assert batch.images.is_contiguous(memory_format=torch.channels_last) and images.shape[2] % 32 == 0
     for image, raw, (height, width) in zip(images, batch.images, batch.sizes, strict=True):
         assert not image[:, height:].any() and not image[:, :, width:].any()
-        mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
-        inside = raw[:, :height, :width].float() / 255
-        torch.testing.assert_close(image[:, :height, :width], (inside - mean) / std)
+        pixels = raw[:, :height, :width]
+        expected = as_published(pixels.numpy(), name)
+        torch.testing.assert_close(image[:, :height, :width], expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(denormalize(expected, name), pixels.float(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_floats_of_torchvisions_resize_are_normalized_too(name: str) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    config = Data(resize="torchvision", short_side=(30,), normalization=name)
+    batch = single_image_batch(eval_transform(image, config), config)
+    expected = as_published(image.transpose(2, 0, 1), name)
+    torch.testing.assert_close(batch.normalized()[0, :, :30, :40], expected, rtol=0, atol=1e-4)
+
+
+def as_published(rgb: np.ndarray, name: str) -> torch.Tensor:
+    scale, means, deviations = PUBLISHED[name]
+    channels = [(rgb[i] / scale - means[i]) / deviations[i] for i in range(3)]
+    return torch.tensor(np.stack(channels if name == "imagenet" else channels[::-1]), dtype=torch.float32)
 
 
 def test_evaluation_sees_each_image_once_at_its_own_padded_size(tiny_yaml: Path) -> None:
@@ -160,6 +185,9 @@ def test_resize_respects_both_limits() -> None:
     config = Config().data
     assert resized_size(480, 640, 800, config) == (800, 1067)
     assert resized_size(500, 1500, 800, config) == (444, 1333)
+    for name in ("opencv_bilinear", "pillow"):  # detectron2 and mmdetection round one half up
+        assert resized_size(400, 401, 200, config.model_copy(update={"resize": name})) == (200, 201)
+    assert resized_size(400, 401, 200, config) == (200, 200)
     drawn = {random_short_side(config.model_copy(update={"short_side": (600, 700, 800)}), 0, e, 5) for e in range(30)}
     assert drawn == {600, 700, 800}
     config = config.model_copy(update={"short_side": (600, 700, 800)})

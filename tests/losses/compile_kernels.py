@@ -132,7 +132,9 @@ def main() -> None:
     print(describe("rescale bf16", build(focal_triton._rescale_kernel, {"BLOCK": block}, "bf16", warps), each))
     block, warps = assign_triton.BLOCK, assign_triton.WARPS
     each = block // (32 * warps)
-    best = build(assign_triton._best_iou_kernel, {"BLOCK": block}, warps=warps, fusion=False)
+    best = build(
+        assign_triton._best_iou_kernel, {"PADDING_IS_IGNORED": True, "BLOCK": block}, warps=warps, fusion=False
+    )
     assert "fma.rn.f32" not in best.asm["ptx"], "a fused multiply-add would change ties"
     print(describe("best anchors of boxes", best, each))
     for overwrite in (False, True):
@@ -141,7 +143,7 @@ def main() -> None:
         assert "fma.rn.f32" not in built.asm["ptx"], "a fused multiply-add would change ties"
         print(describe(f"match{', overwrite' if overwrite else ''}", built, each))
     block, warps = nms_triton.BLOCK, nms_triton.WARPS
-    suppression = build(nms_triton._nms_kernel, {"BLOCK": block}, warps=warps, fusion=False)
+    suppression = build(nms_triton._nms_kernel, {"DROPS_EMPTY": True, "BLOCK": block}, warps=warps, fusion=False)
     assert "fma.rn.f32" not in suppression.asm["ptx"], "a fused multiply-add would change IoUs"
     print(describe("NMS", suppression, block // (32 * warps)))
     maximum = build(detect_triton._max_kernel, {"K": 80, "COLUMNS": 128, "ROWS": 32}, "bf16")

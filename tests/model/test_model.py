@@ -111,6 +111,29 @@ def test_frozen_stages_and_norms() -> None:
     assert all(p.requires_grad for p in build(norm="batch", frozen_stages=-1).parameters())
 
 
+def test_the_stride_of_a_bottleneck_moves() -> None:
+    x, outputs = torch.randn(1, 3, 64, 64), {}
+    for first in (False, True):
+        model = build(backbone="resnet50", norm="batch", stride_in_1x1=first).eval()
+        strides = [stage[0].conv1.stride + stage[0].conv2.stride for stage in stages_2_to_4(model)]
+        assert strides == [(2, 2, 1, 1) if first else (1, 1, 2, 2)] * 3
+        assert all(conv.stride == (1, 1) for stage in stages_2_to_4(model) for conv in convolutions(stage[1:]))
+        with torch.no_grad():
+            outputs[first] = model(x)
+    assert [level.shape for level in outputs[True].logits] == [level.shape for level in outputs[False].logits]
+    assert not torch.equal(outputs[True].logits[0], outputs[False].logits[0])
+    with pytest.raises(ValueError, match=r"stride_in_1x1: resnet18 has no bottlenecks"):
+        Model(backbone="resnet18", stride_in_1x1=True)
+
+
+def stages_2_to_4(model: RetinaNet) -> list[nn.Sequential]:
+    return [model.backbone.body.layer2, model.backbone.body.layer3, model.backbone.body.layer4]
+
+
+def convolutions(module: nn.Module) -> list[nn.Conv2d]:
+    return [each for each in module.modules() if isinstance(each, nn.Conv2d)]
+
+
 @pytest.mark.parametrize("backbone", ["resnet34", "resnext50_32x4d"])
 def test_other_backbones(backbone: str) -> None:
     with torch.no_grad():

@@ -25,10 +25,12 @@ from retina.data.augment import eval_transform
 from retina.data.loader import Target
 from retina.detect import detect
 from retina.model.anchors import make_anchors
-from retina.model.pretrained import COCO_NAMES, WeightsError, from_torchvision, load_exactly
+from retina.model.key_tables import TORCHVISION_V1, rename_keys
+from retina.model.pretrained import load_exactly
 from retina.model.retinanet import RetinaNet
+from retina.model.weights_file import WeightsError
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+PRESETS = Path(__file__).parents[2] / "configs/presets"
 K = 6
 SIZES = [(800, 224), (256, 352), (192, 608)]  # the first pads to P6 = 13 rows: torchvision's stride there is 61, not 64
 
@@ -61,10 +63,9 @@ def torchvision_model(version: str) -> TorchvisionRetinaNet:
 @pytest.fixture(scope="module", params=["v1", "v2"])
 def pair(request: pytest.FixtureRequest) -> tuple[TorchvisionRetinaNet, RetinaNet, Config]:
     theirs = torchvision_model(request.param)
-    config = load_config(CONFIGS / f"torchvision_{request.param}.yaml")
+    config = load_config(PRESETS / f"torchvision_{request.param}.yaml")
     ours = RetinaNet(config, K)
-    state, _ = from_torchvision(theirs.state_dict())
-    load_exactly(ours, state, "torchvision")
+    load_exactly(ours, rename_keys(theirs.state_dict(), TORCHVISION_V1), "torchvision")
     return theirs, ours.eval(), config
 
 
@@ -132,7 +133,8 @@ def test_training_loss_and_gradients(pair: tuple[TorchvisionRetinaNet, RetinaNet
     our_losses["loss"].backward()
     torch.testing.assert_close(our_losses["loss_cls"], losses["classification"], rtol=1e-5, atol=0)
     torch.testing.assert_close(our_losses["loss_box"], losses["bbox_regression"], rtol=1e-5, atol=0)
-    gradients, _ = from_torchvision({n: p.grad for n, p in theirs.named_parameters() if p.grad is not None})
+    given = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
+    gradients = rename_keys(given, TORCHVISION_V1)
     trained = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
     assert trained.keys() == gradients.keys()  # the same stages are frozen
     for name, gradient in trained.items():
@@ -144,7 +146,7 @@ def test_training_loss_and_gradients(pair: tuple[TorchvisionRetinaNet, RetinaNet
 
 @pytest.mark.parametrize("shape", [(375, 500), (640, 427), (333, 1000), (900, 1200)], ids=str)
 def test_config_resizes_as_torchvision(shape: tuple[int, int]) -> None:
-    config = load_config(CONFIGS / "torchvision_v1.yaml")
+    config = load_config(PRESETS / "torchvision_v1.yaml")
     image = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     transform = GeneralizedRCNNTransform(800, 1333, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).eval()
     resized, _ = transform([image.permute(2, 0, 1).float() / 255])
@@ -168,32 +170,16 @@ def old_file_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def test_published_keys_are_read_and_unknown_ones_refused() -> None:
     theirs = torchvision_model("v1")
-    new, _ = from_torchvision(theirs.state_dict())
-    old, _ = from_torchvision(old_file_state(theirs.state_dict()))
+    new = rename_keys(theirs.state_dict(), TORCHVISION_V1)
+    old = rename_keys(old_file_state(theirs.state_dict()), TORCHVISION_V1)
     assert new.keys() == old.keys()
     theirs.load_state_dict(old_file_state(theirs.state_dict()))  # torchvision itself accepts these keys
     with pytest.raises(WeightsError, match=r"no rule for key 'head.mask"):
-        from_torchvision({"head.mask.weight": torch.zeros(1)})
-    model = RetinaNet(load_config(CONFIGS / "torchvision_v1.yaml"), K)
+        rename_keys({"head.mask.weight": torch.zeros(1)}, TORCHVISION_V1)
+    model = RetinaNet(load_config(PRESETS / "torchvision_v1.yaml"), K)
     with pytest.raises(WeightsError, match=r"missing: .*cls_logits.bias"):
         load_exactly(model, {key: value for key, value in new.items() if key != "cls_logits.bias"}, "file")
     with pytest.raises(WeightsError, match=r"not used: extra"):
         load_exactly(model, new | {"extra": torch.zeros(1)}, "file")
     with pytest.raises(WeightsError, match=r"of another shape: cls_logits.bias"):
         load_exactly(model, new | {"cls_logits.bias": torch.zeros(3)}, "file")
-
-
-def test_class_outputs_are_selected_by_name() -> None:
-    per_cell, classes = 9, len(COCO_NAMES)
-    bias = torch.arange(per_cell * classes, dtype=torch.float32)
-    state = {
-        "head.classification_head.cls_logits.weight": bias[:, None, None, None].expand(-1, 8, 3, 3),
-        "head.classification_head.cls_logits.bias": bias,
-    }
-    names = ["zebra", "person"]
-    selected, _ = from_torchvision(state, names)
-    expected = [a * classes + COCO_NAMES.index(name) for a in range(per_cell) for name in names]
-    assert selected["cls_logits.bias"].tolist() == expected
-    assert selected["cls_logits.weight"][:, 0, 0, 0].tolist() == expected
-    without_outputs, message = from_torchvision(state, ["zebra", "platelet"])
-    assert not without_outputs and "platelet" in message

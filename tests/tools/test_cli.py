@@ -167,7 +167,7 @@ def test_plot_draws_the_run(trained: tuple[Path, Path]) -> None:
         ),
         ("eval.py", ["CONFIG", "--checkpoint", "no.pt"], 1, "no.pt: no such checkpoint"),
         ("eval.py", ["CONFIG", "output_dir=OUT"], 1, "train first, or give --checkpoint"),
-        ("eval.py", ["CONFIG", "--checkpoint", "CONFIG"], 1, "not readable as a checkpoint"),
+        ("eval.py", ["CONFIG", "--checkpoint", "CONFIG"], 1, "not readable as weights"),
         ("predict.py", ["CONFIG", "no.jpg"], 2, "no such image or folder: no.jpg"),
         ("predict.py", ["CONFIG", "CONFIG", "--score", "3"], 2, "--score: given 3"),
     ],
@@ -178,6 +178,21 @@ def test_error_messages(
     command = [part.replace("CONFIG", str(tiny_yaml)).replace("OUT", str(tmp_path / "run")) for part in arguments]
     done = run_main(tool, *command)
     assert done.returncode == status and expected in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_training_starts_from_a_checkpoint_and_refuses_a_damaged_one(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, folder = trained
+    flags = [config, "train.steps=1", "train.warmup_steps=0", f"output_dir={tmp_path}/run"]
+    done = run_main("train.py", *flags, f"model.weights={folder}/last.pt")
+    assert done.returncode == 0, done.stderr
+    assert f"from {folder}/last.pt; all 3 class outputs" in done.stdout
+    content = bytearray((folder / "last.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "damaged.pt").write_bytes(content)
+    done = run_main("train.py", *flags[:-1], f"output_dir={tmp_path}/other", f"model.weights={tmp_path}/damaged.pt")
+    assert done.returncode == 1 and "damaged.pt: " in done.stderr and "Traceback" not in done.stderr
 
 
 def test_checkpoint_of_other_anchors_is_refused(trained: tuple[Path, Path]) -> None:

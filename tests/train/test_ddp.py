@@ -114,3 +114,11 @@ def test_two_processes_equal_one(
     for index, gradient in one["gradients"].items():
         difference = (two["gradients"][index] - gradient).norm() / gradient.norm().clamp(min=1e-12)
         assert difference < 1e-5 or gradient.norm() < 1e-7, f"parameter {index}: {difference}"
+
+
+@pytest.mark.parametrize("only_first", [False, True])
+def test_the_moving_average_counts_the_step_that_it_divides(one_process: dict[str, Any], only_first: bool) -> None:
+    """As in detectron2, whose first step divides by 0.9 * 100 + 0.1 * its own positives."""
+    batch, average = (one_process[f"{mode} {only_first}"]["losses"] for mode in ("batch", "ema"))
+    positives = batch["positives"] * 4  # images
+    assert average["loss"] * (90 + 0.1 * positives) == pytest.approx(batch["loss"] * positives, rel=1e-5)
