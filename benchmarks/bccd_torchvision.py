@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from retina.config_file import load_config
 from retina.data.coco import CocoDataset, read_image
 from retina.detect import Detections
-from retina.evaluate import coco_results, evaluate_detections, format_metrics
+from retina.evaluate import evaluate_detections, format_metrics
+from retina.evaluate.detections import on_image
 
 
 def main() -> None:
@@ -69,7 +70,8 @@ def main() -> None:
         with torch.inference_mode():
             (output,) = model([image])
         detections = Detections(output["boxes"], output["scores"], output["labels"])
-        results += coco_results(record.image_id, detections, torch.ones(4), val_set.category_ids)
+        size = record.height, record.width
+        results += on_image(detections, size, size, val_set.categories).coco_results(record.image_id)
     metrics = evaluate_detections(results, val_set).metrics
     print(f"torchvision {step} steps of 8 images in {seconds:.0f} s\n{format_metrics(metrics)}")
 

@@ -14,13 +14,13 @@ from retina.config_file import ConfigError, load_config
 EXIT_FOLDER_IN_USE = 75
 
 
-def config_parser(description: str | None) -> argparse.ArgumentParser:
+def config_parser(description: str | None, config_is_optional: bool = False) -> argparse.ArgumentParser:
     """A parser for `CONFIG [section.key=value ...]`, to which a command adds its flags.
 
     Call `parse_intermixed_args` on it: the flags may stand between the overrides.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="a YAML file of configs/")
+    parser.add_argument("config", nargs="?" if config_is_optional else None, help="a YAML file of configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that come last")
     return parser
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -27,21 +27,18 @@ KEYS_WITHOUT_EFFECT = (
     "train.checkpoint_every",
     "train.keep",
 )
+# These keys a resumed run may change by --change, from the step on at which it resumes.
+KEYS_TO_CHANGE = ("train.steps", "train.lr", "train.schedule", "train.milestones")
 # In the folder of a generated data set; it identifies the data.
 SHAPES_MANIFEST = "manifest.json"
 # The twelve numbers of pycocotools, in its order.
-COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+CocoMetric = Literal["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
+COCO_METRICS: tuple[str, ...] = get_args(CocoMetric)
 Backbone = Literal[
     "resnet10",  # half of resnet18; no pretrained weights
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-]
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+    "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d",
+]  # fmt: skip
 
 
 class Section(BaseModel):
@@ -227,6 +224,11 @@ class Detect(Section):
     max_ratio: Annotated[float, Field(gt=1)] = Field(
         62.5, description="largest box side / anchor side, 1000 / 16; used by losses on decoded boxes too"
     )
+    tta_scales: tuple[PositiveFloat, ...] = Field(
+        (0.5, 0.625, 0.75, 0.875, 1.0, 1.125, 1.25, 1.375, 1.5),
+        min_length=1,
+        description="of the evaluation size, for tools/eval.py --tta; detectron2: 400, 500, ..., 1200 px for 800",
+    )
 
 
 class Train(Section):
@@ -253,6 +255,8 @@ class Train(Section):
     compile: bool = Field(False, description="torch.compile, for 15 to 30 seconds for each image size (ResNet-50)")
     log_every: PositiveInt = 50
     eval_every: Annotated[int, Field(ge=0)] = Field(5000, description="steps; 0: only after the last step")
+    best_metric: CocoMetric = Field("AP", description="best.pt has the weights of the evaluation where it was highest")
+    early_stop: Annotated[int, Field(ge=0)] = Field(0, description="ends after so many without a new best; 0 is off")
     checkpoint_every: PositiveInt = 1000
     keep: Literal["all", "weights"] = Field(
         "all", description="when the run has finished; weights: only last.pt, with the evaluated weights alone"

@@ -7,6 +7,7 @@ reads and merges, pydantic checks. This file never imports torch, so a mistyped 
 from __future__ import annotations
 
 import difflib
+from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,9 +35,25 @@ def load_config(file: str | Path, overrides: list[str] | None = None, overrides_
         ConfigError: names the file or override, the key, the value, what is accepted and the nearest known name.
     """
     path = Path(file)
-    merged: dict[str, Any] = {"name": path.stem}
+    trees = [*_read_files(path), *_read_overrides(overrides or [], overrides_source)]
+    return _merge({"name": path.stem}, trees, str(path))
+
+
+def load_preset(name: str) -> Config:
+    """A file of configs/presets, which is installed as the package retina_presets."""
+    return load_config(Path(str(resources.files("retina_presets") / f"{name}.yaml")))
+
+
+def override_config(config: Config, overrides: list[str]) -> Config:
+    """`config` with `section.key=value` overrides. Raises ConfigError as `load_config`."""
+    return _merge(config.model_dump(mode="json"), _read_overrides(overrides, "argument"), "the settings")
+
+
+def _merge(start: dict[str, Any], trees: list[tuple[str, dict[str, Any]]], start_name: str) -> Config:
+    """`start`, then the trees with their sources; later values win."""
+    merged = start
     origin: dict[str, str] = {}
-    for source, tree in [*_read_files(path), *_read_overrides(overrides or [], overrides_source)]:
+    for source, tree in trees:
         _check_keys(tree, Config, source)
         for key in _flat_keys(tree):
             origin[key] = source
@@ -44,7 +61,7 @@ def load_config(file: str | Path, overrides: list[str] | None = None, overrides_
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError("\n".join(_format_error(item, origin, path) for item in error.errors())) from None
+        raise ConfigError("\n".join(_format_error(item, origin, start_name) for item in error.errors())) from None
 
 
 def config_from_yaml(text: str) -> Config:
@@ -53,6 +70,15 @@ def config_from_yaml(text: str) -> Config:
         return Config.model_validate(OmegaConf.to_container(OmegaConf.create(text)))
     except (ValidationError, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"settings of another version: {error}") from None
+
+
+def config_from_flat(values: dict[str, Any]) -> Config:
+    """The inverse of `Config.flat`; keys that are missing have their defaults."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[name] = value
+    return Config.model_validate(nested)
 
 
 def _read_files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
@@ -126,13 +152,13 @@ def _flat_keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def _format_error(error: Any, origin: dict[str, str], path: Path) -> str:
+def _format_error(error: Any, origin: dict[str, str], start_name: str) -> str:
     """One pydantic error as a message: "file or override: key: given value; what is accepted"."""
     known = _known_keys()
     parts = [part for part in error["loc"] if isinstance(part, str)]
     key = next((name for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in known), ".".join(parts))
     # A check over several keys reports no single key: the message names the last file or override that set one of them.
-    source = next((where for name, where in reversed(origin.items()) if name.startswith(key)), str(path))
+    source = next((where for name, where in reversed(origin.items()) if name.startswith(key)), start_name)
     given = "" if isinstance(error["input"], (dict, BaseModel)) else f"given {error['input']!r}; "
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     message = message.replace("a valid tuple", "a list, for example [800]").replace("Tuple should", "the list should")

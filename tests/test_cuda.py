@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
+from detector_helpers import save_random_detector
 from torch import nn
 
+import retina
 from retina.assign import assign
 from retina.config import Anchors, Assign, Config, Detect, Loss
 from retina.config_file import load_config
@@ -179,3 +182,18 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_yaml: Path, tmp_path: Path, 
     (config.run_dir / checkpoint.LAST).unlink()  # previous.pt is two steps behind last.pt: these are trained again
     assert train(config, resume=True)["AP"] is not None
     assert checkpoint.digest(checkpoint.load(config.run_dir / checkpoint.LAST)["model"]) == expected
+
+
+def test_a_detector_finds_the_same_in_threads_and_on_the_cpu(tiny_yaml: Path, tmp_path: Path) -> None:
+    config = load_config(tiny_yaml, ["train.precision=fp32"])
+    file = save_random_detector(tmp_path / "best.pt", config)
+    images = sorted(Path(config.data.val_images).iterdir())
+    on_cuda, on_cpu = (retina.load(file, device=device) for device in ("cuda", "cpu"))
+    serial = [on_cuda(image) for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(on_cuda, images * 4))
+    for one, other in zip(serial * 4, found, strict=True):
+        assert torch.equal(one.boxes, other.boxes) and torch.equal(one.scores, other.scores)
+    for one, reference in zip(serial, map(on_cpu, images), strict=True):
+        assert len(one) > 5 and not one.boxes.is_cuda
+        torch.testing.assert_close(one.scores[:5], reference.scores[:5], rtol=1e-3, atol=1e-3)

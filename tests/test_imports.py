@@ -30,7 +30,7 @@ PACKAGES = {
     "data": Package(["annotations", "coco", "cache", "normalization", "augment", "sampling", "loader"], ["base"]),
     "model": Package(
         ["fused", "backbone", "anchors", "retinanet", "weights_file", "checkpoint", "key_tables", "weights",
-         "pretrained"],
+         "pretrained", "saved_folder"],
         ["base", "losses"],
     ),
     "detector": Package(
@@ -44,9 +44,10 @@ PACKAGES = {
         ["base", "data", "plots"],
     ),
     "evaluate": Package(
-        ["inference", "coco", "latency", "loss_distribution"],
+        ["detections", "inference", "detector", "loading", "coco", "tta", "cost", "loss_distribution"],
         ["base", "losses", "data", "model", "detector", "analysis"],
     ),
+    "hub": Package([], ["base", "model", "evaluate"]),
     "check": Package(
         ["codes", "findings", "box_checks", "annotation_checks", "image_checks", "anchor_fit", "advice", "data_check",
          "text", "pictures", "page"],
@@ -75,7 +76,7 @@ def module_name(path: Path) -> str:
 
 
 PATHS = {module_name(path): path for path in (ROOT / "retina").rglob("*.py")}
-MODULES = {name: path for name, path in PATHS.items() if name != "__init__"}  # retina/__init__.py imports nothing
+MODULES = {name: path for name, path in PATHS.items() if name != "__init__"}  # retina/__init__.py imports late
 
 
 def imported(path: Path) -> set[str]:

@@ -1,8 +1,10 @@
-"""Evaluate a detector: python tools/eval.py CONFIG [section.key=value ...] [--checkpoint FILE] [--output DIR].
+"""Evaluate a detector: python tools/eval.py --checkpoint SOURCE [section.key=value ...] [--output DIR]
 
-Prints the twelve COCO numbers and the AP of each class, and writes metrics.json and detections.json (COCO results).
-With --time it also measures the milliseconds per image, "milliseconds" in metrics.json. With --report it also writes
-report.html: where the AP is lost, how sure it is, at which score to use the detector, and its worst errors.
+or python tools/eval.py CONFIG [section.key=value ...] [--checkpoint SOURCE]. The checkpoint alone is enough: it has its
+config. Prints the twelve COCO numbers and the AP of each class, and writes metrics.json and detections.json (COCO
+results). With --time it also measures what an image costs, and adds it to metrics.json: "milliseconds", "gflops",
+"parameters", "peak_memory_mb". With --report it also writes report.html: where the AP is lost, how sure it is, at which
+score to use the detector, and its worst errors.
 """
 
 from __future__ import annotations
@@ -12,95 +14,152 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from retina.command_line import config_parser, exit_with_error, load_config_or_exit
 from retina.config import Config
-from retina.config_file import ConfigError
+from retina.config_file import ConfigError, override_config
 from retina.parent_process import end_with_parent
+
+if TYPE_CHECKING:
+    from retina.data.coco import CocoDataset
+    from retina.model.weights import Weights
 
 
 def main() -> int:
     """Exit status: 0 with the table printed, 1 if data or weights cannot be used or scorers disagree, 2 for usage."""
-    parser = config_parser(__doc__)
+    parser = config_parser(__doc__, config_is_optional=True)
     parser.add_argument(
-        "--checkpoint", type=Path, help="ours or torchvision's; default: best.pt of the run folder, or its last.pt"
+        "--checkpoint",
+        metavar="SOURCE",
+        help="a checkpoint, a run folder, COCO_V1, COCO_V2 or weights of another framework; default: the run of CONFIG",
     )
     parser.add_argument("--output", type=Path, help="folder to write to; default: the run folder")
-    parser.add_argument("--time", action="store_true", help="measure the milliseconds per image at batch 1, too")
+    parser.add_argument("--tta", action="store_true", help="also mirrored and at the sizes of detect.tta_scales: slow")
+    parser.add_argument("--time", action="store_true", help="measure milliseconds, operations and memory at batch 1")
     parser.add_argument("--report", action="store_true", help="write report.html, report.json and report/*.csv, too")
     parser.add_argument("--detections", type=Path, help="COCO results to evaluate instead of running a detector")
     parser.add_argument("--end-with-parent", action="store_true", help="end when standard input closes, for ablate.py")
     arguments = parser.parse_intermixed_args()
     if arguments.end_with_parent:
         end_with_parent()
-    if arguments.detections and (arguments.checkpoint or arguments.time):
-        exit_with_error("--detections FILE needs no detector, so --checkpoint and --time cannot be given with it")
-    return evaluate(arguments, load_config_or_exit(arguments.config, arguments.overrides))
+    file, overrides = arguments.config, arguments.overrides
+    if file and "=" in file and not Path(file).exists():  # only overrides were given
+        file, overrides = None, [file, *overrides]
+    if file is None and arguments.checkpoint is None:
+        exit_with_error("give a CONFIG, or a trained detector as --checkpoint SOURCE")
+    if arguments.detections and (arguments.checkpoint or arguments.time or arguments.tta):
+        exit_with_error("--detections FILE needs no detector: --checkpoint, --time and --tta cannot be given with it")
+    config = load_config_or_exit(file, overrides) if file else None
+    return evaluate(arguments, config, overrides)
 
 
-def evaluate(arguments: argparse.Namespace, config: Config) -> int:
-    """Run the detector, or read its detections; print and write the numbers. Returns the exit status."""
-    from tqdm import tqdm  # torch is imported late, so that a usage error is reported at once
+def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: list[str]) -> int:
+    """Run the detector, or read its detections; print and write the numbers. Returns the exit status.
 
-    from retina.analysis.page import write_report
-    from retina.analysis.report import analyze
-    from retina.analysis.results_file import ResultsError, read_results, results_columns
+    Without `config` the settings are those of the checkpoint and the overrides.
+    """
+    from retina import evaluate as library  # torch is imported late, so that a usage error is reported at once
+    from retina.analysis.results_file import ResultsError, read_results
     from retina.atomic_files import write_text
     from retina.data.annotations import DataError
-    from retina.data.coco import CocoDataset, read_image
-    from retina.device import compile_network, pick_device
-    from retina.evaluate import (
-        final_evaluation,
-        format_metrics,
-        inference_on_dataset,
-        load_detector,
-        measure_latency,
-    )
+    from retina.data.coco import CocoDataset
     from retina.model import CheckpointError, WeightsError
 
-    device = pick_device()
-    progress = partial(tqdm, unit="batch", disable=not sys.stderr.isatty())
+    hint = "" if config else "; the settings of the checkpoint name this data, relative to the current folder"
+    folder, given, cost = None, arguments.detections, {}
     try:
+        if given is None:
+            weights = library.find_weights(arguments.checkpoint or library.default_source(config))
+            folder = None if config else folder_of(weights.source)
+            config = config or override_config(library.trained_config(weights), overrides)
         dataset = CocoDataset(config.data.val_annotations, config.data.val_images)
-        if arguments.detections:
-            read_results(arguments.detections, dataset.file)  # refuses what cannot be scored
-            results, unreadable, timing = json.loads(arguments.detections.read_text()), {}, {}
-            source = str(arguments.detections)
+        if given is None:
+            source, results, unreadable, cost = run_detector(weights, config, dataset, arguments.tta, arguments.time)
         else:
-            categories = list(zip(dataset.category_ids, dataset.names, strict=True))
-            model, _, source = load_detector(config, arguments.checkpoint, categories, device)
-            if config.train.compile:
-                compile_network(model, device)
-            print(f"{source}\n{len(dataset.records)} images of {dataset.folder} on {device}")
-            results, unreadable = inference_on_dataset(model, dataset, config, device, progress)
-            timing = {"milliseconds": measure_latency(model, dataset, config, device)} if arguments.time else {}
-    except (ConfigError, DataError, ResultsError, CheckpointError, WeightsError, FileNotFoundError) as error:
+            read_results(given, dataset.file)  # refuses what cannot be scored
+            source, results, unreadable = str(given), json.loads(given.read_text(encoding="utf-8")), {}
+    except DataError as error:
+        print(f"error: {error}{hint}", file=sys.stderr)
+        return 1
+    except (ConfigError, ResultsError, CheckpointError, WeightsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for reason in unreadable.values():
         print(f"not evaluated: {reason}")
-    evaluation, disagreement = final_evaluation(results, dataset, exclude=unreadable)
-    metrics = evaluation.metrics | timing
-    output = arguments.output or (arguments.detections.parent if arguments.detections else config.run_dir)
+    evaluation = library.evaluate_detections(results, dataset, exclude=unreadable)
+    evaluation, disagreement = library.confirm_evaluation(evaluation, results, dataset, unreadable)
+    metrics = evaluation.metrics | cost
+    output = arguments.output or (given.parent if given else folder or config.run_dir)
     output.mkdir(parents=True, exist_ok=True)
-    if not arguments.detections:
+    if given is None:
         write_text(output / "detections.json", json.dumps(results))
+    page = None
     if arguments.report:
-        report = analyze(dataset.file, results_columns(results, dataset.file), unreadable, metrics.get("milliseconds"))
-        metrics["score_threshold"] = report.thresholds()
+        command = [arguments.config, *(["--checkpoint", arguments.checkpoint] if arguments.checkpoint else [])]
+        predict = " ".join(command if arguments.config else [arguments.checkpoint])
+        page, metrics["score_threshold"] = report(
+            dataset, results, unreadable, metrics.get("milliseconds"), output, source, predict
+        )
     write_text(output / "metrics.json", json.dumps(metrics, indent=1))
-    if timing:
-        print(f"{timing['milliseconds']:.1f} ms per image at batch 1, from normalization to NMS, on {device}")
-    print(
-        f"{format_metrics(metrics)}\n\n{output / 'metrics.json'}\n{arguments.detections or output / 'detections.json'}"
-    )
-    if arguments.report:
-        weights = f" --checkpoint {arguments.checkpoint}" if arguments.checkpoint else ""
-        command = f"python tools/predict.py {arguments.config}{weights} IMAGE_OR_FOLDER"
-        print(write_report(report, output, dataset.folder, read_image, f"{source}; {dataset.annotations}", command))
+    print(f"{library.format_metrics(metrics)}\n\n{output / 'metrics.json'}\n{given or output / 'detections.json'}")
+    if page:
+        print(page)
     if disagreement:
         print(disagreement, file=sys.stderr)
     return 1 if disagreement else 0
+
+
+def run_detector(
+    weights: Weights, config: Config, dataset: CocoDataset, tta: bool, timed: bool
+) -> tuple[str, list[dict[str, Any]], dict[int, str], dict[str, Any]]:
+    """The source of the weights, the results, the images that could not be read, and what an image costs if `timed`."""
+    from tqdm import tqdm
+
+    from retina import evaluate as library
+    from retina.device import compile_network
+
+    detector = library.build_detector(weights, config, dataset.categories)
+    if config.train.compile:
+        compile_network(detector.model, detector.device)
+    print(f"{detector.source}\n{len(dataset.records)} images of {dataset.folder} on {detector.device}")
+    infer = library.inference_with_tta if tta else library.inference_on_dataset
+    progress = partial(tqdm, unit="batch", disable=not sys.stderr.isatty())
+    results, unreadable = infer(detector.model, dataset, config, detector.device, progress)
+    if not timed:
+        return detector.source, results, unreadable, {}
+    cost = library.measure_cost(detector.model, dataset, config, detector.device)
+    print(library.describe_cost(cost, detector.device))
+    return detector.source, results, unreadable, cost._asdict()
+
+
+def report(
+    dataset: CocoDataset,
+    results: list[dict[str, Any]],
+    unreadable: dict[int, str],
+    milliseconds: float | None,
+    output: Path,
+    source: str,
+    predict: str,
+) -> tuple[Path, dict[str, Any]]:
+    """Write the report; returns its page and the recommended thresholds. `predict`: the detector for predict.py."""
+    from retina.analysis.page import write_report
+    from retina.analysis.report import analyze
+    from retina.analysis.results_file import results_columns
+    from retina.data.coco import read_image
+
+    analysis = analyze(dataset.file, results_columns(results, dataset.file), unreadable, milliseconds)
+    command = f"python tools/predict.py {predict} IMAGE_OR_FOLDER"
+    page = write_report(analysis, output, dataset.folder, read_image, f"{source}; {dataset.annotations}", command)
+    return page, analysis.thresholds()
+
+
+def folder_of(source: str) -> Path | None:
+    """The folder of a checkpoint; None for weights that are downloaded."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    return path.parent if path.exists() else None
 
 
 if __name__ == "__main__":

@@ -17,12 +17,11 @@ from tqdm import tqdm
 
 from retina.atomic_files import write_text
 from retina.command_line import exit_with_error
-from retina.config_file import ConfigError, config_from_yaml
+from retina.config_file import ConfigError
 from retina.data.annotations import DataError
 from retina.data.coco import CocoDataset
-from retina.device import pick_device
-from retina.evaluate import LossDistribution, load_detector, measure_loss_distribution
-from retina.model import WeightsError, checkpoint
+from retina.evaluate import LossDistribution, build_detector, find_weights, measure_loss_distribution, trained_config
+from retina.model import CheckpointError, WeightsError
 from retina.plots import PALETTE
 
 COLORS = {0.0: PALETTE[4], 0.5: PALETTE[2], 1.0: PALETTE[0], 2.0: PALETTE[5]}  # by gamma, as in tools/plot_loss.py
@@ -82,16 +81,20 @@ def main() -> int:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         exit_with_error(f"--output {output}: cannot be written to: {error.strerror}")
-    device = pick_device()
     try:
-        config = config_from_yaml(checkpoint.load(file)["config"])
+        weights = find_weights(file)
+        config = trained_config(weights)
         dataset = CocoDataset(config.data.val_annotations, config.data.val_images, crowd=config.data.crowd)
         dataset = dataset.evenly_spaced(arguments.images)
-        categories = list(zip(dataset.category_ids, dataset.names, strict=True))
-        model, _, source = load_detector(config, file, categories, device)
+        detector = build_detector(weights, config, dataset.categories)
+        source, device = detector.source, detector.device
         print(f"{source}\n{len(dataset.records)} images of {dataset.folder} on {device}")
         distribution = measure_loss_distribution(
-            model, dataset, config, device, lambda batches: tqdm(batches, unit="batch", disable=not sys.stderr.isatty())
+            detector.model,
+            dataset,
+            config,
+            device,
+            lambda batches: tqdm(batches, unit="batch", disable=not sys.stderr.isatty()),
         )
     except DataError as error:
         print(
@@ -99,7 +102,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    except (checkpoint.CheckpointError, ConfigError, WeightsError) as error:
+    except (CheckpointError, ConfigError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     summary = distribution.summary()

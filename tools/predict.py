@@ -1,83 +1,140 @@
-"""Detect on images: python tools/predict.py CONFIG --checkpoint FILE IMAGE_OR_FOLDER ... [--output DIR] [--score 0.3].
+"""Detect on images: python tools/predict.py CHECKPOINT_OR_CONFIG IMAGE_OR_FOLDER ... [--output DIR] [--score 0.3].
 
-Writes each image with its boxes drawn, and predictions.json.
+Folders are searched with all folders in them. Writes each image with its boxes drawn, and predictions.json: a COCO file
+with the images, their detections as annotations (with "score") and the categories, which annotation tools can import.
+Its file names are relative to the folder that has all inputs. A file that cannot be read is named at the end; the
+others are done.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from retina.analysis.thresholds import LowestScores, lowest_scores
 from retina.command_line import exit_with_error, load_config_or_exit
 from retina.config_file import ConfigError
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from retina.evaluate import Detector, ImageDetections
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
 def main() -> int:
-    """Exit status: 0 with an image written, 1 if none could be or the weights cannot be used, 2 for a usage error."""
+    """Exit status: 0 with all images written, 1 if one could not be read or the weights cannot be used, 2 for a usage
+    error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="the configuration that the checkpoint was trained with")
+    parser.add_argument(
+        "detector",
+        metavar="CHECKPOINT_OR_CONFIG",
+        help="a checkpoint, a run folder, COCO_V1, COCO_V2; or the YAML file of a run, with its best.pt or last.pt",
+    )
     parser.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
-    parser.add_argument("--checkpoint", type=Path, help="default: best.pt of the run folder, or its last.pt")
+    parser.add_argument("--checkpoint", metavar="SOURCE", help="with a CONFIG: these weights, not those of its run")
     parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder to write to (%(default)s)")
     parser.add_argument(
         "--score", default="0.3", help="lowest to show (%(default)s), or metrics.json of eval.py --report"
     )
     arguments = parser.parse_intermixed_args()
-    config = load_config_or_exit(arguments.config)
+    is_config = Path(arguments.detector).suffix in (".yaml", ".yml")
+    config = load_config_or_exit(arguments.detector) if is_config else None
+    if arguments.checkpoint and config is None:
+        exit_with_error("--checkpoint needs a CONFIG before the images; a checkpoint alone takes its place")
     lowest = lowest_scores_or_exit(arguments.score)
-    if missing := [str(path) for path in arguments.inputs if not path.exists()]:
-        exit_with_error(f"no such image or folder: {', '.join(missing)}")
-    files = [file for path in arguments.inputs for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    if not (files := [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES or file in arguments.inputs]):
-        exit_with_error(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, arguments.inputs))}")
+    files, root = find_images(arguments.inputs, arguments.output)
 
-    import torch  # imported late, so that a usage error is reported at once
-    from PIL import Image
-
-    from retina.atomic_files import write_text
-    from retina.data.annotations import DataError
-    from retina.data.coco import read_image
-    from retina.detect import Detections
-    from retina.device import pick_device
-    from retina.evaluate import detections_to_dict, load_detector, predict
+    from retina.atomic_files import write_text  # torch is imported late, so that a usage error is reported at once
+    from retina.evaluate import default_source, load
     from retina.model import CheckpointError, WeightsError
-    from retina.plots import draw_boxes
 
-    device = pick_device()
     try:
-        model, categories, source = load_detector(config, arguments.checkpoint, None, device)
+        source = arguments.detector if config is None else arguments.checkpoint or default_source(config)
+        detector = load(source, config)
     except (CheckpointError, ConfigError, WeightsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(source)
-    scores = torch.tensor(lowest.of([name for _, name in categories]))
+    print(detector.source)
+    images, results, unreadable = detect(detector, files, root, arguments.output, lowest)
+    contents = coco_file(detector.source, images, results, detector.categories)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    inputs, written = {file.resolve() for file in files}, set()
-    entries = []
+    write_text(arguments.output / "predictions.json", json.dumps(contents, indent=1))
+    print(arguments.output / "predictions.json")
+    if unreadable:
+        print(f"{len(unreadable)} of {len(files)} files could not be read:", *unreadable, sep="\n", file=sys.stderr)
+    return 1 if unreadable else 0
+
+
+def detect(
+    detector: Detector, files: list[Path], root: Path, output: Path, lowest: LowestScores
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
+    """Draw the objects of each file; returns the images and results as COCO entries, and what could not be read."""
+    from PIL import Image
+
+    from retina.data.annotations import DataError
+    from retina.data.coco import read_image
+    from retina.plots import draw_boxes
+
+    taken = {file.resolve() for file in files}
+    images: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    unreadable = []
     for file in files:
         try:
             image = read_image(file)
         except DataError as error:
-            print(f"skipped: {error}", file=sys.stderr)
+            unreadable.append(str(error))
             continue
-        detections = predict(model, image, config, device)
-        kept = detections.scores >= scores[detections.labels]
-        detections = Detections(*(part[kept] for part in detections))
-        names = [categories[label][1] for label in detections.labels.tolist()]
-        drawn = draw_boxes(Image.fromarray(image), detections.boxes.tolist(), names, detections.scores.tolist())
-        path = free_path(arguments.output / f"{file.stem}.png", written | inputs)
-        written.add(path.resolve())
+        found = detect_above(detector, image, lowest)
+        drawn = draw_boxes(Image.fromarray(image), found.boxes.tolist(), found.names, found.scores.tolist())
+        name = file.relative_to(root)
+        path = free_path(output / name.with_suffix(".png"), taken)
+        taken.add(path.resolve())
+        path.parent.mkdir(parents=True, exist_ok=True)
         drawn.save(path)
-        entries.append(detections_to_dict(file, detections, categories))
-        print(f"{path}: {len(names)} objects")
-    write_text(arguments.output / "predictions.json", json.dumps(entries, indent=1))
-    print(arguments.output / "predictions.json")
-    return 0 if entries else 1
+        images.append(
+            {"id": len(images) + 1, "file_name": name.as_posix(), "width": drawn.width, "height": drawn.height}
+        )
+        results += found.coco_results(len(images))
+        print(f"{path}: {len(found)} objects")
+    return images, results, unreadable
+
+
+def detect_above(detector: Detector, image: NDArray[np.uint8], lowest: LowestScores) -> ImageDetections:
+    """The objects of each class from its lowest score on."""
+    scores = lowest.of([name for _, name in detector.categories])
+    below_usual = min(scores) < detector.config.detect.score_threshold
+    found = detector(image, score=max(0.999 * min(scores), 1e-6) if below_usual else None)  # above it, not at it
+    return found.where(found.scores >= found.scores.new_tensor(scores)[found.labels])
+
+
+def find_images(inputs: list[Path], output: Path) -> tuple[list[Path], Path]:
+    """The files, those in folders by their suffix, and the folder that has all inputs. Exits if there is nothing.
+
+    A folder for the output that is in a folder of images is not searched: it has the results of an earlier call.
+    """
+    if missing := [str(path) for path in inputs if not path.exists()]:
+        exit_with_error(f"no such image or folder: {', '.join(missing)}")
+    inputs = [path.absolute() for path in inputs]
+    files = {path: None for path in inputs if path.is_file()}  # without repetitions, in order
+    folders = [path for path in inputs if path.is_dir()]
+    for folder in folders:
+        results = output.absolute() if folder in output.absolute().parents else None
+        files |= {
+            file: None
+            for file in sorted(folder.rglob("*"))
+            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and results not in file.parents
+        }
+    if not files:
+        exit_with_error(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, inputs))}")
+    return list(files), Path(os.path.commonpath([path if path.is_dir() else path.parent for path in inputs]))
 
 
 def lowest_scores_or_exit(given: str) -> LowestScores:
@@ -95,6 +152,22 @@ def free_path(path: Path, taken: set[Path]) -> Path:
         number += 1
         free = path.with_stem(f"{path.stem}_{number}")
     return free
+
+
+def coco_file(
+    source: str, images: list[dict[str, Any]], results: list[dict[str, Any]], categories: list[tuple[int, str]]
+) -> dict[str, Any]:
+    """The contents of a COCO file with the results as annotations."""
+    annotations = [
+        {"id": number, **result, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0, "segmentation": []}
+        for number, result in enumerate(results, 1)
+    ]
+    return {
+        "info": {"description": f"detections of {source}"},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": category, "name": name} for category, name in categories],
+    }
 
 
 if __name__ == "__main__":

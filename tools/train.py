@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from retina.command_line import EXIT_FOLDER_IN_USE, config_parser, exit_with_error, load_config_or_exit
+from retina.config import KEYS_TO_CHANGE
 from retina.config_file import ConfigError
 from retina.parent_process import end_with_parent, end_with_torchrun
 
@@ -14,13 +15,25 @@ def main() -> int:
     error, 75 if another process trains in the same folder."""
     parser = config_parser(__doc__)
     parser.add_argument("--resume", action="store_true", help="continue from the newest valid checkpoint")
+    parser.add_argument(
+        "--change",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"with --resume: change {', '.join(KEYS_TO_CHANGE)} from the next step on; give it again at each resume",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--end-with-parent", action="store_true", help="end when standard input closes, for ablate.py")
     arguments = parser.parse_intermixed_args()
     if arguments.end_with_parent:
         end_with_parent()
     end_with_torchrun()
-    config = load_config_or_exit(arguments.config, arguments.overrides)
+    changed_keys = [change.partition("=")[0] for change in arguments.change]
+    if refused := [key for key in changed_keys if key not in KEYS_TO_CHANGE]:
+        exit_with_error(f"--change {refused[0]}: only {', '.join(KEYS_TO_CHANGE)} can change within a run")
+    if changed_keys and not arguments.resume:
+        exit_with_error("--change needs --resume; the settings of a new run are arguments without --change")
+    config = load_config_or_exit(arguments.config, [*arguments.overrides, *arguments.change])
     if arguments.print_config:
         print(config.to_yaml(), end="")
         return 0
@@ -38,7 +51,7 @@ def main() -> int:
     from retina.train import RunError, RunFolderError, RunFolderInUseError, train
 
     try:
-        train(config, arguments.resume)
+        train(config, arguments.resume, changed_keys)
     except RunFolderInUseError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FOLDER_IN_USE

@@ -46,7 +46,7 @@ def resized_size(height: int, width: int, short_side: int, config: Data) -> tupl
     """(height, width) in pixels: the short side is `short_side`, or less if the long side would exceed `max_side`."""
     scale = min(short_side / min(height, width), config.max_side / max(height, width))
     if config.resize == "torchvision":
-        return int(height * scale), int(width * scale)
+        return max(1, int(height * scale)), max(1, int(width * scale))
     if config.resize in ("opencv_bilinear", "pillow"):  # one half is rounded up
         return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
     return max(1, round(height * scale)), max(1, round(width * scale))

@@ -128,6 +128,11 @@ class Records(Sequence[Record]):
         """The number of objects of each record, (B,)."""
         return self._crowd_starts - self._starts
 
+    def sizes(self) -> dict[int, tuple[int, int]]:
+        """(height, width) of each image in pixels, by its id."""
+        heights_widths = zip(self.heights.tolist(), self.widths.tolist(), strict=True)
+        return dict(zip(self.image_ids.tolist(), heights_widths, strict=True))
+
     def object_labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """For every object the position of its record and its label, in the order of the records."""
         counts = self.num_objects
@@ -200,6 +205,11 @@ class CocoDataset:
     def num_classes(self) -> int:
         """K, the number of categories."""
         return len(self.names)
+
+    @property
+    def categories(self) -> list[tuple[int, str]]:
+        """(id, name) of each label."""
+        return list(zip(self.category_ids, self.names, strict=True))
 
     def evenly_spaced(self, count: int) -> CocoDataset:
         """A copy of the data set with at most `count` of its records, evenly spaced over them."""

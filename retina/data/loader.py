@@ -198,7 +198,8 @@ class _Memories:
     """
 
     def __init__(self, workers: int) -> None:
-        self._used = torch.zeros(max(1, workers), 8, dtype=torch.uint8)
+        with torch.inference_mode(False):  # `give_back` may be called outside of the inference that made the batch
+            self._used = torch.zeros(max(1, workers), 8, dtype=torch.uint8)
         self._used.share_memory_()  # type: ignore[no-untyped-call]
         self._slots: dict[int, Tensor] = {}  # of this process
 
@@ -300,13 +301,27 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def single_image_batch(image: NDArray[np.uint8] | Tensor, config: Data) -> Batch:
-    """A batch of one image, as `eval_transform` returns it, without ground truth."""
-    height, width = image.shape[1:] if isinstance(image, Tensor) else image.shape[:2]
-    key = SampleKey(0, 0, *_padded_size([(height, width)], config))
-    dtype = torch.float32 if isinstance(image, Tensor) else torch.uint8
-    images = torch.empty(1, key.height, key.width, 3, dtype=dtype)
-    return _collate([_Sample(image, _empty_target(), key, 0, "")], images, config)
+def image_batches(images: Iterable[NDArray[np.uint8]], config: Config) -> Iterator[Batch]:
+    """The batches of uint8 RGB images (H, W, 3) that are not of a data set; `image_ids` are their positions from 0.
+
+    They are those of `eval_batches` for the same images, in another order: an image waits until there are
+    `train.eval_batch` of its padded size.
+    """
+    waiting: dict[tuple[int, int], list[_Sample]] = {}
+    for position, image in enumerate(images):
+        resized = eval_transform(image, config.data)
+        size = resized.shape[1:] if isinstance(resized, Tensor) else resized.shape[:2]
+        padded_size = _padded_size([(size[0], size[1])], config.data)
+        samples = waiting.setdefault(padded_size, [])
+        samples.append(_Sample(resized, _empty_target(), SampleKey(position, 0, *padded_size), position, ""))
+        if len(samples) == config.train.eval_batch:
+            yield _in_new_memory(waiting.pop(padded_size), config.data)
+    yield from (_in_new_memory(samples, config.data) for samples in waiting.values())
+
+
+def _in_new_memory(samples: list[_Sample], config: Data) -> Batch:
+    dtype = torch.float32 if isinstance(samples[0].image, Tensor) else torch.uint8
+    return _collate(samples, torch.empty(len(samples), *samples[0].key[2:4], 3, dtype=dtype), config)
 
 
 def _collate(samples: list[_Sample], images: Tensor, config: Data) -> Batch:

@@ -13,7 +13,7 @@ from retina.analysis.scoring import Evaluation, confirm, score
 from retina.config import COCO_METRICS, Config
 from retina.data.coco import CocoDataset
 from retina.data.loader import Batch, eval_batches
-from retina.detect import Detections
+from retina.evaluate.detections import on_image
 from retina.evaluate.inference import detect_batches
 from retina.model.retinanet import RetinaNet
 
@@ -29,10 +29,7 @@ def inference_on_dataset(
     iterable of batches.
     """
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-    records = dataset.records
-    original_sizes = dict(
-        zip(records.image_ids.tolist(), zip(records.heights, records.widths, strict=True), strict=True)
-    )
+    image_sizes, categories = dataset.records.sizes(), dataset.categories
     was_training = model.training
     model.eval()
     results: list[dict[str, Any]] = []
@@ -40,12 +37,9 @@ def inference_on_dataset(
     batches: Iterable[Batch] = progress(eval_batches(dataset, config, rank, world))
     for batch, batch_detections in detect_batches(model, batches, config, device):
         unreadable |= batch.unreadable
-        for image_id, (height, width), detections in zip(batch.image_ids, batch.sizes, batch_detections, strict=True):
-            if image_id in batch.unreadable:
-                continue
-            original_height, original_width = original_sizes[image_id]
-            scale = torch.tensor([original_width / width, original_height / height] * 2)
-            results += coco_results(image_id, detections, scale, dataset.category_ids)
+        for image_id, size, detections in zip(batch.image_ids, batch.sizes, batch_detections, strict=True):
+            if image_id not in batch.unreadable:
+                results += on_image(detections, size, image_sizes[image_id], categories).coco_results(image_id)
     model.train(was_training)
     if world > 1:
         gathered: list[Any] = [None] * world
@@ -53,18 +47,6 @@ def inference_on_dataset(
         results = [entry for part, _ in gathered for entry in part]
         unreadable = {image_id: reason for _, part in gathered for image_id, reason in part.items()}
     return sorted(results, key=lambda entry: (entry["image_id"], -entry["score"])), unreadable
-
-
-def coco_results(
-    image_id: int, detections: Detections, scale: torch.Tensor, category_ids: list[int]
-) -> list[dict[str, Any]]:
-    """The detections on one image as COCO results; `scale` (4,) converts boxes to pixels of the original image."""
-    boxes = detections.boxes * scale
-    xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
-    return [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": [round(v, 3) for v in box], "score": score}
-        for box, score, label in zip(xywh.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)
-    ]
 
 
 def evaluate_detections(results: list[dict[str, Any]], dataset: CocoDataset, exclude: Iterable[int] = ()) -> Evaluation:
@@ -75,12 +57,11 @@ def evaluate_detections(results: list[dict[str, Any]], dataset: CocoDataset, exc
     return score(dataset.file, results_columns(results, dataset.file), exclude)
 
 
-def final_evaluation(
-    results: list[dict[str, Any]], dataset: CocoDataset, exclude: Iterable[int] = ()
+def confirm_evaluation(
+    evaluation: Evaluation, results: list[dict[str, Any]], dataset: CocoDataset, exclude: Iterable[int] = ()
 ) -> tuple[Evaluation, str]:
-    """The same by pycocotools, and an error message, "" if all is well, that says where the quick scorer differs."""
-    columns, exclude = results_columns(results, dataset.file), set(exclude)
-    return confirm(score(dataset.file, columns, exclude), dataset.file, columns, exclude)
+    """The same by pycocotools, and an error message, "" if all is well, that says where `evaluation` differs."""
+    return confirm(evaluation, dataset.file, results_columns(results, dataset.file), exclude)
 
 
 def format_metrics(metrics: dict[str, Any]) -> str:

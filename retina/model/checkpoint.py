@@ -4,8 +4,8 @@ A file is an ordinary `torch.save` of {"state": ..., "sha256": ..., "format": ..
 every tensor and every plain value, so two states are equal exactly if their digests are.
 
 This file does not know what a state contains. train/state.py does: `TrainState.state_dict` and `checkpoint_metadata`
-give the state that is saved, `TrainState.load_state_dict` reads it when a run resumes. `load_detector` in
-evaluate/inference.py reads it for evaluation and prediction.
+give the state that is saved, `TrainState.load_state_dict` reads it when a run resumes. `read_weights` in
+evaluate/loading.py reads it for evaluation and prediction.
 """
 
 from __future__ import annotations
@@ -81,11 +81,6 @@ def verified_state(payload: Any, path: Path) -> dict[str, Any]:
 def save_last(run: Path, state: dict[str, Any]) -> None:
     """Write `state` to last.pt of the run folder; the old last.pt becomes previous.pt. One of them is always valid."""
     save(run / LAST, state, keep=run / PREVIOUS)
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether the file was written by `save`, valid or not. Raises CheckpointError if `read_file` cannot read it."""
-    return is_payload(_read(path))
 
 
 def is_payload(content: Any) -> bool:

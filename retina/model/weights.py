@@ -49,6 +49,12 @@ class Weights(NamedTuple):
     settings: dict[str, Any]  # known settings of their training, by key; all of them for a checkpoint of this project
     preset: str | None  # the file in configs/presets that has all settings of the detector; None: unknown
     orders_anchors_by_size: bool = False
+    step: int | None = None  # of the training, of a checkpoint of this project
+
+    @property
+    def is_own(self) -> bool:
+        """Whether they are of this project. Then `settings` are all of the config."""
+        return "train.steps" in self.settings
 
     @property
     def is_detector(self) -> bool:
@@ -133,7 +139,8 @@ def _from_content(content: Any, path: Path) -> Weights:
 
 def _own(state: dict[str, Tensor], source: str, origin: str, saved: dict[str, Any]) -> Weights:
     categories = [(int(i), str(name)) for i, name in saved["categories"]]
-    return Weights(state, source, origin, categories, config_from_yaml(saved["config"]).flat(), None)
+    settings = config_from_yaml(saved["config"]).flat()
+    return Weights(state, source, origin, categories, settings, None, step=saved.get("step"))
 
 
 def _from_tensors(tensors: dict[str, Tensor], source: str, meta: dict[str, Any]) -> Weights:

@@ -11,17 +11,20 @@ from retina.atomic_files import write_text
 from retina.study.cells import Cell
 
 
-def last_evaluation(cell: Cell) -> dict[str, Any] | None:
-    """The last entry of eval.json."""
+def evaluations(cell: Cell) -> list[dict[str, Any]]:
+    """The entries of eval.json."""
     path = cell.folder / "eval.json"
-    entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    return entries[-1] if entries else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def is_trained(cell: Cell) -> bool:
-    """Whether eval.json has the evaluation after the last step."""
-    evaluation = last_evaluation(cell)
-    return evaluation is not None and bool(evaluation["step"] == cell.config.train.steps)
+    """Whether eval.json has the evaluation after the last step, or after that of train.early_stop."""
+    entries, train = evaluations(cell), cell.config.train
+    if not entries:
+        return False
+    values = [entry[train.best_metric] or 0.0 for entry in entries]
+    since_best = len(values) - 1 - values.index(max(values))
+    return bool(entries[-1]["step"] == train.steps) or 0 < train.early_stop <= since_best
 
 
 def write_result(cell: Cell, seconds: float | None, milliseconds: float | None) -> dict[str, Any] | None:
@@ -32,17 +35,20 @@ def write_result(cell: Cell, seconds: float | None, milliseconds: float | None) 
     nonfinite_steps = sorted(
         json.loads(p.read_text(encoding="utf-8"))["step"] for p in cell.folder.glob("nonfinite_step_*.json")
     )
+    step, diverged = 0, None
     if is_trained(cell):
-        metrics, diverged = {k: v for k, v in (last_evaluation(cell) or {}).items() if k != "step"}, None
+        metrics = evaluations(cell)[-1]
+        step = metrics.pop("step")
     elif nonfinite_steps:
         metrics, diverged = None, nonfinite_steps[-1]
+        step = diverged
     else:
         return None
     earlier = cell.result() or {}
     result = {
         "settings": cell.settings,
         "seed": cell.seed,
-        "step": cell.config.train.steps if diverged is None else diverged,
+        "step": step,
         "metrics": metrics,
         "diverged": diverged,
         "milliseconds": milliseconds,

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
@@ -30,6 +30,15 @@ def process_group() -> Iterator[tuple[int, int, torch.device]]:
         yield distributed.get_rank(), distributed.get_world_size(), device
     finally:
         distributed.destroy_process_group()
+
+
+def broadcast(value: Any) -> Any:
+    """The value of process 0, in all processes; it is pickled."""
+    if not distributed.is_initialized():
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values)
+    return values[0]
 
 
 def all_gather_list(values: list[T]) -> list[T]:

@@ -1,6 +1,7 @@
 """The run folder: every file that a run writes, and its lines in the terminal. train/state.py has the checkpoints.
 
     config.yaml      the resolved configuration
+    changes.json     what --change changed: a list of step, key, from, to; only if there is something
     last.pt previous.pt best.pt     of a finished run with train.keep=weights only last.pt
     metrics.csv      a line for each logged step; without wall-clock time, so that equal runs write equal bytes
     eval.json        a list with the COCO numbers of each evaluation
@@ -21,6 +22,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Collection
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +34,7 @@ from tqdm import tqdm
 
 from retina.analysis.scoring import Evaluation
 from retina.atomic_files import named_errors, write_text
-from retina.config import KEYS_WITHOUT_EFFECT, Config
+from retina.config import KEYS_TO_CHANGE, KEYS_WITHOUT_EFFECT, Config
 from retina.config_file import ConfigError, load_config
 from retina.data.coco import CocoDataset
 from retina.data.loader import Batch
@@ -75,22 +77,25 @@ class Logbook:
             tqdm.write(message, file=sys.stdout)
             sys.stdout.flush()
 
-    def open(self, step: int) -> None:
+    def open(self, step: int, changes: list[dict[str, Any]]) -> None:
         """Lock the folder, remove entries of a killed run that are later than `step`, and open the files.
 
+        `changes`: the contents of changes.json.
         Raises RunFolderInUseError if another process trains in the folder, RunFolderError if one of this run does not
         see the folder of process 0.
         """
         self.start_step = step
         if self.active:
-            self._open_files(step)
+            self._open_files(step, changes)
         self._check_shared()
         self.start_time = time.perf_counter()
 
-    def _open_files(self, step: int) -> None:
+    def _open_files(self, step: int, changes: list[dict[str, Any]]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock_folder()
         write_text(self.folder / "config.yaml", self.config.to_yaml())
+        if changes:
+            write_text(self.folder / "changes.json", json.dumps(changes, indent=1))
         rows = [",".join(COLUMNS), *(row for row in self._read_rows() if int(row.split(",", 1)[0]) <= step)]
         write_text(self.folder / "metrics.csv", "\n".join(rows) + "\n")
         self._write_evaluations([entry for entry in self.evaluations() if entry["step"] <= step])
@@ -150,6 +155,10 @@ class Logbook:
         path = self.folder / "eval.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
+    def last_evaluation(self) -> dict[str, Any]:
+        """The last entry of eval.json; empty before the first evaluation."""
+        return (self.evaluations() or [{}])[-1]
+
     def _lock_folder(self) -> None:
         """Lock the folder for the lifetime of this process."""
         self.lock = (self.folder / ".lock").open("a+", encoding="utf-8")
@@ -198,8 +207,11 @@ class Logbook:
         return [line for line in lines[1:] if line.count(",") == len(COLUMNS) - 1]
 
 
-def check_run_folder(config: Config, resume: bool) -> None:
-    """Raise RunFolderError if the folder is not empty or, with `resume`, if its run has other settings."""
+def check_run_folder(config: Config, resume: bool, changed_keys: Collection[str] = ()) -> None:
+    """Raise RunFolderError if the folder is not empty or, with `resume`, if its run has other settings.
+
+    `changed_keys`: of KEYS_TO_CHANGE, those that --change was given for. They may have other values.
+    """
     folder = config.run_dir
     try:
         if not folder.exists() or not any(folder.iterdir()):
@@ -216,13 +228,16 @@ def check_run_folder(config: Config, resume: bool) -> None:
         old, new = load_config(folder / "config.yaml").flat(), config.flat()
     except ConfigError as error:
         raise RunFolderError(f"{folder} was started by another version of this program: {error}") from None
-    changed = [
-        f"{key} was {old.get(key)}, is {new[key]}"
-        for key in new
-        if old.get(key) != new[key] and key not in KEYS_WITHOUT_EFFECT
-    ]
+    free = {*KEYS_WITHOUT_EFFECT, *changed_keys}
+    changed = [key for key in new if old.get(key) != new[key] and key not in free]
     if changed:
+        listed = ", ".join(f"{key} was {old.get(key)}, is {new[key]}" for key in changed)
+        hint = "".join(
+            f"; --change {key}={str(new[key]).replace(' ', '')} changes it from the next step on"
+            for key in changed
+            if key in KEYS_TO_CHANGE
+        )
         raise RunFolderError(
-            f"{folder} was started with other settings ({', '.join(changed)}); use the same settings or another "
-            "output_dir"
+            f"{folder} was started with other settings ({listed}); use the same settings, with each --change that was "
+            f"made, or another output_dir{hint}"
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -20,9 +20,9 @@ from retina.config import Config
 from retina.data.coco import CocoDataset
 from retina.data.loader import train_batches
 from retina.data.sampling import describe_sampling
-from retina.evaluate.coco import evaluate_detections, final_evaluation, inference_on_dataset
+from retina.evaluate.coco import confirm_evaluation, evaluate_detections, inference_on_dataset
 from retina.model import checkpoint
-from retina.train.distributed import process_group
+from retina.train.distributed import broadcast, process_group
 from retina.train.errors import NotFiniteError, RunError
 from retina.train.failures import explained_failures
 from retina.train.logbook import Logbook, check_run_folder
@@ -32,14 +32,15 @@ from retina.train.step import train_step
 from retina.train.step_flags import StepFlags
 
 
-def train(config: Config, resume: bool = False) -> dict[str, Any]:
+def train(config: Config, resume: bool = False, changed_keys: Collection[str] = ()) -> dict[str, Any]:
     """Train in `config.run_dir`, and return the last entry of eval.json.
 
     Under torchrun every process calls it. SIGTERM and Ctrl-C write a checkpoint and end cleanly. `resume` continues
-    from the newest valid checkpoint of the folder, if there is one.
+    from the newest valid checkpoint of the folder, if there is one. Then `changed_keys`, of KEYS_TO_CHANGE, may have
+    other values than before: from the next step on the learning rate is that of a run with the new values.
     Raises RunError, DataError, and what `load_pretrained` raises. Each message explains what to do.
     """
-    check_run_folder(config, resume)  # before the processes join, so that none sees new files of another
+    check_run_folder(config, resume, changed_keys)  # before the processes join, so that none sees new files of another
     with (
         explained_failures(config.run_dir),
         process_group() as (rank, world, device),
@@ -51,12 +52,11 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
         train_set, val_set = load_datasets(config, log)
         state = create_train_state(config, train_set, device, resume, log)
         model: nn.Module = DistributedDataParallel(state.model) if world > 1 else state.model
-        log.open(state.step)
-        if state.evaluated_step < state.step and _is_due(state.step, config.train.eval_every, config):
-            _evaluate(state, val_set, config, device, log)  # the run was stopped before this evaluation
-            _save_checkpoint(state, train_set, config, log)
-        if state.step == config.train.steps and config.train.keep == "weights":
-            _save_checkpoint(state, train_set, config, log)  # the run had finished with train.keep=all
+        log.open(state.step, state.changes)
+        _catch_up(state, train_set, val_set, config, device, log)
+        if state.has_ended(config.train):
+            log.info(f"nothing left to do: the run ended after step {state.step}")
+            return log.last_evaluation()
         flags = StepFlags(device)
         for batches in train_batches(train_set, config, state.step, rank, world):
             batches = [batch.to(device) for batch in batches]
@@ -89,12 +89,13 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
             log.log_step(state.step, losses, learning_rate(state.step - 1, config.train), batches)
             if evaluation_is_due and not stopping:
                 _evaluate(state, val_set, config, device, log)
-            if checkpoint_is_due or stopping:
+            if checkpoint_is_due or stopping or state.has_ended(config.train):
                 _save_checkpoint(state, train_set, config, log)
             if stopping:
                 log.info(f"stopped by a signal after step {state.step}; continue with --resume")
+            if stopping or state.has_ended(config.train):
                 break
-        return (log.evaluations() or [{}])[-1]
+        return log.last_evaluation()
 
 
 def _check_batch_size(config: Config, world: int) -> None:
@@ -128,12 +129,25 @@ def load_datasets(config: Config, log: Logbook) -> tuple[CocoDataset, CocoDatase
     return train_set, val_set
 
 
+def _catch_up(
+    state: TrainState, train_set: CocoDataset, val_set: CocoDataset, config: Config, device: torch.device, log: Logbook
+) -> None:
+    """What is due at the step of the checkpoint, before the next step."""
+    if state.changes and state.changes[-1]["step"] == state.step:
+        _save_checkpoint(state, train_set, config, log)  # so that previous.pt is never from before the change
+    if state.evaluated_step < state.step and _is_due(state.step, config.train.eval_every, config):
+        _evaluate(state, val_set, config, device, log)  # the run was stopped before this evaluation
+        _save_checkpoint(state, train_set, config, log)
+    if state.has_ended(config.train) and config.train.keep == "weights":
+        _save_checkpoint(state, train_set, config, log)  # the run had ended with train.keep=all
+
+
 def _save_checkpoint(state: TrainState, train_set: CocoDataset, config: Config, log: Logbook) -> None:
     """Process 0 saves the run, or only the weights that were evaluated at its end, with train.keep=weights."""
     if not log.active:
         return
     metadata = checkpoint_metadata(config, train_set)
-    if config.train.keep == "weights" and state.evaluated_step == config.train.steps:
+    if config.train.keep == "weights" and state.has_ended(config.train) and state.evaluated_step == state.step:
         # In this order: after a kill in between, last.pt is still complete and the end of the run is repeated.
         for name in (checkpoint.PREVIOUS, checkpoint.BEST):
             (config.run_dir / name).unlink(missing_ok=True)
@@ -143,25 +157,35 @@ def _save_checkpoint(state: TrainState, train_set: CocoDataset, config: Config, 
 
 
 def _evaluate(state: TrainState, dataset: CocoDataset, config: Config, device: torch.device, log: Logbook) -> None:
-    """Evaluate on all processes; process 0 writes the result, and best.pt if the AP is the best so far."""
+    """Evaluate on all processes; process 0 writes the result, and best.pt if it is the best so far."""
     results, unreadable = inference_on_dataset(state.eval_model, dataset, config, device)
     state.evaluated_step = state.step
-    if not log.active:
-        return
-    for reason in unreadable.values():
-        log.info(f"not evaluated: {reason}")
-    if state.step == config.train.steps:
-        evaluation, disagreement = final_evaluation(results, dataset, exclude=unreadable)
-    else:
+    value, metric = 0.0, config.train.best_metric
+    if log.active:
+        for reason in unreadable.values():
+            log.info(f"not evaluated: {reason}")
         evaluation, disagreement = evaluate_detections(results, dataset, exclude=unreadable), ""
-    log.log_evaluation(state.step, evaluation, results, dataset, unreadable)
-    if disagreement:
-        log.info(disagreement)
-    ap = evaluation.metrics["AP"] or 0.0
-    if ap > state.best_ap:
-        state.best_ap = ap
-        best = {**state.state_dict(), "optimizer": {}}  # best.pt is for evaluation, a run does not resume from it
-        checkpoint.save(config.run_dir / checkpoint.BEST, best | checkpoint_metadata(config, dataset))
+        value = evaluation.metrics[metric] or 0.0
+    value = broadcast(value)
+    is_best = value > state.best
+    state.best, state.evaluations_since_best = (
+        max(value, state.best),
+        0 if is_best else state.evaluations_since_best + 1,
+    )
+    if log.active:
+        if state.has_ended(config.train):
+            evaluation, disagreement = confirm_evaluation(evaluation, results, dataset, unreadable)
+        log.log_evaluation(state.step, evaluation, results, dataset, unreadable)
+        if disagreement:
+            log.info(disagreement)
+        if is_best:
+            best = {**state.state_dict(), "optimizer": {}}  # best.pt is for evaluation, a run does not resume from it
+            checkpoint.save(config.run_dir / checkpoint.BEST, best | checkpoint_metadata(config, dataset))
+    if state.has_stopped_early(config.train):
+        log.info(
+            f"stopped early after step {state.step}: the last {config.train.early_stop} evaluations have no {metric} "
+            f"above {100 * state.best:.1f}"
+        )
 
 
 def _is_due(step: int, every: int, config: Config) -> bool:

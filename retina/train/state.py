@@ -2,8 +2,8 @@
 
 A checkpoint is the dict `TrainState.state_dict() | checkpoint_metadata()`. train/loop.py saves it, in best.pt with an
 empty "optimizer"; a finished run with train.keep=weights has only last.pt, see `evaluated_weights`. Its readers are
-`TrainState.load_state_dict` and `_check_saved_state` here, when a run resumes, and `load_detector` in
-evaluate/inference.py, for evaluation and prediction. model/checkpoint.py writes and reads the file and does not depend
+`TrainState.load_state_dict` and `_check_saved_state` here, when a run resumes, and `read_weights` in
+evaluate/loading.py, for evaluation and prediction. model/checkpoint.py writes and reads the file and does not depend
 on the keys. A new key needs a default for older files in `load_state_dict`, or in `create_train_state` if it needs the
 config. If no default is possible, increase FORMAT in that file: older files are then refused.
 """
@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
-from retina.config import Config
+from retina.config import KEYS_TO_CHANGE, Config, Train
+from retina.config_file import config_from_yaml
 from retina.data.coco import CocoDataset
 from retina.device import autocast, compile_network
 from retina.model import checkpoint
 from retina.model.pretrained import load_pretrained
 from retina.model.retinanet import RetinaNet
+from retina.train.distributed import broadcast
 from retina.train.errors import RunError
 from retina.train.logbook import Logbook
 from retina.train.schedule import build_optimizer
@@ -40,13 +42,23 @@ class TrainState:
     ema_positives: Tensor  # float32 scalar: the moving average of the number of positive anchors
     precision: str  # of the network: bf16 or fp32; a resumed run must have the same
     step: int = 0  # steps done
-    best_ap: float = -1.0
+    best: float = -1.0  # the highest train.best_metric of the evaluations
+    evaluations_since_best: int = 0
     evaluated_step: int = 0  # the step of the last evaluation
+    changes: list[dict[str, Any]] = field(default_factory=list)  # by --change: step, key, from, to
 
     @property
     def eval_model(self) -> RetinaNet:
         """The model that is evaluated: the moving average if there is one."""
         return self.ema_model or self.model
+
+    def has_stopped_early(self, config: Train) -> bool:
+        """Whether the last `early_stop` evaluations were no new best."""
+        return 0 < config.early_stop <= self.evaluations_since_best
+
+    def has_ended(self, config: Train) -> bool:
+        """Whether there is no step left to do."""
+        return self.step == config.steps or self.has_stopped_early(config)
 
     def state_dict(self) -> dict[str, Any]:
         """The part of a checkpoint that changes from step to step: tensors and plain values only."""
@@ -57,8 +69,10 @@ class TrainState:
             "positives": self.ema_positives,
             "precision": self.precision,
             "step": self.step,
-            "best": self.best_ap,
+            "best": self.best,
+            "since_best": self.evaluations_since_best,
             "evaluated": self.evaluated_step,
+            "changes": self.changes,
         }
 
     def evaluated_weights(self) -> dict[str, Any]:
@@ -73,16 +87,16 @@ class TrainState:
         if state["optimizer"]:  # empty in a finished run with train.keep=weights
             self.optimizer.load_state_dict(state["optimizer"])
         self.ema_positives.copy_(state["positives"])
-        self.step, self.best_ap, self.evaluated_step = state["step"], state["best"], state["evaluated"]
+        self.step, self.best, self.evaluated_step = state["step"], state["best"], state["evaluated"]
+        self.evaluations_since_best, self.changes = state.get("since_best", 0), list(state.get("changes", []))
 
 
 def checkpoint_metadata(config: Config, dataset: CocoDataset) -> dict[str, Any]:
     """The part of a checkpoint that describes its run: the config as YAML, and [id, name] of each category.
 
-    `load_detector` checks both against the config and data set that it is given.
+    `build_detector` checks both against the config and data set that it is given.
     """
-    categories = [[i, name] for i, name in zip(dataset.category_ids, dataset.names, strict=True)]
-    return {"config": config.to_yaml(), "categories": categories}
+    return {"config": config.to_yaml(), "categories": [list(category) for category in dataset.categories]}
 
 
 def newest_step(run: Path) -> int | None:
@@ -106,9 +120,7 @@ def create_train_state(
     for reason in refused:
         log.info(f"refused {reason}")
     if distributed.is_initialized():
-        broadcast = [saved]
-        distributed.broadcast_object_list(broadcast)  # the log checks later that all see its disk
-        saved = broadcast[0]
+        saved = broadcast(saved)  # the log checks later that all see its disk
         model = _synchronize_batch_norm(model, config, device)
     if saved is None:
         _initialize_weights(model, config, dataset.names, log)
@@ -124,6 +136,9 @@ def create_train_state(
         _check_saved_state(saved, state.precision, config, dataset)
         state.load_state_dict(saved)
         log.info(f"resumed after step {state.step}")
+        for change in _changes(config_from_yaml(saved["config"]), config, state.step):
+            state.changes.append(change)
+            log.info(f"from step {state.step} on: {change['key']} {change['from']} -> {change['to']}")
     if config.train.compile:
         # Graphs overwrite the gradients of the micro-batch before; with several processes they have not been tried.
         compile_network(model, device, graphs=config.train.accumulate == 1 and not distributed.is_initialized())
@@ -134,6 +149,16 @@ def create_train_state(
         f"{config.train.batch_size}"
     )
     return state
+
+
+def _changes(old: Config, new: Config, step: int) -> list[dict[str, Any]]:
+    """What --change changed since the checkpoint. `check_run_folder` has checked that it was asked for."""
+    before, after = old.flat(), new.flat()
+    return [
+        {"step": step, "key": key, "from": before[key], "to": after[key]}
+        for key in KEYS_TO_CHANGE
+        if before[key] != after[key]
+    ]
 
 
 def _synchronize_batch_norm(model: RetinaNet, config: Config, device: torch.device) -> RetinaNet:
@@ -169,6 +194,13 @@ def _check_saved_state(saved: dict[str, Any], precision: str, config: Config, da
         raise RunError(
             f"{config.run_dir} was trained in {saved['precision']}; on this machine, train.precision="
             f"{config.train.precision} would continue in {precision}"
+        )
+    if config.train.steps < saved["step"]:
+        raise RunError(f"{config.run_dir} has {saved['step']} steps done: train.steps={config.train.steps} is too few")
+    if not saved["optimizer"] and saved["step"] == config_from_yaml(saved["config"]).train.steps < config.train.steps:
+        raise RunError(
+            f"{config.run_dir} ended at step {saved['step']} with train.keep=weights: without the state of the "
+            "optimizer it cannot continue; start a new run with model.weights=FILE"
         )
     if [list(pair) for pair in saved["categories"]] != checkpoint_metadata(config, dataset)["categories"]:
         raise RunError(f"{config.run_dir}: the checkpoint was trained on other categories: {saved['categories']}")

@@ -12,9 +12,9 @@ from coco_files import write_coco
 from retina.assign import assign
 from retina.config import Config, Data
 from retina.config_file import load_config
-from retina.data.augment import eval_transform, random_short_side, resized_size, train_transform
+from retina.data.augment import random_short_side, resized_size, train_transform
 from retina.data.coco import CocoDataset, DataError, read_image
-from retina.data.loader import Batch, eval_batches, single_image_batch, step_keys, train_batches
+from retina.data.loader import Batch, eval_batches, image_batches, step_keys, train_batches
 from retina.data.normalization import denormalize
 from retina.model.anchors import make_anchors
 
@@ -158,8 +158,8 @@ def test_images_are_normalized_and_padding_is_zero(tiny_yaml: Path, name: str) -
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_floats_of_torchvisions_resize_are_normalized_too(name: str) -> None:
     image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    config = Data(resize="torchvision", short_side=(30,), normalization=name)
-    batch = single_image_batch(eval_transform(image, config), config)
+    config = Config(data=Data(resize="torchvision", short_side=(30,), normalization=name))
+    (batch,) = image_batches([image], config)
     expected = as_published(image.transpose(2, 0, 1), name)
     torch.testing.assert_close(batch.normalized()[0, :, :30, :40], expected, rtol=0, atol=1e-4)
 

@@ -11,7 +11,8 @@ import torch
 from retina.config import COCO_METRICS, Config
 from retina.data.coco import CocoDataset
 from retina.detect import Detections, batched_nms
-from retina.evaluate.coco import coco_results, evaluate_detections, format_metrics, inference_on_dataset
+from retina.evaluate.coco import evaluate_detections, format_metrics, inference_on_dataset
+from retina.evaluate.detections import on_image
 from retina.model.retinanet import RetinaNet
 
 
@@ -20,7 +21,8 @@ def perfect_results(dataset: CocoDataset) -> list[dict[str, Any]]:
     for record in dataset.records:
         boxes = torch.from_numpy(record.boxes)
         detections = Detections(boxes, torch.full((len(boxes),), 0.9), torch.from_numpy(record.labels))
-        results += coco_results(record.image_id, detections, torch.ones(4), dataset.category_ids)
+        size = record.height, record.width
+        results += on_image(detections, size, size, dataset.categories).coco_results(record.image_id)
     return results
 
 

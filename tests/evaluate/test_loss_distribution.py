@@ -13,8 +13,8 @@ from retina.config import Config
 from retina.config_file import config_from_yaml, load_config
 from retina.data.coco import CocoDataset, DataError
 from retina.device import autocast, pick_device
+from retina.evaluate import load
 from retina.evaluate import loss_distribution as library
-from retina.evaluate.inference import load_detector
 from retina.losses import sigmoid_focal_loss
 from retina.model import checkpoint
 from retina.model.retinanet import RetinaNet
@@ -36,9 +36,9 @@ def trained(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def open_run(file: Path) -> tuple[Config, CocoDataset, RetinaNet]:
-    config = config_from_yaml(checkpoint.load(file)["config"])
-    model, _, _ = load_detector(config, file, None, pick_device())
-    return config, CocoDataset(config.data.val_annotations, config.data.val_images), model
+    detector = load(file)
+    config = detector.config
+    return config, CocoDataset(config.data.val_annotations, config.data.val_images), detector.model
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -168,8 +168,8 @@ def test_error_messages(
         (["no.pt"], 2, "no.pt: no such checkpoint; expected best.pt or last.pt"),
         ([trained, "--images", 0], 2, "--images: given 0, expected a number of at least 1"),
         ([trained, "--output", tmp_path / "file"], 2, "cannot be written to"),
-        ([tmp_path / "file"], 1, "not readable as a checkpoint"),
-        ([tmp_path / "foreign.pt"], 1, "not a checkpoint of this project"),
+        ([tmp_path / "file"], 1, "not readable as weights"),
+        ([tmp_path / "foreign.pt"], 1, "foreign.pt: neither a RetinaNet of this project"),
     ]:
         assert run(monkeypatch, *arguments) == status and expected in capsys.readouterr().err
 

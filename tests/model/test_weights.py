@@ -14,9 +14,10 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor
 
+import retina
 from retina.config import Config
 from retina.config_file import load_config
-from retina.evaluate import load_detector
+from retina.evaluate import build_detector, default_source
 from retina.model import checkpoint
 from retina.model.key_tables import DETECTRON2, MSRA_RESNET, rename_keys
 from retina.model.pretrained import load_pretrained
@@ -166,15 +167,17 @@ def test_coco_classes_are_known_by_their_number(tmp_path: Path, classes: int) ->
     trained = build(config(), classes, seed=1)
     torch.save(as_mmdetection(trained.state_dict()), tmp_path / "file.pth")
     settings = config(relu_before_p7=False)
-    model, categories, _ = load_detector(settings, tmp_path / "file.pth", None, CPU)
+    weights = read_weights(str(tmp_path / "file.pth"))
+    detector = build_detector(weights, settings, device="cpu")
+    model, categories = detector.model, detector.categories
     assert len(categories) == classes and (88, "teddy bear") in categories and (90, "toothbrush") in categories
     assert torch.equal(model.cls_logits.weight, trained.cls_logits.weight)
-    model, *_ = load_detector(settings, tmp_path / "file.pth", [(1, "zebra"), (2, "person")], CPU)
+    model = build_detector(weights, settings, [(1, "zebra"), (2, "person")], "cpu").model
     names = [name for _, name in categories]
     theirs = trained.cls_logits.bias.unflatten(0, (9, classes))[:, [names.index("zebra"), names.index("person")]]
     assert torch.equal(model.cls_logits.bias, theirs.flatten())
     with pytest.raises(WeightsError, match=r"not a detector for these classes .* platelet start from the prior"):
-        load_detector(settings, tmp_path / "file.pth", [(1, "zebra"), (2, "platelet")], CPU)
+        build_detector(weights, settings, [(1, "zebra"), (2, "platelet")], "cpu")
 
 
 def test_safetensors(tmp_path: Path) -> None:
@@ -205,7 +208,7 @@ def test_classifiers_of_torchvision(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"has model.backbone=resnet18, the config resnet34"):
         load_pretrained(build(config(backbone="resnet34"), 1), config(), str(tmp_path / "resnet18.pth"), ["a"])
     with pytest.raises(WeightsError, match=r"torchvision's ImageNet classifier is not a detector"):
-        load_detector(config(), tmp_path / "resnet18.pth", None, CPU)
+        retina.load(tmp_path / "resnet18.pth", config())
 
 
 def test_msras_classifier(tmp_path: Path) -> None:
@@ -236,7 +239,7 @@ def test_a_file_that_names_no_framework_is_explained_by_the_command(tiny_yaml: P
     torch.save({"model.24.anchors": torch.zeros(2)}, tmp_path / "yolo.pt")
     settings = load_config(tiny_yaml, [f"output_dir={tmp_path}/run", f"model.weights={tmp_path}/yolo.pt"])
     with pytest.raises(WeightsError, match=r"yolo.pt: neither a RetinaNet of this project"):
-        load_detector(settings, None, None, CPU)
+        retina.load(default_source(settings), settings)
 
 
 def test_what_is_known_of_the_settings(tmp_path: Path) -> None:
@@ -250,6 +253,8 @@ def test_what_is_known_of_the_settings(tmp_path: Path) -> None:
     assert theirs.preset == "mmdetection" and theirs.categories is None and theirs.classes == 3
     changed = [f"{key}={value}" for key, value in theirs.known_settings.items()]
     loaded = load_config(PRESETS / "mmdetection.yaml", changed)  # is a config, and the weights fit it
+    detector = retina.load(tmp_path / "mm.pth", device="cpu")  # no config: the preset, with what the file shows
+    assert detector.config == loaded and [name for _, name in detector.categories] == ["class 0", "class 1", "class 2"]
     _, message = load_pretrained(RetinaNet(loaded, 3), loaded, str(tmp_path / "mm.pth"), ["a", "b", "c"])
     assert "warning" not in message and loaded.model.backbone == "resnet10" and loaded.model.channels == 16
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import io
 import json
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from command_helpers import run_main
 from PIL import Image
+from pycocotools.coco import COCO
 
 from retina.config import COCO_METRICS
 from retina.config_file import load_config
+from retina.data.coco import CocoDataset, read_image
 
 pytestmark = pytest.mark.slow
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -97,7 +103,8 @@ def test_eval_measures_time_when_asked(trained: tuple[Path, Path], tmp_path: Pat
     done = run_main("eval.py", config, "--checkpoint", folder / "last.pt", "--output", tmp_path / "out", "--time")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert list(metrics) == [*COCO_METRICS, "per_class", "milliseconds"] and metrics["milliseconds"] > 0
+    cost = ["milliseconds", "gflops", "parameters", "peak_memory_mb"]
+    assert list(metrics) == [*COCO_METRICS, "per_class", *cost] and all(metrics[name] > 0 for name in cost)
     assert f"{metrics['milliseconds']:.1f} ms per image at batch 1, from normalization to NMS" in done.stdout
 
 
@@ -123,26 +130,63 @@ def test_eval_reports_when_asked(trained: tuple[Path, Path], tmp_path: Path) -> 
     done = run_main(
         "predict.py", config, image, *checkpoint, "--output", tmp_path, "--score", tmp_path / "metrics.json"
     )
-    (entry,) = json.loads((tmp_path / "predictions.json").read_text())
-    assert done.returncode == 0 and {found["name"] for found in entry["detections"]} == {"green"}
+    predicted = json.loads((tmp_path / "predictions.json").read_text())
+    names = {entry["id"]: entry["name"] for entry in predicted["categories"]}
+    assert done.returncode == 0 and {names[found["category_id"]] for found in predicted["annotations"]} == {"green"}
 
 
-def test_predict_draws_and_lists_detections(trained: tuple[Path, Path], coco_root: Path, tmp_path: Path) -> None:
+def test_predict_draws_and_writes_a_coco_file(trained: tuple[Path, Path], coco_root: Path, tmp_path: Path) -> None:
+    """Of a folder with folders, with the checkpoint alone; the file is as pycocotools and this project read it."""
+    folder = tmp_path / "images"
+    shutil.copytree(coco_root / "val", folder / "deep" / "er")
+    Image.new("L", (70, 50)).save(folder / "gray.png")
+    (folder / "notes.txt").write_text("no image")
+    output = folder / "out"  # is not searched when the command is run again
+    for _ in range(2):
+        done = run_process("predict.py", trained[1], folder, "--output", output, "--score", "0.002")
+        assert done.returncode == 0, done.stderr
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(output / "predictions.json")
+    names = {image["file_name"] for image in coco.imgs.values()}
+    assert names == {"gray.png", *(f"deep/er/{index:04}.png" for index in range(10))}
+    assert len(coco.anns) > 20 and {entry["category_id"] for entry in coco.anns.values()} <= {3, 7, 20}
+    assert {entry["name"] for entry in coco.cats.values()} == {"red", "green", "blue"}
+    assert all(0.002 < entry["score"] < 1 for entry in coco.anns.values())
+    data = CocoDataset(output / "predictions.json", folder)
+    assert data.records.num_objects.sum() == len(coco.anns) and not data.notes
+    for record in data.records:
+        assert read_image(record.path, (record.width, record.height)) is not None
+        with Image.open(output / record.path.relative_to(folder).with_suffix(".png")) as drawn:
+            assert drawn.size == (record.width, record.height)
+
+
+def test_predict_goes_on_past_unreadable_files(trained: tuple[Path, Path], coco_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(coco_root / "val", tmp_path / "images")
+    (tmp_path / "images" / "0003.png").write_bytes(b"damaged")
+    (tmp_path / "images" / "0005.png").write_bytes((coco_root / "val/0005.png").read_bytes()[:500])
+    done = run_main("predict.py", trained[1] / "best.pt", tmp_path / "images", "--output", tmp_path / "out")
+    assert done.returncode == 1 and "2 of 10 files could not be read:" in done.stderr
+    assert [line for line in ("0003.png: not readable", "0005.png: not readable") if line in done.stderr] != []
+    written = json.loads((tmp_path / "out/predictions.json").read_text())["images"]
+    assert len(written) == 8 == len(list((tmp_path / "out").glob("*.png")))
+
+
+def test_the_checkpoint_alone_is_enough_for_eval(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    """It gives the numbers of the config and the checkpoint together; overrides and the run folder are taken too."""
     config, folder = trained
-    gray = tmp_path / "gray.png"
-    Image.new("L", (70, 50)).save(gray)
-    arguments = [config, coco_root / "val", gray, "--checkpoint", folder / "last.pt", "--output", tmp_path / "out"]
-    done = run_process("predict.py", *arguments, "--score", "0")
-    assert done.returncode == 0, done.stderr
-    entries = json.loads((tmp_path / "out/predictions.json").read_text())
-    assert len(entries) == 11 and any(entry["detections"] for entry in entries)
-    assert {"category_id", "name", "score", "box_xyxy"} == set(entries[0]["detections"][0])
-    for entry in entries:
-        with (
-            Image.open(tmp_path / "out" / f"{Path(entry['file']).stem}.png") as drawn,
-            Image.open(entry["file"]) as original,
-        ):
-            assert drawn.size == original.size
+    run_main("eval.py", config, "--checkpoint", folder / "best.pt", "--output", tmp_path / "both")
+    alone = run_main("eval.py", "--checkpoint", folder / "best.pt", "--output", tmp_path / "alone")
+    assert alone.returncode == 0, alone.stderr
+    for name in ("metrics.json", "detections.json"):
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "both" / name).read_bytes()
+    shutil.copytree(folder, tmp_path / "moved")
+    done = run_main("eval.py", "detect.max_detections=1", "data.workers=0", "--checkpoint", tmp_path / "moved")
+    assert done.returncode == 0 and str(tmp_path / "moved/metrics.json") in done.stdout
+    counts = Counter(entry["image_id"] for entry in json.loads((tmp_path / "moved/detections.json").read_text()))
+    assert set(counts.values()) == {1}
+    gone = run_main("eval.py", "--checkpoint", folder / "best.pt", "data.val_annotations=gone.json")
+    assert gone.returncode == 1 and "gone.json: no such annotation file" in gone.stderr
+    assert "the settings of the checkpoint name this data" in gone.stderr
 
 
 def test_plot_draws_the_run(trained: tuple[Path, Path]) -> None:
@@ -169,7 +213,12 @@ def test_plot_draws_the_run(trained: tuple[Path, Path]) -> None:
         ("eval.py", ["CONFIG", "output_dir=OUT"], 1, "train first, or give --checkpoint"),
         ("eval.py", ["CONFIG", "--checkpoint", "CONFIG"], 1, "not readable as weights"),
         ("predict.py", ["CONFIG", "no.jpg"], 2, "no such image or folder: no.jpg"),
+        ("eval.py", [], 2, "give a CONFIG, or a trained detector as --checkpoint"),
+        ("eval.py", ["detect.nms_iou=1"], 2, "give a CONFIG, or a trained detector as --checkpoint"),
+        ("eval.py", ["--checkpoint", "OUT"], 1, "no such checkpoint or run folder; torchvision's weights are COCO_V1"),
         ("predict.py", ["CONFIG", "CONFIG", "--score", "3"], 2, "--score: given 3"),
+        ("predict.py", ["CONFIG", "CONFIG", "--score", "-1"], 2, "expected a number from 0 to 1"),
+        ("predict.py", ["best.pt", "CONFIG", "--checkpoint", "last.pt"], 2, "--checkpoint needs a CONFIG"),
     ],
 )
 def test_error_messages(
@@ -206,11 +255,13 @@ def test_images_of_the_same_name_do_not_overwrite_each_other(trained: tuple[Path
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (40, 40), (name == "a" and "red") or "blue").save(tmp_path / name / "same.png")
-    arguments = [config, tmp_path / "a", tmp_path / "b", "--checkpoint", folder / "last.pt", "--output", tmp_path / "a"]
+    Image.new("RGB", (40, 40), "lime").save(tmp_path / "b" / "same.webp", lossless=True)
+    arguments = [config, tmp_path / "a", tmp_path / "b", "--checkpoint", folder / "last.pt", "--output", tmp_path]
     assert run_main("predict.py", *arguments).returncode == 0
-    assert Image.open(tmp_path / "a/same.png").getpixel((20, 20)) == (255, 0, 0)  # the input itself
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
-        "predictions.json", "same.png", "same_2.png", "same_3.png"
+    for name, color in (("a/same.png", (255, 0, 0)), ("b/same.png", (0, 0, 255))):
+        assert Image.open(tmp_path / name).getpixel((20, 20)) == color  # the input itself
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [
+        "same.png", "same.webp", "same_2.png", "same_3.png"
     ]  # fmt: skip
 
 

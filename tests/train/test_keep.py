@@ -6,12 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from train_helpers import settings, stop_after, weights
 
 from retina.config import Config
 from retina.config_file import load_config
-from retina.evaluate.inference import load_detector
+from retina.evaluate import load
 from retina.model import checkpoint
 from retina.train.loop import train
 
@@ -43,9 +42,7 @@ def test_only_the_evaluated_weights_are_kept(finished: dict[str, Config]) -> Non
 
 
 def test_the_detector_loads_from_it(finished: dict[str, Config]) -> None:
-    models = [
-        load_detector(config, config.run_dir / "last.pt", None, torch.device("cpu"))[0] for config in finished.values()
-    ]
+    models = [load(config.run_dir / "last.pt", device="cpu").model for config in finished.values()]
     first, second = (checkpoint.digest(model.state_dict()) for model in models)
     assert first == second
 

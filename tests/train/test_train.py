@@ -164,7 +164,8 @@ def test_average_of_weights_by_hand() -> None:
 
 def test_torchrun_trains_like_one_process(tiny_yaml: Path, tmp_path: Path) -> None:
     tool = Path(__file__).parents[2] / "tools/train.py"
-    flags = [tiny_yaml, "train.steps=2", "train.eval_every=0"]
+    # No score is above the threshold yet, so the AP is 0 twice, and both processes must end at step 2.
+    flags = [tiny_yaml, "train.steps=9", "train.eval_every=1", "train.early_stop=1"]
     one_process = settings(tiny_yaml, tmp_path / "one", *map(str, flags[1:]))
     train(one_process)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tool, *flags]
@@ -181,7 +182,7 @@ def test_torchrun_trains_like_one_process(tiny_yaml: Path, tmp_path: Path) -> No
         expected = pytest.approx({k: float(v) for k, v in one.items()}, rel=1e-4, abs=1e-6)  # loss_neg is a difference
         assert {k: float(v) for k, v in two.items()} == expected
     results = [json.loads((tmp_path / name / "eval.json").read_text())[-1]["AP"] for name in ("one", "two")]
-    assert results[0] == pytest.approx(results[1], abs=1e-3)
+    assert results[0] == pytest.approx(results[1], abs=1e-3) and len(rows[0]) == 2
 
 
 def test_errors_of_the_data_are_named_before_the_first_step(tiny_yaml: Path, tiny: Config, tmp_path: Path) -> None:

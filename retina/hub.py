@@ -1,0 +1,144 @@
+"""Shares a detector on the Hugging Face Hub, or in a folder, by huggingface_hub's mixin.
+
+    HubDetector(retina.load("runs/bccd")).push_to_hub("me/blood-cells")
+    detector = HubDetector.from_pretrained("me/blood-cells")      # also a folder of save_pretrained
+    detections = detector(image)
+
+The folder has model.safetensors and config.json (model/saved_folder.py) and a model card, README.md, with the metrics
+of the run. `retina.load` reads such a folder too.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retina.config import COCO_METRICS, Config
+from retina.evaluate.detector import Detector
+from retina.evaluate.loading import load
+from retina.model.saved_folder import SETTINGS, WEIGHTS, save_folder, saved_metrics, without_absolute_paths
+from retina.model.weights import Weights
+
+try:
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData, ModelHubMixin, snapshot_download
+except ImportError as error:
+    raise ImportError("retina.hub needs huggingface_hub and safetensors: pip install 'retina[hub]'") from error
+
+
+class HubDetector(Detector, ModelHubMixin):
+    """A `Detector` with `save_pretrained`, `push_to_hub` and `from_pretrained` of `huggingface_hub.ModelHubMixin`.
+
+    Args:
+        detector: with weights of this project, or others. Of a run, the metrics of its eval.json are saved too.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        d, config = detector, without_absolute_paths(detector.config)
+        super().__init__(d.model, config, d.categories, d.device, d.source, d.file, d.step)
+        self.metrics = metrics_of(detector)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        weights = Weights(
+            self.model.state_dict(), "", "", self.categories, self.config.flat(), preset=None, step=self.step
+        )
+        save_folder(save_directory, weights, self.metrics)
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, device: str | torch.device | None = None, **download: Any
+    ) -> HubDetector:
+        folder = model_id
+        if not Path(model_id).is_dir():
+            folder = snapshot_download(model_id, allow_patterns=[WEIGHTS, SETTINGS], **download)
+        return cls(load(folder, device=device))
+
+    def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
+        """README.md of the folder."""
+        return ModelCard(model_card(self))
+
+
+def metrics_of(detector: Detector) -> dict[str, Any]:
+    """What the evaluation during the training says of these weights; empty if the file is not in its run folder."""
+    if detector.file is None or detector.step is None:
+        return {}
+    if detector.file.is_dir():
+        return saved_metrics(detector.file)
+    evaluations = detector.file.parent / "eval.json"
+    entries = json.loads(evaluations.read_text(encoding="utf-8")) if evaluations.is_file() else []
+    found = [entry for entry in entries if entry["step"] == detector.step]
+    return {key: value for key, value in found[-1].items() if key != "step"} if found else {}
+
+
+def model_card(detector: HubDetector) -> str:
+    """The model card as Markdown, with the metadata that the Hub shows."""
+    config, metrics, names = detector.config, detector.metrics, [name for _, name in detector.categories]
+    dataset = Path(config.data.val_annotations).stem
+    results = [
+        EvalResult("object-detection", "coco-format", dataset, name, round(metrics[name], 4), metric_name=name)
+        for name in COCO_METRICS
+        if metrics.get(name) is not None
+    ]
+    data = ModelCardData(
+        library_name="retina",
+        pipeline_tag="object-detection",
+        tags=["retinanet", "focal-loss"],
+        model_name=config.name,
+        eval_results=results or None,
+    )
+    return "\n".join(
+        [
+            f"---\n{data.to_yaml()}\n---",
+            f"# {config.name}",
+            "",
+            f"A RetinaNet ({config.model.backbone}, focal loss) that finds {len(names)} classes: {', '.join(names)}.",
+            "",
+            "```python",
+            "from retina.hub import HubDetector  # pip install 'retina[hub]'",
+            "",
+            'detector = HubDetector.from_pretrained("OWNER/NAME")',
+            "detections = detector(image)  # a path, a PIL image, a uint8 RGB array or tensor, or a list of them",
+            "```",
+            "",
+            *_metrics_section(metrics, dataset, detector.step),
+            "## Settings",
+            "",
+            "Those that differ from the defaults; config.json has all.",
+            "",
+            "```yaml",
+            *(f"{key}: {json.dumps(value)}" for key, value in _changed_settings(config).items()),
+            "```",
+            "",
+        ]
+    )
+
+
+def _metrics_section(metrics: dict[str, Any], dataset: str, step: int | None) -> list[str]:
+    if not metrics:
+        return []
+    known = [name for name in COCO_METRICS if metrics[name] is not None]
+    classes = [
+        f"| {name.replace('|', '&#124;')} | {100 * ap:.1f} |"
+        for name, ap in metrics["per_class"].items()
+        if ap is not None
+    ]
+    return [
+        "## Metrics",
+        "",
+        f"COCO metrics in percent on the validation data of the training, {dataset}, after step {step}.",
+        "",
+        f"| {' | '.join(known)} |",
+        "|---" * len(known) + "|",
+        f"| {' | '.join(f'{100 * metrics[name]:.1f}' for name in known)} |",
+        "",
+        "| Class | AP |",
+        "|---|---|",
+        *classes,
+        "",
+    ]
+
+
+def _changed_settings(config: Config) -> dict[str, Any]:
+    return {key: value for key, value in config.flat().items() if value != Config().flat()[key]}
