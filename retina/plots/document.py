@@ -180,7 +180,8 @@ h2 { border-top: 1px solid #e4e4e4; padding-top: 1.2rem; }
 h3 { font-size: 1.05rem; line-height: 1.3; margin: 0 0 0.5rem; }
 p, ul { margin: 0.5rem 0; }
 ul { padding-left: 1.2rem; font-size: 0.9rem; white-space: pre-line; }
-pre { background: #f5f5f5; border: 1px solid #e4e4e4; padding: 0.6rem 0.9rem; font-size: 0.9rem; overflow-x: auto; }
+pre { background: #f5f5f5; border: 1px solid #e4e4e4; padding: 0.6rem 0.9rem; font-size: 0.9rem;
+  white-space: pre-wrap; }
 figure { margin: 0; }
 body > figure { margin: 1.2rem 0; }
 figure img { margin: 0; }
