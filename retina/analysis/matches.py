@@ -95,7 +95,8 @@ def match_detections(annotations: Annotations, results: Results, exclude: Iterab
     for area in range(len(AREAS)):
         ignored = object_ignored[area]
         _match(found[area], group, detection, thing, iou, ignored, annotations.crowd[object_rows])
-    outside = _outside(results.boxes[rows, 2] * results.boxes[rows, 3])[:, None]
+    with np.errstate(over="ignore"):  # a box of 1e200 pixels
+        outside = _outside(results.boxes[rows, 2] * results.boxes[rows, 3])[:, None]
     ignored = np.broadcast_to(outside, found.shape).copy()
     matched = np.nonzero(found >= 0)
     objects = found[matched]
