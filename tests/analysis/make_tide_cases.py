@@ -4,8 +4,8 @@ tidecv 1.0.1 (MIT, github.com/dbolya/tide) needs opencv-python, which replaces t
 it is not among the packages of the tests. The file was made in an environment of its own, with numpy 2.4.6 and
 pycocotools 2.0.11; tidecv was not changed:
 
-    python -m venv /tmp/tide && /tmp/tide/bin/pip install tidecv==1.0.1
-    /tmp/tide/bin/python tests/analysis/make_tide_cases.py
+    python -m venv tide && tide/bin/pip install tidecv==1.0.1
+    tide/bin/python tests/analysis/make_tide_cases.py
 
 tidecv's recall levels x/100 and those of pycocotools, linspace(0, 1, 101), differ in the last bit, which changes the AP
 where a recall is exactly a level between 0 and 1. `check_counts` makes sure that none is.
