@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,24 @@ FLAGS = ("train.steps=7", "train.eval_every=1", "train.checkpoint_every=100", "t
 
 
 @pytest.fixture(autouse=True)
-def given_numbers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The step of the next evaluation: each step has one, also in a run that is stopped and resumed."""
+    evaluated = [1]
+
+    def evaluate_detections(*_: Any, **__: Any) -> Evaluation:
+        ap, ap50 = NUMBERS[evaluated[0]]
+        evaluated[0] += 1
+        return Evaluation(dict.fromkeys(COCO_METRICS, 0.0) | {"AP": ap, "AP50": ap50, "per_class": {}}, {})
+
     def log_evaluation(log: Any, step: int, evaluation: Evaluation, *_: Any) -> None:
-        ap, ap50 = NUMBERS[step]
-        evaluation.metrics.update(dict.fromkeys(COCO_METRICS, 0.0), AP=ap, AP50=ap50, per_class={})
+        assert evaluation.metrics["AP"] == NUMBERS[step][0]
         log._write_evaluations([*log.evaluations(), {"step": step, **evaluation.metrics}])
 
     monkeypatch.setattr(loop, "inference_on_dataset", lambda *_: ([], {}))
-    monkeypatch.setattr(loop, "evaluate_detections", lambda *_, **__: Evaluation({}, {}))
+    monkeypatch.setattr(loop, "evaluate_detections", evaluate_detections)
+    monkeypatch.setattr(loop, "confirm_evaluation", lambda evaluation, *_: (evaluation, ""))
     monkeypatch.setattr(loop.Logbook, "log_evaluation", log_evaluation)
+    return evaluated
 
 
 def steps(config: Config) -> tuple[int, int]:
@@ -68,11 +76,12 @@ def test_a_run_ends_without_a_new_best(
 
 
 def test_a_stopped_and_resumed_run_ends_at_the_same_step(
-    tiny_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_yaml: Path, tmp_path: Path, evaluated: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Stopped by a signal before an evaluation, and before the one that ends the run."""
     whole = settings(tiny_yaml, tmp_path / "whole", *FLAGS, "train.early_stop=3")
     train(whole)
+    evaluated[0] = 1
     parts = settings(tiny_yaml, tmp_path / "parts", *FLAGS, "train.early_stop=3")
     for step in (2, 5):
         with stop_after(step):
