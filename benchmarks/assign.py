@@ -21,7 +21,7 @@ from torchvision.ops import box_iou
 
 from retina.assign import assign
 from retina.config import Anchors, Assign
-from retina.data.loader import Target
+from retina.data.batch import Target
 from retina.model import make_anchors
 
 ROUNDS = 30

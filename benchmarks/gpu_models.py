@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 
 from retina.config import Config, Model, Train
-from retina.data.loader import Batch
+from retina.data.batch import Batch
 from retina.device import autocast, compile_network, pick_device
 from retina.model import RetinaNet
 from retina.model.key_tables import TORCHVISION_V1, rename_keys

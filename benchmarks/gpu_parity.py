@@ -20,7 +20,7 @@ from retina.assign import assign
 from retina.config import Config
 from retina.config_file import load_config
 from retina.criterion import count_positives, detection_loss, normalizer
-from retina.data.loader import Batch
+from retina.data.batch import Batch
 from retina.detect import detect
 from retina.model import RetinaNet, make_anchors
 from retina.model.key_tables import TORCHVISION_V1, rename_keys

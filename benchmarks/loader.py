@@ -46,8 +46,9 @@ from torchvision.transforms import v2
 
 from retina.config import Config, Data, Train
 from retina.data import loader
+from retina.data.batch import Batch
 from retina.data.coco import CocoDataset, Record
-from retina.data.loader import Batch, train_batches
+from retina.data.loader import train_batches
 
 WIDTH, HEIGHT, BOXES = 640, 480, 7
 Sample = tuple[Any, Any]

@@ -31,7 +31,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from retina.config import Config, Model, Train
-from retina.data.loader import Batch, Target
+from retina.data.batch import Batch, Target
 from retina.detect import Detections
 from retina.device import autocast, compile_network, pick_device
 from retina.evaluate.inference import start_batch

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from retina import config as cfg
 from retina.boxes import box_iou, intersection_over_area
-from retina.data.loader import Target
+from retina.data.batch import Target
 from retina.losses.focal import HAS_TRITON, warn_triton_missing
 
 

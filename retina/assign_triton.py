@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from retina import config as cfg
-from retina.data.loader import Target
+from retina.data.batch import Target
 
 BLOCK, WARPS = 512, 4
 

@@ -141,4 +141,5 @@ def _metrics_section(metrics: dict[str, Any], dataset: str, step: int | None) ->
 
 
 def _changed_settings(config: Config) -> dict[str, Any]:
-    return {key: value for key, value in config.flat().items() if value != Config().flat()[key]}
+    defaults = Config().flat()
+    return {key: value for key, value in config.flat().items() if value != defaults[key]}

@@ -19,7 +19,7 @@ from retina.criterion import (
     positive_class_loss,
     update_ema_positives,
 )
-from retina.data.loader import Target
+from retina.data.batch import Target
 from retina.losses import focal_star_loss, giou_loss, l1_loss, ohem_loss, smooth_l1_loss
 from retina.model.anchors import make_anchors
 from retina.model.retinanet import Outputs

@@ -16,8 +16,9 @@ from retina.assign import assign
 from retina.config import Anchors, Assign, Config, Detect, Loss
 from retina.config_file import load_config
 from retina.criterion import count_positives, detection_loss
+from retina.data.batch import Target
 from retina.data.coco import CocoDataset
-from retina.data.loader import Target, train_batches
+from retina.data.loader import train_batches
 from retina.detect import detect
 from retina.losses import sigmoid_focal_loss
 from retina.model import checkpoint

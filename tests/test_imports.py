@@ -27,7 +27,9 @@ PACKAGES = {
         ],
         [],
     ),
-    "data": Package(["annotations", "coco", "cache", "normalization", "augment", "sampling", "loader"], ["base"]),
+    "data": Package(
+        ["annotations", "coco", "cache", "normalization", "batch", "augment", "sampling", "loader"], ["base"]
+    ),
     "model": Package(
         ["fused", "backbone", "anchors", "retinanet", "weights_file", "checkpoint", "key_tables", "weights",
          "pretrained", "saved_folder"],

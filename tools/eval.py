@@ -60,14 +60,16 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
     Without `config` the settings are those of the checkpoint and the overrides.
     """
     from retina import evaluate as library  # torch is imported late, so that a usage error is reported at once
-    from retina.analysis.results_file import ResultsError, read_results
+    from retina.analysis.results_file import ResultsError, read_results, results_columns
+    from retina.analysis.scoring import confirm, score
     from retina.atomic_files import write_text
     from retina.data.annotations import DataError
-    from retina.data.coco import CocoDataset
+    from retina.data.coco import CocoDataset, read_image
     from retina.model import CheckpointError, WeightsError
 
     hint = "" if config else "; the settings of the checkpoint name this data, relative to the current folder"
-    folder, given, cost = None, arguments.detections, {}
+    folder, given = None, arguments.detections
+    source, unreadable, cost = str(given), {}, {}
     try:
         if given is None:
             weights = library.find_weights(arguments.checkpoint or library.default_source(config))
@@ -76,9 +78,9 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
         dataset = CocoDataset(config.data.val_annotations, config.data.val_images)
         if given is None:
             source, results, unreadable, cost = run_detector(weights, config, dataset, arguments.tta, arguments.time)
+            columns = results_columns(results, dataset.file)
         else:
-            read_results(given, dataset.file)  # refuses what cannot be scored
-            source, results, unreadable = str(given), json.loads(given.read_text(encoding="utf-8")), {}
+            columns = read_results(given, dataset.file)
     except DataError as error:
         print(f"error: {error}{hint}", file=sys.stderr)
         return 1
@@ -87,24 +89,24 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
         return 1
     for reason in unreadable.values():
         print(f"not evaluated: {reason}")
-    evaluation = library.evaluate_detections(results, dataset, exclude=unreadable)
-    evaluation, disagreement = library.confirm_evaluation(evaluation, results, dataset, unreadable)
+    quick = score(dataset.file, columns, unreadable)
+    evaluation, disagreement = confirm(quick, dataset.file, columns, unreadable)
     metrics = evaluation.metrics | cost
     output = arguments.output or (given.parent if given else folder or config.run_dir)
     output.mkdir(parents=True, exist_ok=True)
     if given is None:
         write_text(output / "detections.json", json.dumps(results))
-    page = None
     if arguments.report:
-        command = [arguments.config, *(["--checkpoint", arguments.checkpoint] if arguments.checkpoint else [])]
-        predict = " ".join(command if arguments.config else [arguments.checkpoint])
-        page, metrics["score_threshold"] = report(
-            dataset, results, unreadable, metrics.get("milliseconds"), output, source, predict
-        )
+        from retina.analysis.page import write_report  # here, because few evaluations need the figures
+        from retina.analysis.report import analyze
+
+        analysis = analyze(dataset.file, columns, unreadable, metrics.get("milliseconds"))
+        metrics["score_threshold"] = analysis.thresholds()
     write_text(output / "metrics.json", json.dumps(metrics, indent=1))
     print(f"{library.format_metrics(metrics)}\n\n{output / 'metrics.json'}\n{given or output / 'detections.json'}")
-    if page:
-        print(page)
+    if arguments.report:
+        description = f"{source}; {dataset.annotations}"
+        print(write_report(analysis, output, dataset.folder, read_image, description, predict_command(arguments)))
     if disagreement:
         print(disagreement, file=sys.stderr)
     return 1 if disagreement else 0
@@ -133,25 +135,11 @@ def run_detector(
     return detector.source, results, unreadable, cost._asdict()
 
 
-def report(
-    dataset: CocoDataset,
-    results: list[dict[str, Any]],
-    unreadable: dict[int, str],
-    milliseconds: float | None,
-    output: Path,
-    source: str,
-    predict: str,
-) -> tuple[Path, dict[str, Any]]:
-    """Write the report; returns its page and the recommended thresholds. `predict`: the detector for predict.py."""
-    from retina.analysis.page import write_report
-    from retina.analysis.report import analyze
-    from retina.analysis.results_file import results_columns
-    from retina.data.coco import read_image
-
-    analysis = analyze(dataset.file, results_columns(results, dataset.file), unreadable, milliseconds)
-    command = f"python tools/predict.py {predict} IMAGE_OR_FOLDER"
-    page = write_report(analysis, output, dataset.folder, read_image, f"{source}; {dataset.annotations}", command)
-    return page, analysis.thresholds()
+def predict_command(arguments: argparse.Namespace) -> str:
+    """The command that detects with what was evaluated."""
+    given = [arguments.config, arguments.checkpoint and "--checkpoint", arguments.checkpoint]
+    words = filter(None, given if arguments.config else [arguments.checkpoint])
+    return f"python tools/predict.py {' '.join(words)} IMAGE_OR_FOLDER"
 
 
 def folder_of(source: str) -> Path | None:

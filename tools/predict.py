@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from retina.evaluate import Detector, ImageDetections
 
+SMALLEST_SCORE = 1e-6  # a detector takes scores above 0 only
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
@@ -41,7 +42,7 @@ def main() -> int:
     parser.add_argument("--checkpoint", metavar="SOURCE", help="with a CONFIG: these weights, not those of its run")
     parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder to write to (%(default)s)")
     parser.add_argument(
-        "--score", default="0.3", help="lowest to show (%(default)s), or metrics.json of eval.py --report"
+        "--score", default="0.3", help="show those above it (%(default)s), or metrics.json of eval.py --report"
     )
     arguments = parser.parse_intermixed_args()
     is_config = Path(arguments.detector).suffix in (".yaml", ".yml")
@@ -108,11 +109,11 @@ def detect(
 
 
 def detect_above(detector: Detector, image: NDArray[np.uint8], lowest: LowestScores) -> ImageDetections:
-    """The objects of each class from its lowest score on."""
+    """The objects of each class above its lowest score."""
     scores = lowest.of([name for _, name in detector.categories])
     below_usual = min(scores) < detector.config.detect.score_threshold
-    found = detector(image, score=max(0.999 * min(scores), 1e-6) if below_usual else None)  # above it, not at it
-    return found.where(found.scores >= found.scores.new_tensor(scores)[found.labels])
+    found = detector(image, score=max(min(scores), SMALLEST_SCORE) if below_usual else None)
+    return found.where(found.scores > found.scores.new_tensor(scores)[found.labels])
 
 
 def find_images(inputs: list[Path], output: Path) -> tuple[list[Path], Path]:

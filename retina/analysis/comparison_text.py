@@ -13,9 +13,9 @@ from retina.analysis.comparison import Difference, SeedNoise, compare, seed_nois
 from retina.analysis.image_errors import ImageErrors, count_image_errors
 from retina.analysis.intervals import bootstrap_weights, resample
 from retina.analysis.matches import Floats, Matches, match_detections
-from retina.analysis.page import percent
 from retina.analysis.runs import Run, RunData
 from retina.analysis.tables import Row
+from retina.analysis.text import percent
 from retina.config import COCO_METRICS
 
 HEAD = ["", "A", "B", "B - A", "95 % interval", "p"]
@@ -167,11 +167,11 @@ def table_rows(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def describe_sides(comparison: Comparison) -> list[str]:
-    """A line for each side: its runs, and the score above which their errors are counted."""
-    texts = []
-    for letter, side in zip(LETTERS, comparison.sides, strict=True):
-        texts.append(f"{letter}: {', '.join(Path(run.name).as_posix() for run in side.runs)}")
-    return texts
+    """A line for each side: its runs."""
+    return [
+        f"{letter}: {', '.join(Path(run.name).as_posix() for run in side.runs)}"
+        for letter, side in zip(LETTERS, comparison.sides, strict=True)
+    ]
 
 
 def _number(value: Any) -> float | None:

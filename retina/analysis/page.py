@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +23,7 @@ from retina.analysis.pictures import (
 )
 from retina.analysis.report import Report
 from retina.analysis.tables import TABLE_TEXTS, Row, make_tables, to_csv
-from retina.analysis.text import GALLERY_TEXTS, KIND_TEXTS, METRIC_TEXTS, calibration_sentences, summary
+from retina.analysis.text import GALLERY_TEXTS, KIND_TEXTS, METRIC_TEXTS, calibration_sentences, percent, span, summary
 from retina.analysis.thresholds import Threshold
 from retina.atomic_files import write_text
 from retina.data.annotations import DataError
@@ -247,14 +245,3 @@ def _with_source(picture: Picture, name: str) -> Picture:
     """A picture with a link to its numbers."""
     file = f"{FOLDER}/{name}.csv"
     return replace(picture, link=Link(f"Data: {file}", file))
-
-
-def percent(value: float | None) -> str:
-    """In percent with one decimal; "-" for what was not measured."""
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
-
-
-def span(bounds: Any) -> str:
-    """An interval in percent."""
-    low, high = bounds
-    return "-" if math.isnan(low) else f"{100 * low:.1f} to {100 * high:.1f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -130,3 +131,14 @@ def calibration_sentences(calibration: Calibration) -> list[str]:
     else:
         sentences.append("There are too few detections to fit a temperature.")
     return sentences
+
+
+def percent(value: float | None) -> str:
+    """In percent with one decimal; "-" for what was not measured."""
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def span(bounds: Any) -> str:
+    """An interval in percent."""
+    low, high = bounds
+    return "-" if math.isnan(low) else f"{100 * low:.1f} to {100 * high:.1f}"

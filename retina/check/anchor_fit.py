@@ -18,8 +18,8 @@ from retina.check.findings import Finding, Split, box_finding
 from retina.check.image_checks import Progress
 from retina.config import Anchors, Config
 from retina.data.augment import resized_size
+from retina.data.batch import Target
 from retina.data.coco import CocoDataset, Record
-from retina.data.loader import Target
 from retina.model.anchors import make_anchors
 from retina.model.backbone import LEVELS
 

@@ -19,8 +19,9 @@ from retina.check.data_check import DataCheck, Objects
 from retina.check.findings import Example
 from retina.config import Config
 from retina.data.annotations import Annotations, DataError
+from retina.data.batch import Batch
 from retina.data.coco import CocoDataset, read_image
-from retina.data.loader import Batch, train_batches
+from retina.data.loader import train_batches
 from retina.data.normalization import denormalize
 from retina.model.backbone import LEVELS
 from retina.plots.boxes import draw_boxes

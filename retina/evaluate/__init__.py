@@ -4,7 +4,7 @@ Nothing here changes weights: training imports this package, and this package im
 """
 
 from retina.analysis.scoring import Evaluation
-from retina.evaluate.coco import confirm_evaluation, evaluate_detections, format_metrics, inference_on_dataset
+from retina.evaluate.coco import evaluate_detections, format_metrics, inference_on_dataset
 from retina.evaluate.cost import Cost, describe_cost, measure_cost
 from retina.evaluate.detections import ImageDetections
 from retina.evaluate.detector import Detector
@@ -19,7 +19,6 @@ __all__ = [
     "ImageDetections",
     "LossDistribution",
     "build_detector",
-    "confirm_evaluation",
     "default_source",
     "describe_cost",
     "evaluate_detections",

@@ -9,10 +9,11 @@ import torch
 from torch import distributed
 
 from retina.analysis.results_file import results_columns
-from retina.analysis.scoring import Evaluation, confirm, score
+from retina.analysis.scoring import Evaluation, score
 from retina.config import COCO_METRICS, Config
+from retina.data.batch import Batch
 from retina.data.coco import CocoDataset
-from retina.data.loader import Batch, eval_batches
+from retina.data.loader import eval_batches
 from retina.evaluate.detections import on_image
 from retina.evaluate.inference import detect_batches
 from retina.model.retinanet import RetinaNet
@@ -50,18 +51,11 @@ def inference_on_dataset(
 
 
 def evaluate_detections(results: list[dict[str, Any]], dataset: CocoDataset, exclude: Iterable[int] = ()) -> Evaluation:
-    """The COCO numbers of `results` on the images of `dataset`, by the quick scorer; see analysis/scoring.py.
+    """The COCO numbers of `results` on the images of `dataset` by the quick scorer, see analysis/scoring.py.
 
     `exclude`: ids of images that are not counted, for example because they could not be read.
     """
     return score(dataset.file, results_columns(results, dataset.file), exclude)
-
-
-def confirm_evaluation(
-    evaluation: Evaluation, results: list[dict[str, Any]], dataset: CocoDataset, exclude: Iterable[int] = ()
-) -> tuple[Evaluation, str]:
-    """The same by pycocotools, and an error message, "" if all is well, that says where `evaluation` differs."""
-    return confirm(evaluation, dataset.file, results_columns(results, dataset.file), exclude)
 
 
 def format_metrics(metrics: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from retina.config import Config
-from retina.data.loader import Batch
+from retina.data.batch import Batch
 from retina.detect import Detections, start_detection
 from retina.device import autocast
 from retina.model.anchors import make_anchors

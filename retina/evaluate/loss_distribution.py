@@ -16,8 +16,9 @@ from torch import Tensor
 from retina.assign import assign
 from retina.config import Config
 from retina.data.annotations import DataError
+from retina.data.batch import Target
 from retina.data.coco import CocoDataset, Record
-from retina.data.loader import Target, eval_batches
+from retina.data.loader import eval_batches
 from retina.device import autocast
 from retina.losses import sigmoid_focal_loss
 from retina.model.anchors import make_anchors

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from retina import config as cfg
+from retina.data.batch import Batch
 from retina.data.coco import CocoDataset
-from retina.data.loader import Batch, eval_batches
+from retina.data.loader import eval_batches
 from retina.detect import Detections, batched_nms
 from retina.evaluate.detections import on_image, scaled
 from retina.evaluate.inference import detect_batches

@@ -36,8 +36,8 @@ from retina.analysis.scoring import Evaluation
 from retina.atomic_files import named_errors, write_text
 from retina.config import KEYS_TO_CHANGE, KEYS_WITHOUT_EFFECT, Config
 from retina.config_file import ConfigError, load_config
+from retina.data.batch import Batch
 from retina.data.coco import CocoDataset
-from retina.data.loader import Batch
 from retina.evaluate.coco import format_metrics
 from retina.train.distributed import all_gather_list
 from retina.train.errors import RunFolderError, RunFolderInUseError

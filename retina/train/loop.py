@@ -15,12 +15,14 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from retina.analysis.results_file import results_columns
+from retina.analysis.scoring import confirm, score
 from retina.check import quick_check
 from retina.config import Config
 from retina.data.coco import CocoDataset
 from retina.data.loader import train_batches
 from retina.data.sampling import describe_sampling
-from retina.evaluate.coco import confirm_evaluation, evaluate_detections, inference_on_dataset
+from retina.evaluate.coco import inference_on_dataset
 from retina.model import checkpoint
 from retina.train.distributed import broadcast, process_group
 from retina.train.errors import NotFiniteError, RunError
@@ -164,17 +166,16 @@ def _evaluate(state: TrainState, dataset: CocoDataset, config: Config, device: t
     if log.active:
         for reason in unreadable.values():
             log.info(f"not evaluated: {reason}")
-        evaluation, disagreement = evaluate_detections(results, dataset, exclude=unreadable), ""
+        columns = results_columns(results, dataset.file)
+        evaluation, disagreement = score(dataset.file, columns, unreadable), ""
         value = evaluation.metrics[metric] or 0.0
     value = broadcast(value)
     is_best = value > state.best
-    state.best, state.evaluations_since_best = (
-        max(value, state.best),
-        0 if is_best else state.evaluations_since_best + 1,
-    )
+    state.best = max(value, state.best)
+    state.evaluations_since_best = 0 if is_best else state.evaluations_since_best + 1
     if log.active:
         if state.has_ended(config.train):
-            evaluation, disagreement = confirm_evaluation(evaluation, results, dataset, unreadable)
+            evaluation, disagreement = confirm(evaluation, dataset.file, columns, unreadable)
         log.log_evaluation(state.step, evaluation, results, dataset, unreadable)
         if disagreement:
             log.info(disagreement)

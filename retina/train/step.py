@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from retina.assign import assign
 from retina.config import Config
 from retina.criterion import count_positives, detection_loss, normalizer, positive_class_loss, update_ema_positives
-from retina.data.loader import Batch
+from retina.data.batch import Batch
 from retina.device import autocast
 from retina.model.anchors import make_anchors
 from retina.train.schedule import learning_rate

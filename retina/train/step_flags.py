@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from retina.data.loader import Batch
+from retina.data.batch import Batch
 from retina.train.distributed import all_gather_list
 from retina.train.errors import NotFiniteError
 

@@ -13,8 +13,9 @@ from retina.assign import assign
 from retina.config import Config, Data
 from retina.config_file import load_config
 from retina.data.augment import random_short_side, resized_size, train_transform
+from retina.data.batch import Batch
 from retina.data.coco import CocoDataset, DataError, read_image
-from retina.data.loader import Batch, eval_batches, image_batches, step_keys, train_batches
+from retina.data.loader import eval_batches, image_batches, step_keys, train_batches
 from retina.data.normalization import denormalize
 from retina.model.anchors import make_anchors
 

@@ -11,7 +11,7 @@ from command_helpers import run_main
 
 from retina.analysis import scoring
 from retina.config import Config
-from retina.evaluate import coco
+from retina.train import loop
 from retina.train.loop import train
 
 
@@ -30,7 +30,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         called.append("pycocotools")
         return final(*arguments)
 
-    monkeypatch.setattr(coco, "score", wrong)
+    for module in (scoring, loop):
+        monkeypatch.setattr(module, "score", wrong)
     monkeypatch.setattr(scoring, "score_with_pycocotools", right)
     return called
 

@@ -33,7 +33,7 @@ from retina.config import Config
 from retina.config_file import load_config
 from retina.criterion import count_positives, detection_loss, normalizer, update_ema_positives
 from retina.data.augment import eval_transform
-from retina.data.loader import Batch, Target
+from retina.data.batch import Batch, Target
 from retina.detect import detect
 from retina.model.anchors import make_anchors
 from retina.model.key_tables import DETECTRON2, MMDETECTION, rename_keys

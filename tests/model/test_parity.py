@@ -22,7 +22,7 @@ from retina.config import Config
 from retina.config_file import load_config
 from retina.criterion import count_positives, detection_loss, normalizer
 from retina.data.augment import eval_transform
-from retina.data.loader import Target
+from retina.data.batch import Target
 from retina.detect import detect
 from retina.model.anchors import make_anchors
 from retina.model.key_tables import TORCHVISION_V1, rename_keys

@@ -13,8 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from retina.config import Config
 from retina.config_file import load_config
+from retina.data.batch import Batch, Target
 from retina.data.coco import CocoDataset
-from retina.data.loader import Batch, Target, train_batches
+from retina.data.loader import train_batches
 from retina.model.retinanet import RetinaNet
 from retina.train.step import train_step
 

@@ -76,7 +76,7 @@ def stand_ins(config: Config) -> Iterator[None]:
         patch.setattr(loop, "train_batches", lambda data, config, step, *_: batches[step:])
         patch.setattr(loop, "train_step", small_step)
         patch.setattr(loop, "inference_on_dataset", lambda *_: (results, {}))
-        patch.setattr(loop, "evaluate_detections", lambda *_, **__: evaluation)
+        patch.setattr(loop, "score", lambda *_: evaluation)
         patch.setattr(events, "plot_precision_recall", lambda _: None)
         patch.setattr(events.SummaryWriter, "add_figure", lambda self, name, figure, step: None)
         patch.setattr(events, "NUM_IMAGES", 1)

@@ -28,7 +28,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The step of the next evaluation: each step has one, also in a run that is stopped and resumed."""
     evaluated = [1]
 
-    def evaluate_detections(*_: Any, **__: Any) -> Evaluation:
+    def score(*_: Any) -> Evaluation:
         ap, ap50 = NUMBERS[evaluated[0]]
         evaluated[0] += 1
         return Evaluation(dict.fromkeys(COCO_METRICS, 0.0) | {"AP": ap, "AP50": ap50, "per_class": {}}, {})
@@ -38,8 +38,8 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         log._write_evaluations([*log.evaluations(), {"step": step, **evaluation.metrics}])
 
     monkeypatch.setattr(loop, "inference_on_dataset", lambda *_: ([], {}))
-    monkeypatch.setattr(loop, "evaluate_detections", evaluate_detections)
-    monkeypatch.setattr(loop, "confirm_evaluation", lambda evaluation, *_: (evaluation, ""))
+    monkeypatch.setattr(loop, "score", score)
+    monkeypatch.setattr(loop, "confirm", lambda evaluation, *_: (evaluation, ""))
     monkeypatch.setattr(loop.Logbook, "log_evaluation", log_evaluation)
     return evaluated
 

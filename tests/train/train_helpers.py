@@ -16,7 +16,6 @@ from torch import multiprocessing
 from retina.analysis import scoring
 from retina.config import Config
 from retina.config_file import load_config
-from retina.evaluate import coco
 from retina.model import checkpoint
 from retina.train import loop
 
@@ -60,5 +59,5 @@ def run_two_processes(function: Callable[..., None], *arguments: object) -> None
 def _as_of_torchrun(rank: int, function: Callable[..., None], port: int, *arguments: object) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    coco.score = scoring.score_with_pycocotools  # hotcoco's threads do not survive the fork
+    loop.score = scoring.score_with_pycocotools  # hotcoco's threads do not survive the fork
     function(rank, *arguments)
