@@ -1,0 +1,117 @@
+"""The resize of `eval_transform` (data/augment.py) as tensor operations, so that a graph can contain it.
+
+Each interpolation works along the rows and along the columns: an output pixel is a weighted sum of a few neighboring
+input pixels, its taps.
+
+- OpenCV's area, where a side shrinks: the weight is the share of the output pixel that the tap covers.
+- OpenCV's linear, elsewhere: two taps, with weights of 11 bits and sums of whole numbers.
+- torchvision's: two taps, in floating point.
+
+The pixels equal those of OpenCV 4, but for differences of 1 in less than 1 of 1000 (the ends of its rows, where it
+rounds in another way). The sizes may be symbols, where the exported graph takes images of any size: then nothing here
+branches on them.
+
+N images, T taps, L output pixels along a side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from retina.config import Data
+from retina.data.augment import MEAN, STD
+
+LEAST_COVERED = 1e-3  # OpenCV leaves out a pixel of which it would take less
+WEIGHT = 2**11  # 1 as a weight of OpenCV's linear interpolation
+
+
+def output_size(height: int, width: int, config: Data) -> tuple[int, int]:
+    """(height, width) as `resized_size` computes it, with tensors in place of its comparisons."""
+    short_side = config.eval_short_side or config.short_side[-1]
+    sides_2 = _sides((height, width))
+    sides_2 = sides_2 * torch.minimum(short_side / sides_2.min(), config.max_side / sides_2.max())
+    sides_2 = sides_2.trunc() if config.resize == "torchvision" else sides_2.round().clamp(min=1)
+    new_height, new_width = sides_2.long().tolist()
+    return new_height, new_width
+
+
+def resize_and_normalize(images_NHW3: Tensor, size: tuple[int, int], config: Data) -> Tensor:
+    """uint8 (N, H, W, 3) -> normalized float32 (N, 3, *size), as evaluation prepares its images."""
+    images_N3HW = images_NHW3.permute(0, 3, 1, 2)
+    old, is_fixed = (images_NHW3.shape[1], images_NHW3.shape[2]), isinstance(size[0], int)
+    if config.resize == "torchvision":
+        return _bilinear(normalize(images_N3HW), size)
+    if is_fixed:
+        return normalize((_area if size[0] < old[0] or size[1] < old[1] else _linear)(images_N3HW, size))
+    shrinks = (_sides(size) < _sides(old)).any()
+    return normalize(torch.where(shrinks, _area(images_N3HW, size), _linear(images_N3HW, size)))
+
+
+def normalize(pixels_N3HW: Tensor) -> Tensor:
+    """0..255 -> float32 with ImageNet's mean and standard deviation."""
+    mean_311, std_311 = (torch.tensor(value)[:, None, None] for value in (MEAN, STD))
+    return (pixels_N3HW.float() / 255 - mean_311) / std_311
+
+
+def _area(x_N3HW: Tensor, size: tuple[int, int]) -> Tensor:
+    """The mean of the area of each output pixel, rounded; float32."""
+    old = x_N3HW.shape[2:]
+    for dim, length in ((2, size[0]), (3, size[1])):
+        scale = _scale(x_N3HW.shape[dim], length)
+        start_L1 = torch.arange(length, dtype=torch.float64)[:, None] * scale
+        taps_LT = start_L1.floor() + torch.arange((x_N3HW.shape[dim] + length - 1) // length + 1)
+        covered_LT = (torch.minimum(start_L1 + scale, taps_LT + 1) - torch.maximum(start_L1, taps_LT)).clamp(min=0)
+        weights_LT = torch.where(covered_LT > LEAST_COVERED, covered_LT / scale, 0)
+        x_N3HW = (_take(x_N3HW, dim, taps_LT) * _along(weights_LT.float(), dim)).sum(dim + 1)
+    # OpenCV rounds half up where it averages 2x2 pixels, and half to even elsewhere.
+    is_2x2 = (_sides(old) == 2 * _sides(size)).all()
+    return torch.where(is_2x2, (x_N3HW + 0.5).floor(), x_N3HW.round())
+
+
+def _linear(x_N3HW: Tensor, size: tuple[int, int]) -> Tensor:
+    """OpenCV's linear interpolation of uint8 images, with its fixed-point numbers; float32."""
+    columns_L2, weights_L2 = _linear_taps(x_N3HW.shape[3], size[1])
+    weights_L2 = (weights_L2 * WEIGHT).round().int()
+    sums = (_take(x_N3HW, 3, columns_L2) * _along(weights_L2, 3)).sum(4, dtype=torch.int32) // 2**4
+    rows_L2, weights_L2 = _linear_taps(x_N3HW.shape[2], size[0])
+    weights_L2 = (weights_L2 * WEIGHT).round().int()
+    sums = (_take(sums, 2, rows_L2) * _along(weights_L2, 2) // 2**16).sum(3, dtype=torch.int32)
+    return ((sums + 2) // 4).float()
+
+
+def _bilinear(x_N3HW: Tensor, size: tuple[int, int]) -> Tensor:
+    """torch's bilinear interpolation without antialiasing."""
+    for dim, length in ((2, size[0]), (3, size[1])):
+        taps_L2, weights_L2 = _linear_taps(x_N3HW.shape[dim], length)
+        x_N3HW = (_take(x_N3HW, dim, taps_L2) * _along(weights_L2, dim)).sum(dim + 1)
+    return x_N3HW
+
+
+def _linear_taps(old: int, new: int) -> tuple[Tensor, Tensor]:
+    """The two input pixels next to the center of each of `new` output pixels, and their weights; float32 (L, 2)."""
+    center_L1 = (torch.arange(new, dtype=torch.float64)[:, None] + 0.5) * _scale(old, new) - 0.5
+    center_L1 = center_L1.clamp(0, old - 1).float()
+    taps_L2 = center_L1.floor() + torch.arange(2)
+    return taps_L2, 1 - (center_L1 - taps_L2).abs()
+
+
+def _take(x_N3HW: Tensor, dim: int, taps_LT: Tensor) -> Tensor:
+    """The taps of each output pixel: `dim` becomes the two dimensions (L, T)."""
+    index_LT = taps_LT.long().clamp(0, x_N3HW.shape[dim] - 1)
+    return x_N3HW.index_select(dim, index_LT.flatten()).unflatten(dim, index_LT.shape)
+
+
+def _along(weights_LT: Tensor, dim: int) -> Tensor:
+    """Reshaped to multiply what `_take` returns."""
+    return weights_LT.reshape(*weights_LT.shape, *[1] * (3 - dim))
+
+
+def _scale(old: int, new: int) -> Tensor:
+    return torch.scalar_tensor(old, dtype=torch.float64) / new
+
+
+def _sides(sides: Sequence[int]) -> Tensor:
+    return torch.stack([torch.scalar_tensor(side, dtype=torch.float64) for side in sides])
