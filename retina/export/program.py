@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +25,40 @@ from retina.model.anchors import make_anchors
 
 INPUT = "images"
 OUTPUTS = ("boxes", "scores", "labels", "count")
+EXAMPLE = (2, 480, 640)  # batch, height and width where they are free
 # Boxes (N, C, 4), scores (N, C) that are 0 for no candidate, labels (N, C), IoU -> bool (N, C): what NMS keeps.
 Suppress = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
-class Detector(nn.Module):
+class InputShape(NamedTuple):
+    """Of the images that an exported file takes; None where any number will do."""
+
+    batch: int | None = None
+    height: int | None = None
+    width: int | None = None
+
+    def example(self) -> Tensor:
+        return torch.zeros(*(given or free for given, free in zip(self, EXAMPLE, strict=True)), 3, dtype=torch.uint8)
+
+    def accepts(self, size: tuple[int, ...]) -> bool:
+        """Whether the file takes images of this (height, width)."""
+        return all(given in (None, side) for given, side in zip(self[1:], size, strict=True))
+
+    def describe(self) -> str:
+        """For people."""
+        batch, height, width = ("any" if side is None else str(side) for side in self)
+        return f"batches of {batch} images of {height}x{width} pixels (height x width)"
+
+    def dynamic_shapes(self) -> tuple[dict[int, Any]]:
+        return ({dim: torch.export.Dim.DYNAMIC for dim, given in enumerate(self) if given is None},)
+
+
+class DetectionProgram(nn.Module):
     """uint8 RGB images (N, H, W, 3), all of one size -> boxes, scores, labels, count.
 
     boxes: float32 (N, D, 4) xyxy in pixels of `images`. scores: float32 (N, D), falling. labels: int64 (N, D), 0..K-1.
-    count: int64 (N,), how many detections each image has. Beyond it, boxes and scores are 0 and labels -1.
+    count: int64 (N,), how many detections each image has. Beyond it, boxes and scores are 0 and labels -1. A fixed D
+    makes one array of a batch; a caller knows its memory before it runs the file.
     """
 
     def __init__(
@@ -49,18 +75,11 @@ class Detector(nn.Module):
         self.resize, self.dtype, self.suppress = resize, dtype, suppress or suppress_by_class
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        data, detect = self.config.data, self.config.detect
-        old = images.shape[1], images.shape[2]
-        if self.resize:
-            size = _resized_size(*old, data)
-            x_N3HW = resize_and_normalize(images, size, data)
-        else:
-            size, x_N3HW = old, normalize(images.permute(0, 3, 1, 2))
-        height, width = _padded_size(size, data.pad_multiple)
-        x_N3HW = F.pad(x_N3HW, (0, width - x_N3HW.shape[3], 0, height - x_N3HW.shape[2])).to(self.dtype)
-        outputs = self.network(x_N3HW.contiguous(memory_format=torch.channels_last))
+        detect, original = self.config.detect, (images.shape[1], images.shape[2])
+        x_N3HW, size, padded = self.prepare(images)
+        outputs = self.network(x_N3HW)
         # Not the cached function, because the sizes may be symbols.
-        anchors = torch.cat(make_anchors.__wrapped__(self.config.anchors, height, width, images.device))
+        anchors = torch.cat(make_anchors.__wrapped__(self.config.anchors, *padded, images.device))
         logits_NC, anchor_NC, labels_NC = _best_candidates(outputs.logits, detect.candidates)
         deltas_NC4 = _rows(torch.cat(outputs.deltas, dim=1), anchor_NC)
         boxes_NC4 = decode(deltas_NC4, anchors[anchor_NC], detect.max_ratio)
@@ -69,7 +88,20 @@ class Detector(nn.Module):
         scores_NC = torch.where(logits_NC > threshold, logits_NC.sigmoid(), 0)
         kept_NC = self.suppress(boxes_NC4, scores_NC, labels_NC, detect.nms_iou)
         boxes, scores, labels, count = _first(boxes_NC4, scores_NC * kept_NC, labels_NC, detect.max_detections)
-        return boxes * (_xyxy(old) / _xyxy(size)) if self.resize else boxes, scores, labels, count
+        return boxes * (_xyxy(original) / _xyxy(size)) if self.resize else boxes, scores, labels, count
+
+    def prepare(self, images: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
+        """What the network takes, (height, width) of the images in it, and with their padding."""
+        data = self.config.data
+        if self.resize:
+            size = _resized_size(images.shape[1], images.shape[2], data)
+            x_N3HW = resize_and_normalize(images, size, data)
+        else:
+            size = images.shape[1], images.shape[2]
+            x_N3HW = normalize(images.permute(0, 3, 1, 2))
+        padded = _padded_size(size, data.pad_multiple)
+        x_N3HW = F.pad(x_N3HW, (0, padded[1] - size[1], 0, padded[0] - size[0])).to(self.dtype)
+        return x_N3HW.contiguous(memory_format=torch.channels_last), size, padded
 
 
 def suppress_by_class(boxes_NC4: Tensor, scores_NC: Tensor, labels_NC: Tensor, iou: float) -> Tensor:

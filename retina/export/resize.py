@@ -7,8 +7,8 @@ input pixels, its taps.
 - OpenCV's linear, elsewhere: two taps, with weights of 11 bits and sums of whole numbers.
 - torchvision's: two taps, in floating point.
 
-The pixels equal those of OpenCV 4, but for differences of 1 in less than 1 of 1000 (the ends of its rows, where it
-rounds in another way). The sizes may be symbols, where the exported graph takes images of any size: then nothing here
+The pixels of the area equal those of OpenCV 4. Of its linear interpolation, about 1 in 1000 differs by 1: it rounds in
+another way at the end of a row. The sizes may be symbols, where the exported graph takes images of any size: then nothing here
 branches on them.
 
 N images, T taps, L output pixels along a side.
@@ -59,7 +59,7 @@ def normalize(pixels_N3HW: Tensor) -> Tensor:
 def _area(x_N3HW: Tensor, size: tuple[int, int]) -> Tensor:
     """The mean of the area of each output pixel, rounded; float32."""
     old = x_N3HW.shape[2:]
-    for dim, length in ((2, size[0]), (3, size[1])):
+    for dim, length in ((3, size[1]), (2, size[0])):  # in OpenCV's order, for the last bits
         scale = _scale(x_N3HW.shape[dim], length)
         start_L1 = torch.arange(length, dtype=torch.float64)[:, None] * scale
         taps_LT = start_L1.floor() + torch.arange((x_N3HW.shape[dim] + length - 1) // length + 1)

@@ -1,0 +1,103 @@
+"""Compares the detections of an exported file with those of the network in PyTorch, on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from retina import config as cfg
+from retina.config import Config
+from retina.detect import Detections
+from retina.evaluate.inference import predict
+from retina.model.retinanet import RetinaNet
+
+MAX_BOX_DIFFERENCE = 0.1  # pixels
+MAX_SCORE_DIFFERENCE = 1e-3
+MAX_CHANGED = 0.01  # of the detections
+SAME_PLACE = 0.25  # of the longer side of a box
+
+
+class Difference(NamedTuple):
+    """Of an exported file from the network in PyTorch.
+
+    boxes, scores: the largest difference of a detection of the file from the nearest candidate of PyTorch, in pixels and
+        as a number between 0 and 1. Candidates are the boxes before NMS.
+    changed: how many detections one of the two has alone. There are some even if the file computes the same: rounding
+        decides which of two overlapping boxes with almost equal scores NMS keeps. Those whose score is
+        within 0.001 of the lowest possible are not counted.
+    """
+
+    images: int
+    detections: int
+    boxes: float
+    scores: float
+    changed: int
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether the file computes the same, up to the rounding of float32."""
+        is_close = self.boxes <= MAX_BOX_DIFFERENCE and self.scores <= MAX_SCORE_DIFFERENCE
+        return is_close and self.changed <= max(1, MAX_CHANGED * self.detections)
+
+    def describe(self) -> str:
+        """For people."""
+        return (
+            f"{self.images} images, {self.detections} detections: boxes differ by at most {self.boxes:.4f} px, scores by "
+            f"at most {self.scores:.6f}; {self.changed} detections are in one of the two only"
+        )
+
+
+def compare_with_eager(
+    run: Callable[[NDArray[np.uint8]], list[Detections]],
+    model: RetinaNet,
+    images: list[NDArray[np.uint8]],
+    config: Config,
+    resizes: bool,
+    batch: int = 1,
+) -> Difference:
+    """`run` and `predict` in float32, on each of `images`, uint8 RGB (H, W, 3). `run` gets `batch` copies of an image.
+
+    `resizes`: whether `run` resizes the image; otherwise `predict` does not either.
+    """
+    train = config.train.model_copy(update={"precision": "fp32"})
+    before_nms = config.detect.model_copy(update={"nms_iou": 1.0, "max_detections": 10**6})
+    results = []
+    for image in images:
+        data = config.data
+        if not resizes:
+            data = data.model_copy(update={"eval_short_side": min(image.shape[:2]), "max_side": max(image.shape[:2])})
+        eager = config.model_copy(update={"train": train, "data": data})
+        with_candidates = eager.model_copy(update={"detect": before_nms})
+        expected, candidates = (predict(model, image, c, torch.device("cpu")) for c in (eager, with_candidates))
+        results.append(compare(run(np.stack([image] * batch))[-1], expected, candidates, config.detect))
+    boxes, scores, changed, detections = zip(*results, strict=True)
+    return Difference(len(images), sum(detections), max(boxes), max(scores), sum(changed))
+
+
+def compare(found: Detections, expected: Detections, candidates: Detections) -> tuple[float, float, int, int]:
+    """`boxes`, `scores`, `changed` and `detections` of one image; see Difference. `limit`: of detections."""
+    distances, nearest = _nearest(found, candidates)
+    boxes = float(distances.max()) if len(distances) else 0.0
+    score_differences = (found.scores - candidates.scores[nearest]).abs() if len(candidates.scores) else found.scores
+    scores = float(score_differences.max()) if len(score_differences) else 0.0
+    changed = 0
+    full = [float(each.scores.min()) for each in (found, expected) if len(each.scores) == config.max_detections]
+    lowest = max([config.score_threshold, *full]) + MAX_SCORE_DIFFERENCE
+    for ones, others in ((found, expected), (expected, found)):
+        sides = (ones.boxes[:, 2:] - ones.boxes[:, :2]).amax(dim=1).clamp(min=4)
+        is_alone = _nearest(ones, others)[0] > SAME_PLACE * sides
+        changed += int((is_alone & (ones.scores > lowest)).sum())
+    return boxes, scores, changed, len(expected.scores)
+
+
+def _nearest(ones: Detections, others: Detections) -> tuple[Tensor, Tensor]:
+    """Of each of `ones`, the largest difference of a coordinate from the nearest of `others` of its class; its index."""
+    if not len(others.scores):
+        return torch.full_like(ones.scores, torch.inf), torch.zeros_like(ones.labels)
+    distances = torch.cdist(ones.boxes, others.boxes, p=torch.inf)
+    return distances.where(ones.labels[:, None] == others.labels, torch.inf).min(dim=1)
