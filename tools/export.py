@@ -4,9 +4,9 @@ onnx: runs in onnxruntime, and elsewhere. torch: a package of torch (.pt2), comp
 faster, and --precision bf16 and --calibrate DIR (int8) make it faster still. docs/export.md shows how to run the files.
 
 The file takes uint8 RGB images (N, H, W, 3). It normalizes and resizes them, and returns the detections after NMS in
-pixels of the images it was given. Without --size and --batch it takes any; a fixed size runs faster. The file is then run
-on images, and compared with the checkpoint in PyTorch. If boxes differ by more than 0.1 px or scores by more than 0.001,
-nothing is written (bf16, int8: the difference is printed).
+pixels of the images it was given. Without --size and --batch it takes any; with a fixed size it runs faster. The file
+is run on images and compared with the checkpoint in PyTorch. If boxes differ by more than 0.1 px or scores by more
+than 0.001, nothing is written (bf16, int8: the difference is printed).
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ def main() -> int:
     arguments = parse_arguments()
 
     from retina.config_file import ConfigError  # torch is imported late, so that a usage error is reported at once
-    from retina.export.exported import ExportError
-    from retina.export.job import Job, export
-    from retina.export.program import InputShape
+    from retina.export import ExportError, InputShape, Job, export
     from retina.model import CheckpointError, WeightsError
 
     job = Job(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision  # noqa: F401  (a package calls its NMS)
 from numpy.typing import NDArray
 
 from retina.config import Config, Data
@@ -58,6 +59,10 @@ class ExportedDetector:
         self.shape = InputShape(*json.loads(self.metadata["shape"]))
         self.resizes = self.metadata["resize"] == "true"
 
+    def describe(self) -> str:
+        """For people."""
+        return f"{self.metadata['source']}, {self.metadata['precision']}, {self.shape.describe()}"
+
     def __call__(self, images: NDArray[np.uint8]) -> list[Detections]:
         """uint8 RGB (N, H, W, 3) -> the detections of each image, in pixels of `images`.
 
@@ -85,7 +90,6 @@ def _load_onnx(file: Path) -> tuple[Callable[[NDArray[np.uint8]], list[torch.Ten
 
 
 def _load_package(file: Path) -> tuple[Callable[[NDArray[np.uint8]], list[torch.Tensor]], dict[str, str]]:
-    import torchvision.ops  # noqa: F401: the package calls its NMS
     from torch._inductor import aoti_load_package
 
     try:
@@ -108,9 +112,14 @@ def exported_on_dataset(
     If the file does not resize, `eval_transform` does it before. `progress` wraps the iterable of records.
 
     Raises:
-        ExportError: the file takes images of another size.
+        ExportError: the file has other categories, or takes images of another size.
         DataError: an image cannot be read, with `data.unreadable=error`.
     """
+    categories = list(zip(dataset.category_ids, dataset.names, strict=True))
+    if detector.categories != categories:
+        raise ExportError(
+            f"the file was exported with the categories {detector.categories}; the data set has {categories}"
+        )
     results: list[dict[str, Any]] = []
     unreadable: dict[int, str] = {}
     for batch in _batches(detector, dataset, config, progress, unreadable):

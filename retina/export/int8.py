@@ -8,7 +8,6 @@ point.
 from __future__ import annotations
 
 import copy
-
 from functools import partial
 from typing import Any, cast
 
@@ -31,7 +30,7 @@ class UnsharedHeads(nn.Module):
         super().__init__()
         self.backbone, self.num_classes = copy.deepcopy(model.backbone), model.num_classes
         # torchvision's upsampling, equal in its values: the compiler's fusion of a sum fails on a view.
-        fpn = self.backbone.fpn
+        fpn: Any = self.backbone.fpn
         fpn.forward = partial(FeaturePyramidNetwork.forward, fpn)
         heads = nn.ModuleList([model.cls_head, model.cls_logits, model.box_head, model.bbox_reg])
         self.heads = nn.ModuleList([copy.deepcopy(heads) for _ in range(levels)])
@@ -57,7 +56,7 @@ def quantize(network: RetinaNet, batches: list[Tensor]) -> nn.Module:
         get_default_x86_inductor_quantization_config,
     )
 
-    unshared = UnsharedHeads(network, len(LEVELS)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    unshared = UnsharedHeads(network, len(LEVELS)).to(memory_format=torch.channels_last)
     captured = torch.export.export(unshared.eval(), (batches[0],)).module()
     quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
     prepared = prepare_pt2e(captured, quantizer)

@@ -32,7 +32,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 class Job(NamedTuple):
-    """What to export. `calibrate` and `images` are folders of images; `precision` is int8 where `calibrate` is given."""
+    """What to export. `calibrate` and `images`: folders of images. `precision` is int8 where `calibrate` is given."""
 
     checkpoint: Path
     format: str  # onnx or torch
@@ -59,9 +59,8 @@ def export(job: Job, log: Callable[[str], None] = print) -> Difference:
     folder = job.images or job.calibrate or Path(config.data.val_images)
     samples = sample_images(folder, job, config, SAMPLES)
     dtype = torch.bfloat16 if job.precision == "bf16" else torch.float32
-    network: nn.Module = inference_network(model, dtype)
-    if job.calibrate:
-        network = _quantized(network, job, config)
+    folded = inference_network(model, dtype)
+    network = _quantized(folded, job, config) if job.calibrate else folded
     program = DetectionProgram(network, config, job.resize, dtype).eval()
     job.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=job.output.parent, prefix=".export-") as temporary:

@@ -29,14 +29,16 @@ def inference_network(model: RetinaNet, dtype: torch.dtype) -> RetinaNet:
                     fold_batch_norm(block, f"conv{number}", f"bn{number}")
             if block.downsample is not None:
                 fold_batch_norm(block.downsample, "0", "1")
-    return model.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def fold_batch_norm(parent: nn.Module, conv_name: str, norm_name: str) -> None:
     """Replace the norm by nn.Identity and change the convolution; nothing if it is a norm of another kind."""
     conv: Any = getattr(parent, conv_name)
     norm: Any = getattr(parent, norm_name)
-    if isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d):
+    is_folded = isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d)
+    if is_folded:
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BOOL = 9  # of onnx.TensorProto
 from retina.export.program import INPUT, OUTPUTS, DetectionProgram, InputShape, suppress_by_class
+
+BOOL = 9  # of onnx.TensorProto
 
 
 @torch.library.custom_op("retina::suppress", mutates_args=())

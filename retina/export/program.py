@@ -1,7 +1,7 @@
 """The whole detector as one module over tensors: uint8 images in, boxes in their pixels out.
 
-It repeats, as a graph, what `predict` in evaluate/inference.py does with an image: the resize, the padding, the network,
-and the rules of detect.py. No shape depends on the values of a tensor, but for the number of boxes inside NMS.
+It repeats, as a graph, what `predict` in evaluate/inference.py does with an image: the resize, the padding, the
+network, and the rules of detect.py. No shape depends on the values of a tensor, but for the number of boxes inside NMS.
 
 N images, R anchors of a level, K classes, C candidates of an image, D = `detect.max_detections`.
 """
@@ -69,7 +69,7 @@ class DetectionProgram(nn.Module):
         dtype: torch.dtype = torch.float32,
         suppress: Suppress | None = None,
     ) -> None:
-        """`network`: (N, 3, H, W) in `dtype` -> Outputs. `resize`: as for evaluation; otherwise the caller does that."""
+        """`network`: (N, 3, H, W) in `dtype` -> Outputs. `resize`: as for evaluation; else the caller does that."""
         super().__init__()
         self.network, self.config = network, config
         self.resize, self.dtype, self.suppress = resize, dtype, suppress or suppress_by_class

@@ -8,8 +8,8 @@ input pixels, its taps.
 - torchvision's: two taps, in floating point.
 
 The pixels of the area equal those of OpenCV 4. Of its linear interpolation, about 1 in 1000 differs by 1: it rounds in
-another way at the end of a row. The sizes may be symbols, where the exported graph takes images of any size: then nothing here
-branches on them.
+another way at the end of a row. Where the exported graph takes images of any size, the sizes are symbols, and nothing
+here branches on them.
 
 N images, T taps, L output pixels along a side.
 """
@@ -101,7 +101,8 @@ def _linear_taps(old: int, new: int) -> tuple[Tensor, Tensor]:
 def _take(x_N3HW: Tensor, dim: int, taps_LT: Tensor) -> Tensor:
     """The taps of each output pixel: `dim` becomes the two dimensions (L, T)."""
     index_LT = taps_LT.long().clamp(0, x_N3HW.shape[dim] - 1)
-    return x_N3HW.index_select(dim, index_LT.flatten()).unflatten(dim, index_LT.shape)
+    before, after = x_N3HW.shape[:dim], x_N3HW.shape[dim + 1 :]
+    return x_N3HW.index_select(dim, index_LT.flatten()).reshape(*before, *index_LT.shape, *after)
 
 
 def _along(weights_LT: Tensor, dim: int) -> Tensor:

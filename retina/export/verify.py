@@ -25,11 +25,10 @@ SAME_PLACE = 0.25  # of the longer side of a box
 class Difference(NamedTuple):
     """Of an exported file from the network in PyTorch.
 
-    boxes, scores: the largest difference of a detection of the file from the nearest candidate of PyTorch, in pixels and
-        as a number between 0 and 1. Candidates are the boxes before NMS.
-    changed: how many detections one of the two has alone. There are some even if the file computes the same: rounding
-        decides which of two overlapping boxes with almost equal scores NMS keeps. Those whose score is
-        within 0.001 of the lowest possible are not counted.
+    boxes, scores: the largest difference of a detection of the file from PyTorch's nearest box before NMS.
+    changed: how many detections only one of the two has. There are some even if both compute the same, because
+        rounding decides which of two overlapping boxes with almost equal scores NMS keeps. Those with a score within
+        0.001 of the lowest possible are not counted.
     """
 
     images: int
@@ -47,8 +46,8 @@ class Difference(NamedTuple):
     def describe(self) -> str:
         """For people."""
         return (
-            f"{self.images} images, {self.detections} detections: boxes differ by at most {self.boxes:.4f} px, scores by "
-            f"at most {self.scores:.6f}; {self.changed} detections are in one of the two only"
+            f"{self.images} images, {self.detections} detections: boxes differ by at most {self.boxes:.4f} px, "
+            f"scores by at most {self.scores:.6f}; {self.changed} detections are in one of the two only"
         )
 
 
@@ -60,9 +59,9 @@ def compare_with_eager(
     resizes: bool,
     batch: int = 1,
 ) -> Difference:
-    """`run` and `predict` in float32, on each of `images`, uint8 RGB (H, W, 3). `run` gets `batch` copies of an image.
+    """`run` and `predict` in float32, on each of `images`, uint8 RGB (H, W, 3).
 
-    `resizes`: whether `run` resizes the image; otherwise `predict` does not either.
+    `resizes`: whether `run` resizes an image; otherwise `predict` does not either. `run` gets `batch` copies of it.
     """
     train = config.train.model_copy(update={"precision": "fp32"})
     before_nms = config.detect.model_copy(update={"nms_iou": 1.0, "max_detections": 10**6})
@@ -79,8 +78,10 @@ def compare_with_eager(
     return Difference(len(images), sum(detections), max(boxes), max(scores), sum(changed))
 
 
-def compare(found: Detections, expected: Detections, candidates: Detections) -> tuple[float, float, int, int]:
-    """`boxes`, `scores`, `changed` and `detections` of one image; see Difference. `limit`: of detections."""
+def compare(
+    found: Detections, expected: Detections, candidates: Detections, config: cfg.Detect
+) -> tuple[float, float, int, int]:
+    """`boxes`, `scores`, `changed` and `detections` of one image; see Difference. `config`: of the detections."""
     distances, nearest = _nearest(found, candidates)
     boxes = float(distances.max()) if len(distances) else 0.0
     score_differences = (found.scores - candidates.scores[nearest]).abs() if len(candidates.scores) else found.scores
@@ -96,7 +97,7 @@ def compare(found: Detections, expected: Detections, candidates: Detections) -> 
 
 
 def _nearest(ones: Detections, others: Detections) -> tuple[Tensor, Tensor]:
-    """Of each of `ones`, the largest difference of a coordinate from the nearest of `others` of its class; its index."""
+    """Of each of `ones`, the distance from the nearest of `others` of its class (of the coordinates), and its index."""
     if not len(others.scores):
         return torch.full_like(ones.scores, torch.inf), torch.zeros_like(ones.labels)
     distances = torch.cdist(ones.boxes, others.boxes, p=torch.inf)
