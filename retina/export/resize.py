@@ -32,7 +32,9 @@ def output_size(height: int, width: int, config: Data) -> tuple[int, int]:
     """(height, width) as `resized_size` computes it, with tensors in place of its comparisons."""
     short_side = config.eval_short_side or config.short_side[-1]
     sides_2 = _sides((height, width))
-    sides_2 = sides_2 * torch.minimum(short_side / sides_2.min(), config.max_side / sides_2.max())
+    # Division of a number by a tensor would multiply by the reciprocal, which rounds in another way.
+    shortest, longest = _sides((short_side, config.max_side))
+    sides_2 = sides_2 * torch.minimum(shortest / sides_2.min(), longest / sides_2.max())
     sides_2 = sides_2.trunc() if config.resize == "torchvision" else sides_2.round().clamp(min=1)
     new_height, new_width = sides_2.long().tolist()
     return new_height, new_width
