@@ -26,6 +26,7 @@ from retina.export.verify import Difference, compare_with_eager
 from retina.model import checkpoint
 from retina.model.retinanet import RetinaNet
 
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": (), "int8": ("torchao",)}
 SAMPLES = 8  # images to compare on
 CALIBRATION_IMAGES = 64
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -52,7 +53,8 @@ def export(job: Job, log: Callable[[str], None] = print) -> Difference:
             or a package is missing.
         CheckpointError, ConfigError, WeightsError, FileNotFoundError: as `load_detector`.
     """
-    needs("onnxscript" if job.format == "onnx" else "torch", f"--format {job.format}")
+    for package in PACKAGES[job.precision if job.precision == "int8" else job.format]:
+        needs(package, f"--format {job.format}")
     config = config_from_yaml(checkpoint.load(job.checkpoint)["config"])
     model, categories, source = load_detector(config, job.checkpoint, None, torch.device("cpu"))
     log(f"{source}: {len(categories)} classes; {job.precision}, {job.shape.describe()}")
@@ -96,7 +98,6 @@ def sample_images(folder: Path, job: Job, config: Config, count: int) -> list[ND
 
 
 def _quantized(network: RetinaNet, job: Job, config: Config) -> nn.Module:
-    needs("torchao", "--calibrate")
     from retina.export.int8 import quantize
 
     assert job.calibrate is not None

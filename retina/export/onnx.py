@@ -44,7 +44,7 @@ def write_onnx(
             (shape.example(),),
             input_names=[INPUT],
             output_names=list(OUTPUTS),
-            dynamic_shapes=shape.dynamic_shapes(),
+            dynamic_shapes=({dim: name for dim, name in enumerate(shape._fields) if shape[dim] is None},),
             custom_translation_table={torch.ops.retina.suppress.default: _translate_suppress},
             dynamo=True,
             verbose=False,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from retina import config as cfg
 from retina.config import Config
@@ -82,23 +83,28 @@ def compare(
     found: Detections, expected: Detections, candidates: Detections, config: cfg.Detect
 ) -> tuple[float, float, int, int]:
     """`boxes`, `scores`, `changed` and `detections` of one image; see Difference. `config`: of the detections."""
-    distances, nearest = _nearest(found, candidates)
-    boxes = float(distances.max()) if len(distances) else 0.0
-    score_differences = (found.scores - candidates.scores[nearest]).abs() if len(candidates.scores) else found.scores
-    scores = float(score_differences.max()) if len(score_differences) else 0.0
+    boxes = scores = 0.0
+    if len(found.scores):
+        box_MC, score_MC = _distances(found, candidates)
+        # By both, because several boxes may be clipped to the same one.
+        nearest_M1 = torch.maximum(box_MC / MAX_BOX_DIFFERENCE, score_MC / MAX_SCORE_DIFFERENCE).argmin(1, keepdim=True)
+        boxes, scores = float(box_MC.gather(1, nearest_M1).max()), float(score_MC.gather(1, nearest_M1).max())
     changed = 0
     full = [float(each.scores.min()) for each in (found, expected) if len(each.scores) == config.max_detections]
     lowest = max([config.score_threshold, *full]) + MAX_SCORE_DIFFERENCE
     for ones, others in ((found, expected), (expected, found)):
         sides = (ones.boxes[:, 2:] - ones.boxes[:, :2]).amax(dim=1).clamp(min=4)
-        is_alone = _nearest(ones, others)[0] > SAME_PLACE * sides
+        is_alone = _distances(ones, others)[0].amin(dim=1) > SAME_PLACE * sides
         changed += int((is_alone & (ones.scores > lowest)).sum())
     return boxes, scores, changed, len(expected.scores)
 
 
-def _nearest(ones: Detections, others: Detections) -> tuple[Tensor, Tensor]:
-    """Of each of `ones`, the distance from the nearest of `others` of its class (of the coordinates), and its index."""
-    if not len(others.scores):
-        return torch.full_like(ones.scores, torch.inf), torch.zeros_like(ones.labels)
-    distances = (ones.boxes[:, None] - others.boxes).abs().amax(dim=2)
-    return distances.where(ones.labels[:, None] == others.labels, torch.inf).min(dim=1)
+def _distances(ones: Detections, others: Detections) -> tuple[Tensor, Tensor]:
+    """Of each of `ones` from each of `others`: the largest of the coordinates, and of the scores. Infinite for another
+    class; the last column, which is infinite, stands for none.
+    """
+    box_MC = (ones.boxes[:, None] - others.boxes).abs().amax(dim=2)
+    score_MC = (ones.scores[:, None] - others.scores).abs()
+    is_same_MC = ones.labels[:, None] == others.labels
+    box_MC, score_MC = (distances.where(is_same_MC, torch.inf) for distances in (box_MC, score_MC))
+    return F.pad(box_MC, (0, 1), value=torch.inf), F.pad(score_MC, (0, 1), value=torch.inf)

@@ -13,7 +13,7 @@ from retina.config import Config
 from retina.config_file import load_config
 from retina.model import RetinaNet, checkpoint
 
-CATEGORIES = [(3, "red"), (5, "green"), (7, "blue")]
+CATEGORIES = [(3, "red"), (7, "green"), (20, "blue")]  # of coco_files.py
 
 
 def random_config(tiny_yaml: Path, *overrides: str) -> Config:
