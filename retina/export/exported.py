@@ -99,7 +99,7 @@ def _load_package(file: Path) -> tuple[Callable[[NDArray[np.uint8]], list[torch.
 
     @torch.inference_mode()
     def run(images: NDArray[np.uint8]) -> list[torch.Tensor]:
-        return list(package(torch.from_numpy(images)))
+        return list(package(torch.from_numpy(np.ascontiguousarray(images))))  # it does not look at the strides
 
     return run, dict(package.get_metadata())
 

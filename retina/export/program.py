@@ -46,8 +46,8 @@ class InputShape(NamedTuple):
 
     def describe(self) -> str:
         """For people."""
-        batch, height, width = ("any" if side is None else str(side) for side in self)
-        return f"batches of {batch} images of {height}x{width} pixels (height x width)"
+        size = "any size" if self.height is None else f"{self.height}x{self.width} px (height x width)"
+        return f"{'any number of' if self.batch is None else self.batch} images of {size}"
 
     def dynamic_shapes(self) -> tuple[dict[int, Any]]:
         return ({dim: torch.export.Dim.DYNAMIC for dim, given in enumerate(self) if given is None},)

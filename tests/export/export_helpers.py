@@ -17,8 +17,9 @@ CATEGORIES = [(3, "red"), (7, "green"), (20, "blue")]  # of coco_files.py
 
 
 def random_config(tiny_yaml: Path, *overrides: str) -> Config:
-    small = ["model.base_channels=32", "model.head_convs=1", "data.short_side=[64]", "detect.score_threshold=0.4"]
-    return load_config(tiny_yaml, [*small, "model.norm=batch", *overrides])
+    small = ["model.base_channels=32", "model.head_convs=1", "model.head_norm=none", "model.norm=batch"]
+    scores = ["data.short_side=[64]", "detect.score_threshold=0.4"]
+    return load_config(tiny_yaml, [*small, *scores, *overrides])
 
 
 def random_model(config: Config) -> RetinaNet:

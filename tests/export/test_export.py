@@ -95,7 +95,7 @@ def test_fixed_batch_without_resize(trained: tuple[Config, Path], tmp_path: Path
     done = run_main("export.py", checkpoint, "--format", "onnx", "--output", file, *fixed)
     assert done.returncode == 0, done.stderr
     assert_equal_to_predict(file, trained, [(64, 64)], 2)
-    with pytest.raises(ExportError, match="batches of 2 images of 64x64 pixels .* given batches of 1 images of 70x64"):
+    with pytest.raises(ExportError, match=r"takes 2 images of 64x64 px .* given 1 images of 70x64 px"):
         ExportedDetector(file)(np.zeros((1, 70, 64, 3), dtype=np.uint8))
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     done = run_main("eval.py", tmp_path / "config.yaml", "--checkpoint", file, "--output", tmp_path)

@@ -81,7 +81,9 @@ def test_suppression_separates_images_and_classes() -> None:
 @pytest.mark.parametrize("backbone", ["resnet10", "resnet50"])
 def test_folding_changes_no_output(tiny_yaml: Path, norm: str, backbone: str) -> None:
     width = 32 if backbone == "resnet10" else 64
-    config = random_config(tiny_yaml, f"model.norm={norm}", f"model.backbone={backbone}", f"model.base_channels={width}")
+    config = random_config(
+        tiny_yaml, f"model.norm={norm}", f"model.backbone={backbone}", f"model.base_channels={width}"
+    )
     model = random_model(config)
     for name, buffer in model.named_buffers():
         if "running_" in name:

@@ -15,7 +15,9 @@ from retina.export.verify import Difference, compare
 def detections(*rows: tuple[float, float, int]) -> Detections:
     """Boxes of 20x20 px at (x, 0), of (x, score, label)."""
     boxes = torch.tensor([[x, 0, x + 20, 20] for x, _, _ in rows]).reshape(-1, 4)
-    return Detections(boxes.float(), torch.tensor([row[1] for row in rows]), torch.tensor([row[2] for row in rows]).long())
+    return Detections(
+        boxes.float(), torch.tensor([row[1] for row in rows]), torch.tensor([row[2] for row in rows]).long()
+    )
 
 
 EXPECTED = detections((0, 0.9, 0), (50, 0.8, 1), (100, 0.7, 0))
