@@ -50,6 +50,7 @@ def quantize(network: RetinaNet, batches: list[Tensor]) -> nn.Module:
     `batches`: what the network sees of the calibration images, float32 (N, 3, H, W), normalized and padded, all of one
     shape.
     """
+    from torchao.quantization.pt2e import allow_exported_model_train_eval
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
         X86InductorQuantizer,
@@ -62,5 +63,5 @@ def quantize(network: RetinaNet, batches: list[Tensor]) -> nn.Module:
     prepared = prepare_pt2e(captured, quantizer)
     for batch in batches:
         prepared(batch)
-    converted: nn.Module = convert_pt2e(prepared)
+    converted: nn.Module = allow_exported_model_train_eval(convert_pt2e(prepared))  # a caller may call eval()
     return converted

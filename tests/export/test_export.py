@@ -124,7 +124,7 @@ def test_int8_is_close(trained: tuple[Config, Path]) -> None:
         assert len(convolutions) > 20
         for node in convolutions:
             assert all("dequantize" in str(source.target) for source in node.args[:2])
-        program = DetectionProgram(quantized, config)
+        program = DetectionProgram(quantized, config).eval()
 
         def run(images: np.ndarray) -> list[Detections]:
             boxes, scores, labels, count = program(torch.from_numpy(images))
