@@ -32,22 +32,20 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from retina.config import Config
-from retina.config_file import config_from_yaml
-from retina.data import Batch, CocoDataset, read_image
-from retina.data.augment import eval_transform
+from retina.data import CocoDataset, read_image
 from retina.detect import Detections
 from retina.device import compile_network
-from retina.evaluate import coco_results, evaluate_detections, load_detector
-from retina.evaluate.inference import detect_batch
+from retina.evaluate import Detector, evaluate_detections, load
+from retina.evaluate.detections import ImageDetections, on_image
 from retina.export import ExportedDetector, InputShape, Job, export
-from retina.model import RetinaNet, checkpoint
 from retina.model.anchors import make_anchors, num_anchors_per_cell
-from retina.model.pretrained import from_torchvision
+from retina.model.key_tables import TORCHVISION_V1, rename_keys
+from retina.model.retinanet import RetinaNet
 
-Run = Callable[[NDArray[np.uint8]], list[Detections]]
+Found = Detections | ImageDetections
+Run = Callable[[NDArray[np.uint8]], list[Found]]
 CPU = torch.device("cpu")
-TORCHVISION = "torchvision, float32"
+TORCHVISION = "torchvision, fp32"
 
 
 def main() -> None:
@@ -59,7 +57,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--output", type=Path, default=Path("runs/export"))
     arguments = parser.parse_args()
-    config = config_from_yaml(checkpoint.load(arguments.checkpoint)["config"])
+    eager = load(arguments.checkpoint, device="cpu")
+    config = eager.config
     dataset = CocoDataset(config.data.val_annotations, config.data.val_images)
     images = np.stack([read_image(record.path) for record in dataset.records])
     print(
@@ -69,28 +68,33 @@ def main() -> None:
         f"{images.shape[1]}x{images.shape[2]} resized to {config.data.short_side[-1]} px, {arguments.rounds} rounds"
     )
     for batch in arguments.batch:
-        rows = make_rows(arguments, config, images.shape[1:3], batch)
+        rows = make_rows(arguments, eager, images.shape[1:3], batch)
         seconds = measure(rows, images[:batch], arguments.rounds)
         aps = {name: ap(run, images, dataset, batch) for name, run in rows.items()}
         print(f"\nbatch {batch}\n\n{table(batch, seconds, aps)}")
 
 
-def make_rows(arguments: argparse.Namespace, config: Config, size: tuple[int, ...], batch: int) -> dict[str, Run]:
-    model, categories, _ = load_detector(config, arguments.checkpoint, None, CPU)
-    compiled = copy.deepcopy(model)
+def make_rows(arguments: argparse.Namespace, eager: Detector, size: tuple[int, ...], batch: int) -> dict[str, Run]:
+    compiled = copy.deepcopy(eager.model)
     compile_network(compiled, CPU)
+
+    def pytorch(model: RetinaNet, precision: str) -> Run:
+        train = eager.config.train.model_copy(update={"precision": precision})
+        config = eager.config.model_copy(update={"train": train})
+        return partial(run_pytorch, Detector(model, config, eager.categories, CPU, precision))
+
     rows: dict[str, Run] = {
-        TORCHVISION: partial(run_torchvision, torchvision_with_weights(model, config, len(categories))),
-        "PyTorch, float32": partial(run_eager, model, with_precision(config, "fp32")),
-        "PyTorch, bf16": partial(run_eager, model, with_precision(config, "bf16")),
-        "torch.compile, bf16": partial(run_eager, compiled, with_precision(config, "bf16")),
+        TORCHVISION: partial(run_torchvision, torchvision_with_weights(eager)),
+        "PyTorch, fp32": pytorch(eager.model, "fp32"),
+        "PyTorch, bf16": pytorch(eager.model, "bf16"),
+        "torch.compile, bf16": pytorch(compiled, "bf16"),
     }
     for suffix, precision in ((".onnx", "fp32"), (".pt2", "fp32"), (".pt2", "bf16"), (".pt2", "int8")):
         file = arguments.output / f"{arguments.checkpoint.parent.name}_{precision}_{batch}{suffix}"
         if not file.exists():
             export(
                 Job(
-                    checkpoint=arguments.checkpoint,
+                    source=str(arguments.checkpoint),
                     format="onnx" if suffix == ".onnx" else "torch",
                     output=file,
                     shape=InputShape(batch, *size),
@@ -105,12 +109,9 @@ def make_rows(arguments: argparse.Namespace, config: Config, size: tuple[int, ..
     return rows
 
 
-def with_precision(config: Config, precision: str) -> Config:
-    return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
-
-
-def torchvision_with_weights(model: RetinaNet, config: Config, classes: int) -> TorchvisionRetinaNet:
-    """torchvision's RetinaNet with the weights and the anchors of `model`, and its own resize."""
+def torchvision_with_weights(eager: Detector) -> TorchvisionRetinaNet:
+    """torchvision's RetinaNet with the weights and the anchors of `eager`, and its own resize."""
+    config, classes = eager.config, len(eager.categories)
     body = torchvision.models.get_model(config.model.backbone, weights=None)
     width, channels = body.fc.in_features, config.model.channels
     layers = {"layer2": "0", "layer3": "1", "layer4": "2"}
@@ -130,8 +131,8 @@ def torchvision_with_weights(model: RetinaNet, config: Config, classes: int) -> 
         detections_per_img=config.detect.max_detections,
         topk_candidates=config.detect.candidates,
     ).eval()
-    ours = model.state_dict()
-    names = {key: next(iter(from_torchvision({key: value})[0])) for key, value in theirs.state_dict().items()}
+    ours = eager.model.state_dict()
+    names = {key: next(iter(rename_keys({key: value}, TORCHVISION_V1))) for key, value in theirs.state_dict().items()}
     theirs.load_state_dict({key: ours[name] for key, name in names.items()})
     # The anchors of the first cell, whose center is the corner of the image.
     levels = make_anchors(config.anchors, 128, 128, CPU)
@@ -140,20 +141,13 @@ def torchvision_with_weights(model: RetinaNet, config: Config, classes: int) -> 
 
 
 @torch.inference_mode()
-def run_torchvision(model: TorchvisionRetinaNet, images: NDArray[np.uint8]) -> list[Detections]:
+def run_torchvision(model: TorchvisionRetinaNet, images: NDArray[np.uint8]) -> list[Found]:
     outputs = model([torch.from_numpy(image).permute(2, 0, 1).float() / 255 for image in images])
     return [Detections(output["boxes"], output["scores"], output["labels"]) for output in outputs]
 
 
-def run_eager(model: RetinaNet, config: Config, images: NDArray[np.uint8]) -> list[Detections]:
-    """As tools/eval.py does it: OpenCV resizes, the images are padded to one size."""
-    resized = np.stack([np.asarray(eval_transform(image, config.data)) for image in images])
-    height, width = resized.shape[1:3]
-    padding = [(0, -side % config.data.pad_multiple) for side in (height, width)]
-    padded = torch.from_numpy(np.pad(resized, [(0, 0), *padding, (0, 0)])).permute(0, 3, 1, 2)
-    batch = Batch(padded, [(height, width)] * len(images), [], list(range(len(images))), {})
-    scale = torch.tensor([images.shape[2] / width, images.shape[1] / height] * 2)
-    return [each._replace(boxes=each.boxes * scale) for each in detect_batch(model, batch, config)]
+def run_pytorch(detector: Detector, images: NDArray[np.uint8]) -> list[Found]:
+    return list(detector(list(images), batch_size=len(images)))
 
 
 def measure(rows: dict[str, Run], images: NDArray[np.uint8], rounds: int) -> dict[str, list[float]]:
@@ -171,10 +165,12 @@ def measure(rows: dict[str, Run], images: NDArray[np.uint8], rounds: int) -> dic
 def ap(run: Run, images: NDArray[np.uint8], dataset: CocoDataset, batch: int) -> float:
     """COCO AP on the validation images, in percent."""
     results: list[dict[str, Any]] = []
+    size, categories = images.shape[1:3], dataset.categories
     for start in range(0, len(images), batch):
         chosen = [min(start + i, len(images) - 1) for i in range(batch)]
         for i, detections in zip(dict.fromkeys(chosen), run(images[chosen]), strict=False):
-            results += coco_results(dataset.records[i].image_id, detections, torch.ones(4), dataset.category_ids)
+            found = on_image(Detections(detections.boxes, detections.scores, detections.labels), size, size, categories)
+            results += found.coco_results(dataset.records[i].image_id)
     return 100 * evaluate_detections(results, dataset).metrics["AP"]
 
 

@@ -22,7 +22,7 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt or last.pt of a run folder")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, a run folder, COCO_V1, COCO_V2")
     parser.add_argument("--format", required=True, choices=list(SUFFIXES))
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="ends in .onnx or .pt2")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the images; default: any")

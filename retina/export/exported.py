@@ -14,13 +14,14 @@ import torchvision  # noqa: F401  (a package calls its NMS)
 from numpy.typing import NDArray
 
 from retina.config import Config, Data
+from retina.config_file import config_from_yaml
 from retina.data.annotations import DataError
 from retina.data.augment import eval_transform
 from retina.data.coco import CocoDataset, Record, read_image
 from retina.detect import Detections
-from retina.evaluate.coco import coco_results
-from retina.evaluate.inference import Categories
+from retina.evaluate.detections import on_image
 from retina.export.program import INPUT, InputShape
+from retina.model.weights import Categories
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
@@ -41,10 +42,12 @@ class ExportedDetector:
     """An exported file, ready to run on the CPU.
 
     Attributes:
+        file: its path.
         metadata: what the file says of itself, see `describe` in tools/export.py.
         categories: (id, name) of each label.
         shape: of its input.
         resizes: whether it resizes the images itself.
+        config: of the detector.
     """
 
     def __init__(self, file: Path) -> None:
@@ -52,12 +55,14 @@ class ExportedDetector:
         if not file.is_file():
             raise ExportError(f"{file}: no such exported file")
         load = _load_onnx if file.suffix == SUFFIXES["onnx"] else _load_package
+        self.file = file
         self._run, self.metadata = load(file)
         if "categories" not in self.metadata:
             raise ExportError(f"{file}: not written by tools/export.py: it has no categories")
         self.categories: Categories = [(i, name) for i, name in json.loads(self.metadata["categories"])]
         self.shape = InputShape(*json.loads(self.metadata["shape"]))
         self.resizes = self.metadata["resize"] == "true"
+        self.config = config_from_yaml(self.metadata["config"])
 
     def describe(self) -> str:
         """For people."""
@@ -115,10 +120,9 @@ def exported_on_dataset(
         ExportError: the file has other categories, or takes images of another size.
         DataError: an image cannot be read, with `data.unreadable=error`.
     """
-    categories = list(zip(dataset.category_ids, dataset.names, strict=True))
-    if detector.categories != categories:
+    if detector.categories != dataset.categories:
         raise ExportError(
-            f"the file was exported with the categories {detector.categories}; the data set has {categories}"
+            f"the file was exported with the categories {detector.categories}; the data set has {dataset.categories}"
         )
     results: list[dict[str, Any]] = []
     unreadable: dict[int, str] = {}
@@ -127,8 +131,8 @@ def exported_on_dataset(
         missing = (detector.shape.batch or len(images)) - len(images)
         detections = detector(np.stack([*images, *images[-1:] * missing]))
         for (record, image), each in zip(batch, detections, strict=False):
-            scale = torch.tensor([record.width / image.shape[1], record.height / image.shape[0]] * 2)
-            results += coco_results(record.image_id, each, scale, dataset.category_ids)
+            found = on_image(each, image.shape[:2], (record.height, record.width), dataset.categories)
+            results += found.coco_results(record.image_id)
     return sorted(results, key=lambda entry: (entry["image_id"], -entry["score"])), unreadable
 
 
@@ -158,7 +162,9 @@ def _batches(
 
 
 def resize_for_evaluation(image: NDArray[np.uint8], config: Data) -> NDArray[np.uint8]:
-    """By OpenCV, also with `resize: torchvision`, because a file that does not resize takes uint8 images only."""
-    resized = eval_transform(image, config.model_copy(update={"resize": "opencv"}))
+    """By OpenCV with `resize: torchvision`, too, because a file that does not resize takes uint8 images only."""
+    if config.resize == "torchvision":
+        config = config.model_copy(update={"resize": "opencv"})
+    resized = eval_transform(image, config)
     assert isinstance(resized, np.ndarray)
     return resized

@@ -15,16 +15,15 @@ from torch import nn
 
 from retina import __version__
 from retina.config import Config
-from retina.config_file import config_from_yaml
 from retina.data.annotations import DataError
 from retina.data.coco import read_image
-from retina.evaluate.inference import Categories, load_detector
+from retina.evaluate.loading import load
 from retina.export.exported import ExportedDetector, ExportError, needs, resize_for_evaluation
 from retina.export.network import inference_network
 from retina.export.program import DetectionProgram, InputShape
 from retina.export.verify import Difference, compare_with_eager
-from retina.model import checkpoint
 from retina.model.retinanet import RetinaNet
+from retina.model.weights import Categories
 
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": (), "int8": ("torchao",)}
 SAMPLES = 8  # images to compare on
@@ -33,14 +32,14 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 class Job(NamedTuple):
-    """What to export. `calibrate` and `images`: folders of images. `precision` is int8 where `calibrate` is given."""
+    """What to export. `source`: as for `retina.load`. `calibrate` and `images`: folders of images."""
 
-    checkpoint: Path
+    source: str
     format: str  # onnx or torch
     output: Path
     shape: InputShape
     resize: bool
-    precision: str  # fp32, bf16 or int8
+    precision: str  # fp32, bf16 or int8, which needs `calibrate`
     calibrate: Path | None
     images: Path | None
 
@@ -51,25 +50,25 @@ def export(job: Job, log: Callable[[str], None] = print) -> Difference:
     Raises:
         ExportError: the file differs; nothing was written. Or there are no images to compare on or to calibrate with,
             or a package is missing.
-        CheckpointError, ConfigError, WeightsError, FileNotFoundError: as `load_detector`.
+        CheckpointError, ConfigError, WeightsError, FileNotFoundError: as `load`.
     """
     for package in PACKAGES[job.precision if job.precision == "int8" else job.format]:
         needs(package, f"--format {job.format}")
-    config = config_from_yaml(checkpoint.load(job.checkpoint)["config"])
-    model, categories, source = load_detector(config, job.checkpoint, None, torch.device("cpu"))
-    log(f"{source}: {len(categories)} classes; {job.precision}, {job.shape.describe()}")
+    detector = load(job.source, device="cpu")
+    config, categories = detector.config, detector.categories
+    log(f"{detector.source}: {len(categories)} classes; {job.precision}, {job.shape.describe()}")
     folder = job.images or job.calibrate or Path(config.data.val_images)
     samples = sample_images(folder, job, config, SAMPLES)
     dtype = torch.bfloat16 if job.precision == "bf16" else torch.float32
-    folded = inference_network(model, dtype)
+    folded = inference_network(detector.model, dtype)
     network = _quantized(folded, job, config) if job.calibrate else folded
     program = DetectionProgram(network, config, job.resize, dtype).eval()
     job.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=job.output.parent, prefix=".export-") as temporary:
         path = Path(temporary) / job.output.name
-        _write(program, job, _metadata(job, config, categories, source), len(categories), path)
+        _write(program, job, _metadata(job, config, categories, detector.source), len(categories), path)
         log(f"comparing with PyTorch on images of {folder}")
-        found = compare_with_eager(ExportedDetector(path), model, samples, config, job.resize, job.shape.batch or 1)
+        found = compare_with_eager(ExportedDetector(path), detector, samples, job.resize, job.shape.batch or 1)
         if job.precision == "fp32" and not found.is_rounding:
             raise ExportError(f"the exported file computes something else ({found.describe()}); nothing was written")
         path.replace(job.output)

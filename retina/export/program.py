@@ -1,7 +1,7 @@
 """The whole detector as one module over tensors: uint8 images in, boxes in their pixels out.
 
-It repeats, as a graph, what `predict` in evaluate/inference.py does with an image: the resize, the padding, the
-network, and the rules of detect.py. No shape depends on the values of a tensor, but for the number of boxes inside NMS.
+It repeats, as a graph, what a detector (evaluate/detector.py) does with an image: the resize, the padding, the network,
+and the rules of detect.py. No shape depends on the values of a tensor, but for the number of boxes inside NMS.
 
 N images, R anchors of a level, K classes, C candidates of an image, D = `detect.max_detections`.
 """
@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from torchvision.ops import nms
 
 from retina.boxes import decode
-from retina.config import Config, Data
+from retina.config import Config, Data, Detect
 from retina.data.augment import resized_size
-from retina.export.resize import normalize, output_size, resize_and_normalize
+from retina.export.resize import normalized, output_size, resize_and_normalize
 from retina.model.anchors import make_anchors
 
 INPUT = "images"
@@ -83,11 +83,15 @@ class DetectionProgram(nn.Module):
         logits_NC, anchor_NC, labels_NC = _best_candidates(outputs.logits, detect.candidates)
         deltas_NC4 = _rows(torch.cat(outputs.deltas, dim=1), anchor_NC)
         boxes_NC4 = decode(deltas_NC4, anchors[anchor_NC], detect.max_ratio)
-        boxes_NC4 = torch.minimum(boxes_NC4.clamp(min=0), _xyxy(size))
         threshold = math.log(detect.score_threshold / (1 - detect.score_threshold))
         scores_NC = torch.where(logits_NC > threshold, logits_NC.sigmoid(), 0)
+        if detect.clip == "before_nms":
+            boxes_NC4, scores_NC = _clip(boxes_NC4, scores_NC, size, detect)
         kept_NC = self.suppress(boxes_NC4, scores_NC, labels_NC, detect.nms_iou)
         boxes, scores, labels, count = _first(boxes_NC4, scores_NC * kept_NC, labels_NC, detect.max_detections)
+        if detect.clip == "after_nms":
+            boxes, scores = _clip(boxes, scores, size, detect)
+            boxes, scores, labels, count = _first(boxes, scores, labels, detect.max_detections)  # without gaps
         return boxes * (_xyxy(original) / _xyxy(size)) if self.resize else boxes, scores, labels, count
 
     def prepare(self, images: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
@@ -98,7 +102,7 @@ class DetectionProgram(nn.Module):
             x_N3HW = resize_and_normalize(images, size, data)
         else:
             size = images.shape[1], images.shape[2]
-            x_N3HW = normalize(images.permute(0, 3, 1, 2))
+            x_N3HW = normalized(images.permute(0, 3, 1, 2), data)
         padded = _padded_size(size, data.pad_multiple)
         x_N3HW = F.pad(x_N3HW, (0, padded[1] - size[1], 0, padded[0] - size[0])).to(self.dtype)
         return x_N3HW.contiguous(memory_format=torch.channels_last), size, padded
@@ -110,7 +114,8 @@ def suppress_by_class(boxes_NC4: Tensor, scores_NC: Tensor, labels_NC: Tensor, i
     As `batched_nms` of detect.py: an offset separates the classes, here also the images, in float64.
     """
     group_NC = labels_NC + (labels_NC.max() + 1) * torch.arange(boxes_NC4.shape[0])[:, None]
-    boxes_f64 = boxes_NC4.double() + (group_NC * (boxes_NC4.max().double() + 1))[:, :, None]
+    extent = boxes_NC4.max().double() - boxes_NC4.min().double().clamp(max=0) + 1
+    boxes_f64 = boxes_NC4.double() + (group_NC * extent)[:, :, None]
     index = (scores_NC.flatten() > 0).nonzero()[:, 0]
     index = index[nms(boxes_f64.flatten(0, 1)[index], scores_NC.flatten()[index].double(), iou)]
     kept = torch.zeros_like(scores_NC, dtype=torch.bool).flatten()
@@ -135,6 +140,14 @@ def _best_candidates(logits: list[Tensor], candidates: int) -> tuple[Tensor, Ten
         best_labels.append(pair_NC % classes)
         start = start + rows
     return torch.cat(best_logits, dim=1), torch.cat(best_anchors, dim=1), torch.cat(best_labels, dim=1)
+
+
+def _clip(boxes_NC4: Tensor, scores_NC: Tensor, size: tuple[int, int], config: Detect) -> tuple[Tensor, Tensor]:
+    """Boxes inside the image; the score of those without area is 0, if the config says so."""
+    boxes_NC4 = torch.minimum(boxes_NC4.clamp(min=0), _xyxy(size))
+    if config.empty_boxes == "drop":
+        scores_NC = torch.where((boxes_NC4[:, :, 2:] > boxes_NC4[:, :, :2]).all(dim=2), scores_NC, 0)
+    return boxes_NC4, scores_NC
 
 
 def _rows(x_NRV: Tensor, index_NC: Tensor) -> Tensor:

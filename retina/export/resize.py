@@ -3,13 +3,14 @@
 Each interpolation works along the rows and along the columns: an output pixel is a weighted sum of a few neighboring
 input pixels, its taps.
 
-- OpenCV's area, where a side shrinks: the weight is the share of the output pixel that the tap covers.
-- OpenCV's linear, elsewhere: two taps, with weights of 11 bits and sums of whole numbers.
+- OpenCV's area: the weight is the share of the output pixel that the tap covers.
+- OpenCV's linear: two taps, with weights of 11 bits and sums of whole numbers.
+- Pillow's bilinear: a triangle that becomes wider where a side shrinks, with weights of 22 bits.
 - torchvision's: two taps, in floating point.
 
-The pixels of the area equal those of OpenCV 4. Of its linear interpolation, about 1 in 1000 differs by 1: it rounds in
-another way at the end of a row. Where the exported graph takes images of any size, the sizes are symbols, and nothing
-here branches on them.
+The pixels of area and Pillow equal those of the libraries. Of OpenCV's linear interpolation, about 1 in 1000 differs by
+1: it rounds in another way at the end of a row. Where the exported graph takes images of any size, the sizes are
+symbols, and nothing here branches on them.
 
 N images, T taps, L output pixels along a side.
 """
@@ -22,10 +23,10 @@ import torch
 from torch import Tensor
 
 from retina.config import Data
-from retina.data.augment import MEAN, STD
+from retina.data.normalization import normalization_arguments, normalize
 
 LEAST_COVERED = 1e-3  # OpenCV leaves out a pixel of which it would take less
-WEIGHT = 2**11  # 1 as a weight of OpenCV's linear interpolation
+OPENCV_ONE, PILLOW_ONE = 2**11, 2**22  # the weight 1 of their fixed-point numbers
 
 
 def output_size(height: int, width: int, config: Data) -> tuple[int, int]:
@@ -35,27 +36,35 @@ def output_size(height: int, width: int, config: Data) -> tuple[int, int]:
     # Division of a number by a tensor would multiply by the reciprocal, which rounds in another way.
     shortest, longest = _sides((short_side, config.max_side))
     sides_2 = sides_2 * torch.minimum(shortest / sides_2.min(), longest / sides_2.max())
-    sides_2 = sides_2.trunc() if config.resize == "torchvision" else sides_2.round().clamp(min=1)
-    new_height, new_width = sides_2.long().tolist()
+    if config.resize == "opencv":
+        sides_2 = sides_2.round()
+    elif config.resize != "torchvision":
+        sides_2 = sides_2 + 0.5
+    new_height, new_width = sides_2.long().clamp(min=1).tolist()
     return new_height, new_width
 
 
 def resize_and_normalize(images_NHW3: Tensor, size: tuple[int, int], config: Data) -> Tensor:
     """uint8 (N, H, W, 3) -> normalized float32 (N, 3, *size), as evaluation prepares its images."""
     images_N3HW = images_NHW3.permute(0, 3, 1, 2)
-    old, is_fixed = (images_NHW3.shape[1], images_NHW3.shape[2]), isinstance(size[0], int)
+    old = images_N3HW.shape[2:]
     if config.resize == "torchvision":
-        return _bilinear(normalize(images_N3HW), size)
-    if is_fixed:
-        return normalize((_area if size[0] < old[0] or size[1] < old[1] else _linear)(images_N3HW, size))
-    shrinks = (_sides(size) < _sides(old)).any()
-    return normalize(torch.where(shrinks, _area(images_N3HW, size), _linear(images_N3HW, size)))
+        return _bilinear(normalized(images_N3HW, config), size)
+    if config.resize == "pillow":
+        return normalized(_antialiased(images_N3HW, size), config)
+    # OpenCV's linear interpolation to exactly half the size takes the area, too.
+    is_half = (_sides(old) == 2 * _sides(size)).all()
+    takes_area = is_half if config.resize == "opencv_bilinear" else (_sides(size) < _sides(old)).any()
+    if isinstance(size[0], int):
+        return normalized((_area if takes_area else _linear)(images_N3HW, size), config)
+    return normalized(torch.where(takes_area, _area(images_N3HW, size), _linear(images_N3HW, size)), config)
 
 
-def normalize(pixels_N3HW: Tensor) -> Tensor:
-    """0..255 -> float32 with ImageNet's mean and standard deviation."""
-    mean_311, std_311 = (torch.tensor(value)[:, None, None] for value in (MEAN, STD))
-    return (pixels_N3HW.float() / 255 - mean_311) / std_311
+def normalized(pixels_N3HW: Tensor, config: Data) -> Tensor:
+    """RGB in 0..255 -> float32 for the network."""
+    # Without its cache, which would keep the symbols of the export for later callers.
+    arguments = normalization_arguments.__wrapped__(config.normalization, torch.device("cpu"))
+    return normalize(pixels_N3HW, *arguments)
 
 
 def _area(x_N3HW: Tensor, size: tuple[int, int]) -> Tensor:
@@ -76,12 +85,30 @@ def _area(x_N3HW: Tensor, size: tuple[int, int]) -> Tensor:
 def _linear(x_N3HW: Tensor, size: tuple[int, int]) -> Tensor:
     """OpenCV's linear interpolation of uint8 images, with its fixed-point numbers; float32."""
     columns_L2, weights_L2 = _linear_taps(x_N3HW.shape[3], size[1])
-    weights_L2 = (weights_L2 * WEIGHT).round().int()
+    weights_L2 = (weights_L2 * OPENCV_ONE).round().int()
     sums = (_take(x_N3HW, 3, columns_L2) * _along(weights_L2, 3)).sum(4, dtype=torch.int32) // 2**4
     rows_L2, weights_L2 = _linear_taps(x_N3HW.shape[2], size[0])
-    weights_L2 = (weights_L2 * WEIGHT).round().int()
+    weights_L2 = (weights_L2 * OPENCV_ONE).round().int()
     sums = (_take(sums, 2, rows_L2) * _along(weights_L2, 2) // 2**16).sum(3, dtype=torch.int32)
     return ((sums + 2) // 4).float()
+
+
+def _antialiased(x_N3HW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pillow's bilinear interpolation of uint8 images, with its fixed-point numbers; float32."""
+    for dim, length in ((3, size[1]), (2, size[0])):
+        old = x_N3HW.shape[dim]
+        scale = _scale(old, length)
+        reach = scale.clamp(min=1)  # of the triangle, to each side
+        center_L1 = (torch.arange(length, dtype=torch.float64)[:, None] + 0.5) * scale
+        first_L1 = (center_L1 - reach + 0.5).floor().clamp(min=0)
+        end_L1 = (center_L1 + reach + 0.5).floor().clamp(max=old)
+        taps_LT = first_L1 + torch.arange(2 * ((old + length - 1) // length) + 1)
+        weights_LT = (1 - ((taps_LT + 0.5 - center_L1) / reach).abs()).clamp(min=0)
+        weights_LT = torch.where(taps_LT < end_L1, weights_LT, 0)
+        weights_LT = (weights_LT / weights_LT.sum(dim=1, keepdim=True) * PILLOW_ONE).round()
+        sums = (_take(x_N3HW, dim, taps_LT) * _along(weights_LT, dim)).sum(dim + 1)
+        x_N3HW = (sums / PILLOW_ONE + 0.5).floor().clamp(0, 255)
+    return x_N3HW.float()
 
 
 def _bilinear(x_N3HW: Tensor, size: tuple[int, int]) -> Tensor:

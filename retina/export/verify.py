@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from retina import config as cfg
 from retina.config import Config
 from retina.detect import Detections
-from retina.evaluate.inference import predict
-from retina.model.retinanet import RetinaNet
+from retina.evaluate.detections import ImageDetections
+from retina.evaluate.detector import Detector
 
+AnyDetections = Detections | ImageDetections
 MAX_BOX_DIFFERENCE = 0.1  # pixels
 MAX_SCORE_DIFFERENCE = 1e-3
 MAX_CHANGED = 0.01  # of the detections
@@ -54,16 +55,16 @@ class Difference(NamedTuple):
 
 def compare_with_eager(
     run: Callable[[NDArray[np.uint8]], list[Detections]],
-    model: RetinaNet,
+    detector: Detector,
     images: list[NDArray[np.uint8]],
-    config: Config,
     resizes: bool,
     batch: int = 1,
 ) -> Difference:
-    """`run` and `predict` in float32, on each of `images`, uint8 RGB (H, W, 3).
+    """`run` and `detector` in float32, on each of `images`, uint8 RGB (H, W, 3).
 
-    `resizes`: whether `run` resizes an image; otherwise `predict` does not either. `run` gets `batch` copies of it.
+    `resizes`: whether `run` resizes an image; otherwise `detector` does not either. `run` gets `batch` copies of it.
     """
+    config = detector.config
     train = config.train.model_copy(update={"precision": "fp32"})
     before_nms = config.detect.model_copy(update={"nms_iou": 1.0, "max_detections": 10**6})
     results = []
@@ -73,14 +74,18 @@ def compare_with_eager(
             data = data.model_copy(update={"eval_short_side": min(image.shape[:2]), "max_side": max(image.shape[:2])})
         eager = config.model_copy(update={"train": train, "data": data})
         with_candidates = eager.model_copy(update={"detect": before_nms})
-        expected, candidates = (predict(model, image, c, torch.device("cpu")) for c in (eager, with_candidates))
+        expected, candidates = (_with_config(detector, c)(image) for c in (eager, with_candidates))
         results.append(compare(run(np.stack([image] * batch))[-1], expected, candidates, config.detect))
     boxes, scores, changed, detections = zip(*results, strict=True)
     return Difference(len(images), sum(detections), max(boxes), max(scores), sum(changed))
 
 
+def _with_config(detector: Detector, config: Config) -> Detector:
+    return Detector(detector.model, config, detector.categories, detector.device, detector.source)
+
+
 def compare(
-    found: Detections, expected: Detections, candidates: Detections, config: cfg.Detect
+    found: Detections, expected: AnyDetections, candidates: AnyDetections, config: cfg.Detect
 ) -> tuple[float, float, int, int]:
     """`boxes`, `scores`, `changed` and `detections` of one image; see Difference. `config`: of the detections."""
     boxes = scores = 0.0
@@ -99,7 +104,7 @@ def compare(
     return boxes, scores, changed, len(expected.scores)
 
 
-def _distances(ones: Detections, others: Detections) -> tuple[Tensor, Tensor]:
+def _distances(ones: AnyDetections, others: AnyDetections) -> tuple[Tensor, Tensor]:
     """Of each of `ones` from each of `others`: the largest of the coordinates, and of the scores. Infinite for another
     class; the last column, which is infinite, stands for none.
     """

@@ -11,6 +11,7 @@ from torch import nn
 
 from retina.config import Config
 from retina.config_file import load_config
+from retina.evaluate import Detector
 from retina.model import RetinaNet, checkpoint
 
 CATEGORIES = [(3, "red"), (7, "green"), (20, "blue")]  # of coco_files.py
@@ -36,6 +37,10 @@ def random_model(config: Config) -> RetinaNet:
             for tensor in (module.bias, module.running_mean):
                 nn.init.normal_(tensor, std=0.1)  # type: ignore[arg-type]
     return model.eval()
+
+
+def random_detector(config: Config, model: RetinaNet | None = None) -> Detector:
+    return Detector(model or random_model(config), config, CATEGORIES, torch.device("cpu"), "random weights")
 
 
 def write_checkpoint(path: Path, config: Config, model: RetinaNet) -> Path:

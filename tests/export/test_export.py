@@ -15,7 +15,7 @@ from export_helpers import CATEGORIES, random_config, random_image, random_model
 
 from retina.config import Config
 from retina.detect import Detections
-from retina.evaluate.inference import load_detector, predict
+from retina.evaluate import load
 from retina.export import ExportedDetector, ExportError, job
 from retina.export.int8 import quantize
 from retina.export.network import inference_network
@@ -23,7 +23,6 @@ from retina.export.program import DetectionProgram
 from retina.export.verify import Difference, compare_with_eager
 
 pytestmark = pytest.mark.slow
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +41,13 @@ def onnx_file(trained: tuple[Config, Path], tmp_path_factory: pytest.TempPathFac
     return file
 
 
-def assert_equal_to_predict(file: Path, trained: tuple[Config, Path], sizes: list[tuple[int, int]], batch: int) -> None:
+def assert_equal_to_pytorch(file: Path, trained: tuple[Config, Path], sizes: list[tuple[int, int]], batch: int) -> None:
     config, checkpoint = trained
-    model, _, _ = load_detector(config, checkpoint, None, CPU)
-    detector = ExportedDetector(file)
+    eager, exported = load(checkpoint, config), ExportedDetector(file)
     for size in sizes:
         images = np.stack([random_image(*size, seed) for seed in range(batch)])
-        for image, found in zip(images, detector(images), strict=True):
-            expected = predict(model, image, config, CPU)
+        for image, found in zip(images, exported(images), strict=True):
+            expected = eager(image)
             assert len(expected.scores) > 20
             torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
             torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-2)
@@ -58,7 +56,7 @@ def assert_equal_to_predict(file: Path, trained: tuple[Config, Path], sizes: lis
 
 def test_onnx_takes_any_size_and_batch(onnx_file: Path, trained: tuple[Config, Path]) -> None:
     for batch in (1, 3):
-        assert_equal_to_predict(onnx_file, trained, [(96, 128), (128, 97), (64, 64)], batch)
+        assert_equal_to_pytorch(onnx_file, trained, [(96, 128), (128, 97), (64, 64)], batch)
 
 
 def test_onnx_file_says_what_it_is(onnx_file: Path) -> None:
@@ -94,7 +92,7 @@ def test_fixed_batch_without_resize(trained: tuple[Config, Path], tmp_path: Path
     fixed = ["--no-resize", "--size", 64, 64, "--batch", 2]
     done = run_main("export.py", checkpoint, "--format", "onnx", "--output", file, *fixed)
     assert done.returncode == 0, done.stderr
-    assert_equal_to_predict(file, trained, [(64, 64)], 2)
+    assert_equal_to_pytorch(file, trained, [(64, 64)], 2)
     with pytest.raises(ExportError, match=r"takes 2 images of 64x64 px .* given 1 images of 70x64 px"):
         ExportedDetector(file)(np.zeros((1, 70, 64, 3), dtype=np.uint8))
     (tmp_path / "config.yaml").write_text(config.to_yaml())
@@ -107,15 +105,15 @@ def test_package_of_torch(trained: tuple[Config, Path], tmp_path: Path) -> None:
     fixed = ["--size", 64, 96, "--batch", 1]
     done = run_main("export.py", trained[1], "--format", "torch", "--output", file, *fixed)
     assert done.returncode == 0, done.stderr
-    assert_equal_to_predict(file, trained, [(64, 96)], 1)
+    assert_equal_to_pytorch(file, trained, [(64, 96)], 1)
     assert ExportedDetector(file).categories == CATEGORIES
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
 
 
 def test_int8_is_close(trained: tuple[Config, Path]) -> None:
     config, checkpoint = trained
-    model, _, _ = load_detector(config, checkpoint, None, CPU)
-    network = inference_network(model, torch.float32)
+    detector = load(checkpoint, config)
+    network = inference_network(detector.model, torch.float32)
     images = [random_image(64, 96, seed) for seed in range(8)]
     with torch.inference_mode():
         batches = [DetectionProgram(network, config).prepare(torch.from_numpy(image)[None])[0] for image in images]
@@ -130,7 +128,7 @@ def test_int8_is_close(trained: tuple[Config, Path]) -> None:
             boxes, scores, labels, count = program(torch.from_numpy(images))
             return [Detections(boxes[0, : count[0]], scores[0, : count[0]], labels[0, : count[0]])]
 
-        found = compare_with_eager(run, model, images[:3], config, resizes=True)
+        found = compare_with_eager(run, detector, images[:3], resizes=True)
     assert found.scores < 0.05 and not found.is_rounding
 
 

@@ -1,4 +1,4 @@
-"""The graph of the whole detector against `predict`; BatchNorm folded into convolutions."""
+"""The graph of the whole detector against the detector in PyTorch; BatchNorm folded into convolutions."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from export_helpers import random_config, random_image, random_model
+from export_helpers import random_config, random_detector, random_image, random_model
 from torch import Tensor
 
 from retina.detect import Detections
-from retina.evaluate.inference import predict
+from retina.evaluate import ImageDetections
 from retina.export.network import inference_network
 from retina.export.program import DetectionProgram, suppress_by_class
-
-CPU = torch.device("cpu")
 
 
 @torch.inference_mode()
@@ -26,7 +24,7 @@ def run(program: DetectionProgram, *images: np.ndarray) -> list[Detections]:
     return [Detections(boxes[i, :n], scores[i, :n], labels[i, :n]) for i, n in enumerate(count.tolist())]
 
 
-def assert_equal(found: Detections, expected: Detections) -> None:
+def assert_equal(found: Detections, expected: ImageDetections) -> None:
     assert len(expected.scores) > 5
     torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-2)
@@ -34,20 +32,29 @@ def assert_equal(found: Detections, expected: Detections) -> None:
 
 
 @pytest.mark.parametrize("size", [(128, 160), (160, 128), (97, 191)])
-@pytest.mark.parametrize("setting", ["data.resize=opencv", "data.resize=torchvision", "detect.max_detections=7"])
-def test_detections_are_those_of_predict(tiny_yaml: Path, size: tuple[int, int], setting: str) -> None:
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "data.resize=opencv",
+        "data.resize=torchvision",
+        "detect.max_detections=7",
+        "detect.clip=after_nms",
+        "detect.empty_boxes=drop",
+    ],
+)
+def test_detections_are_those_of_pytorch(tiny_yaml: Path, size: tuple[int, int], setting: str) -> None:
     config = random_config(tiny_yaml, setting)
     model = random_model(config)
     images = [random_image(*size, seed) for seed in (1, 2)]
     for found, image in zip(run(DetectionProgram(model, config), *images), images, strict=True):
-        assert_equal(found, predict(model, image, config, CPU))
+        assert_equal(found, random_detector(config, model)(image))
 
 
 def test_few_candidates_are_taken_of_each_level(tiny_yaml: Path) -> None:
     config = random_config(tiny_yaml, "detect.candidates=20")
     model = random_model(config)
     image = random_image(128, 160)
-    assert_equal(run(DetectionProgram(model, config), image)[0], predict(model, image, config, CPU))
+    assert_equal(run(DetectionProgram(model, config), image)[0], random_detector(config, model)(image))
 
 
 def test_without_resize_the_image_is_taken_as_it_is(tiny_yaml: Path) -> None:
@@ -56,7 +63,7 @@ def test_without_resize_the_image_is_taken_as_it_is(tiny_yaml: Path) -> None:
     image = random_image(64, 90)
     same_size = config.model_copy(update={"data": config.data.model_copy(update={"max_side": 90})})
     found = run(DetectionProgram(model, config, resize=False), image)
-    assert_equal(found[0], predict(model, image, same_size, CPU))
+    assert_equal(found[0], random_detector(same_size, model)(image))
 
 
 def test_no_detections_and_fewer_candidates_than_detections(tiny_yaml: Path) -> None:
