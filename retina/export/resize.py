@@ -47,16 +47,18 @@ def output_size(height: int, width: int, config: Data) -> tuple[int, int]:
 def resize_and_normalize(images_NHW3: Tensor, size: tuple[int, int], config: Data) -> Tensor:
     """uint8 (N, H, W, 3) -> normalized float32 (N, 3, *size), as evaluation prepares its images."""
     images_N3HW = images_NHW3.permute(0, 3, 1, 2)
-    old = images_N3HW.shape[2:]
+    old = images_NHW3.shape[1], images_NHW3.shape[2]
     if config.resize == "torchvision":
         return _bilinear(normalized(images_N3HW, config), size)
     if config.resize == "pillow":
         return normalized(_antialiased(images_N3HW, size), config)
-    # OpenCV's linear interpolation to exactly half the size takes the area, too.
-    is_half = (_sides(old) == 2 * _sides(size)).all()
-    takes_area = is_half if config.resize == "opencv_bilinear" else (_sides(size) < _sides(old)).any()
+    always_linear = config.resize == "opencv_bilinear"
     if isinstance(size[0], int):
-        return normalized((_area if takes_area else _linear)(images_N3HW, size), config)
+        # OpenCV takes the area for exactly half the size, also where it is told to interpolate linearly.
+        is_half, shrinks = old == (2 * size[0], 2 * size[1]), size[0] < old[0] or size[1] < old[1]
+        resize = _area if (is_half if always_linear else shrinks) else _linear
+        return normalized(resize(images_N3HW, size), config)
+    takes_area = (_sides(old) == 2 * _sides(size)).all() if always_linear else (_sides(size) < _sides(old)).any()
     return normalized(torch.where(takes_area, _area(images_N3HW, size), _linear(images_N3HW, size)), config)
 
 
