@@ -21,7 +21,8 @@ if not torch.cuda.is_available():
 
 # The longest ones first, so that the processes of `make test` end at about the same time.
 LONGEST_FILES = (
-    "test_ablate_kill.py", "test_resume.py", "test_ablate.py", "test_train.py", "test_cli.py", "test_ddp.py",
+    "test_ablate_kill.py", "test_resume.py", "test_ablate.py", "test_export.py", "test_train.py", "test_cli.py",
+    "test_ddp.py",
 )  # fmt: skip
 
 

@@ -49,6 +49,10 @@ PACKAGES = {
         ["detections", "inference", "detector", "loading", "coco", "tta", "cost", "loss_distribution"],
         ["base", "losses", "data", "model", "detector", "analysis"],
     ),
+    "export": Package(
+        ["resize", "program", "network", "int8", "onnx", "aot", "exported", "verify", "job"],
+        ["base", "data", "model", "detector", "evaluate"],
+    ),
     "hub": Package([], ["base", "model", "evaluate"]),
     "check": Package(
         ["codes", "findings", "box_checks", "annotation_checks", "image_checks", "anchor_fit", "advice", "data_check",

@@ -1,10 +1,10 @@
 """Evaluate a detector: python tools/eval.py --checkpoint SOURCE [section.key=value ...] [--output DIR]
 
 or python tools/eval.py CONFIG [section.key=value ...] [--checkpoint SOURCE]. The checkpoint alone is enough: it has its
-config. Prints the twelve COCO numbers and the AP of each class, and writes metrics.json and detections.json (COCO
-results). With --time it also measures what an image costs, and adds it to metrics.json: "milliseconds", "gflops",
-"parameters", "peak_memory_mb". With --report it also writes report.html: where the AP is lost, how sure it is, at which
-score to use the detector, and its worst errors.
+config, as has a file of tools/export.py. Prints the twelve COCO numbers and the AP of each class, and writes
+metrics.json and detections.json (COCO results). With --time it also measures what an image costs, and adds it to
+metrics.json: "milliseconds", "gflops", "parameters", "peak_memory_mb". With --report it also writes report.html: where
+the AP is lost, how sure it is, at which score to use the detector, and its worst errors.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from retina.parent_process import end_with_parent
 
 if TYPE_CHECKING:
     from retina.data.coco import CocoDataset
+    from retina.export import ExportedDetector
     from retina.model.weights import Weights
 
 
@@ -32,7 +33,8 @@ def main() -> int:
     parser.add_argument(
         "--checkpoint",
         metavar="SOURCE",
-        help="a checkpoint, a run folder, COCO_V1, COCO_V2 or weights of another framework; default: the run of CONFIG",
+        help="a checkpoint, a run folder, COCO_V1, COCO_V2, weights of another framework, or an exported file (.onnx, "
+        ".pt2); default: the run of CONFIG",
     )
     parser.add_argument("--output", type=Path, help="folder to write to; default: the run folder")
     parser.add_argument("--tta", action="store_true", help="also mirrored and at the sizes of detect.tta_scales: slow")
@@ -50,6 +52,8 @@ def main() -> int:
         exit_with_error("give a CONFIG, or a trained detector as --checkpoint SOURCE")
     if arguments.detections and (arguments.checkpoint or arguments.time or arguments.tta):
         exit_with_error("--detections FILE needs no detector: --checkpoint, --time and --tta cannot be given with it")
+    if is_exported(arguments.checkpoint) and (arguments.time or arguments.tta):
+        exit_with_error("--time and --tta need a checkpoint; benchmarks/export.py measures exported files")
     config = load_config_or_exit(file, overrides) if file else None
     return evaluate(arguments, config, overrides)
 
@@ -65,13 +69,18 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
     from retina.atomic_files import write_text
     from retina.data.annotations import DataError
     from retina.data.coco import CocoDataset, read_image
+    from retina.export import ExportedDetector, ExportError
     from retina.model import CheckpointError, WeightsError
 
     hint = "" if config else "; the settings of the checkpoint name this data, relative to the current folder"
     folder, given = None, arguments.detections
     source, unreadable, cost = str(given), {}, {}
     try:
-        if given is None:
+        if is_exported(arguments.checkpoint):
+            weights = ExportedDetector(Path(arguments.checkpoint))
+            folder = None if config else weights.file.parent
+            config = config or override_config(weights.config, overrides)
+        elif given is None:
             weights = library.find_weights(arguments.checkpoint or library.default_source(config))
             folder = None if config else folder_of(weights.source)
             config = config or override_config(library.trained_config(weights), overrides)
@@ -84,7 +93,7 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
     except DataError as error:
         print(f"error: {error}{hint}", file=sys.stderr)
         return 1
-    except (ConfigError, ResultsError, CheckpointError, WeightsError, FileNotFoundError) as error:
+    except (ConfigError, ResultsError, CheckpointError, WeightsError, ExportError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for reason in unreadable.values():
@@ -113,20 +122,24 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
 
 
 def run_detector(
-    weights: Weights, config: Config, dataset: CocoDataset, tta: bool, timed: bool
+    weights: Weights | ExportedDetector, config: Config, dataset: CocoDataset, tta: bool, timed: bool
 ) -> tuple[str, list[dict[str, Any]], dict[int, str], dict[str, Any]]:
     """The source of the weights, the results, the images that could not be read, and what an image costs if `timed`."""
     from tqdm import tqdm
 
     from retina import evaluate as library
     from retina.device import compile_network
+    from retina.export import ExportedDetector, exported_on_dataset
 
+    progress = partial(tqdm, unit="batch", disable=not sys.stderr.isatty())
+    if isinstance(weights, ExportedDetector):
+        print(f"{weights.file}: {weights.describe()}\n{len(dataset.records)} images of {dataset.folder}")
+        return weights.describe(), *exported_on_dataset(weights, dataset, config, progress), {}
     detector = library.build_detector(weights, config, dataset.categories)
     if config.train.compile:
         compile_network(detector.model, detector.device)
     print(f"{detector.source}\n{len(dataset.records)} images of {dataset.folder} on {detector.device}")
     infer = library.inference_with_tta if tta else library.inference_on_dataset
-    progress = partial(tqdm, unit="batch", disable=not sys.stderr.isatty())
     results, unreadable = infer(detector.model, dataset, config, detector.device, progress)
     if not timed:
         return detector.source, results, unreadable, {}
@@ -140,6 +153,10 @@ def predict_command(arguments: argparse.Namespace) -> str:
     given = [arguments.config, arguments.checkpoint and "--checkpoint", arguments.checkpoint]
     words = filter(None, given if arguments.config else [arguments.checkpoint])
     return f"python tools/predict.py {' '.join(words)} IMAGE_OR_FOLDER"
+
+
+def is_exported(checkpoint: str | None) -> bool:
+    return checkpoint is not None and Path(checkpoint).suffix in (".onnx", ".pt2")
 
 
 def folder_of(source: str) -> Path | None:

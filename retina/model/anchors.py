@@ -30,7 +30,7 @@ def make_anchors(config: Anchors, height: int, width: int, device: torch.device)
     levels = []
     for level in LEVELS:
         stride = 2**level
-        rows, columns = -(-height // stride), -(-width // stride)
+        rows, columns = (height + stride - 1) // stride, (width + stride - 1) // stride  # rounded up
         step_y, step_x = (height // rows, width // columns) if config.stride == "padded" else (stride, stride)
         y = (torch.arange(rows, dtype=torch.float32) + config.offset) * step_y
         x = (torch.arange(columns, dtype=torch.float32) + config.offset) * step_x

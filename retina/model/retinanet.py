@@ -45,8 +45,8 @@ class RetinaNet(nn.Module):
         """`images`: float (N, 3, H, W), normalized, zero in the padding."""
         features = self.backbone(images)
         return Outputs(
-            [_per_anchor(self.cls_logits(_run_head(self.cls_head, level)), self.num_classes) for level in features],
-            [_per_anchor(self.bbox_reg(_run_head(self.box_head, level)), 4) for level in features],
+            [per_anchor(self.cls_logits(run_head(self.cls_head, level)), self.num_classes) for level in features],
+            [per_anchor(self.bbox_reg(run_head(self.box_head, level)), 4) for level in features],
         )
 
 
@@ -67,7 +67,7 @@ def _head(config: Config) -> nn.Sequential:
     return head
 
 
-def _run_head(head: nn.Sequential, x: Tensor) -> Tensor:
+def run_head(head: nn.Sequential, x: Tensor) -> Tensor:
     for conv, *norm, _ in cast("list[Any]", head):  # a convolution, a norm where there is one, and a ReLU
         x = conv_norm_relu(conv, norm[0] if norm else None, x)
     return x
@@ -87,6 +87,6 @@ def _init_conv(conv: nn.Conv2d) -> None:
         nn.init.zeros_(conv.bias)
 
 
-def _per_anchor(x: Tensor, last: int) -> Tensor:
+def per_anchor(x: Tensor, last: int) -> Tensor:
     """(N, A*last, H, W) -> (N, H*W*A, last); a view if the memory is channels-last."""
     return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, last)

@@ -10,7 +10,7 @@ from retina.config import Anchors, Config, Model
 from retina.losses import prior_bias
 from retina.model.anchors import make_anchors
 from retina.model.backbone import FrozenStatsBatchNorm2d
-from retina.model.retinanet import RetinaNet, _per_anchor
+from retina.model.retinanet import RetinaNet, per_anchor
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def test_outputs_have_the_order_of_the_anchors() -> None:
     nn.init.dirac_(model.cls_logits.weight.data.zero_()[:16])  # output channel c copies input channel c of its cell
     nn.init.zeros_(model.cls_logits.bias)  # type: ignore[arg-type]
     x[0, 7, 1, 2] = 1.0
-    logits = _per_anchor(model.cls_logits(x), 5)
+    logits = per_anchor(model.cls_logits(x), 5)
     assert logits.nonzero().tolist() == [[0, (1 * 4 + 2) * 9 + 7 // 5, 7 % 5]]
 
 
