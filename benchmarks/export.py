@@ -1,11 +1,11 @@
 """The speed and the AP of exported files beside PyTorch and torchvision's RetinaNet with the same weights.
 
-    python benchmarks/export.py runs/bccd256/best.pt --calibrate data/BCCD_Dataset/BCCD/JPEGImages
+    python benchmarks/export.py runs/bccd/best.pt --calibrate data/bccd_train        (a folder of training images)
 
 Every row is the whole detector: uint8 images of the data set's size in, detections in their pixels out, with the resize
 and NMS. The validation images of the checkpoint's config must have one size. Rounds go through all rows in turn, and
 the ratios are medians over rounds: a machine whose speed drifts favors none. Files are written to --output, and used
-again where they exist.
+again where they are newer than the checkpoint.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from retina.config import Config
 from retina.data.coco import CocoDataset, read_image
 from retina.detect import Detections
 from retina.device import compile_network
@@ -65,7 +66,7 @@ def main() -> None:
         f"torch {torch.__version__}, torchvision {torchvision.__version__}, onnxruntime {onnxruntime.__version__}, "
         f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}\n"
         f"{config.model.backbone}, {config.model.channels} channels, head norm {config.model.head_norm}, images "
-        f"{images.shape[1]}x{images.shape[2]} resized to {config.data.short_side[-1]} px, {arguments.rounds} rounds"
+        f"{images.shape[1]}x{images.shape[2]} resized to {short_side(config)} px, {arguments.rounds} rounds"
     )
     for batch in arguments.batch:
         rows = make_rows(arguments, eager, images.shape[1:3], batch)
@@ -91,7 +92,7 @@ def make_rows(arguments: argparse.Namespace, eager: Detector, size: tuple[int, .
     }
     for suffix, precision in ((".onnx", "fp32"), (".pt2", "fp32"), (".pt2", "bf16"), (".pt2", "int8")):
         file = arguments.output / f"{arguments.checkpoint.parent.name}_{precision}_{batch}{suffix}"
-        if not file.exists():
+        if not file.exists() or file.stat().st_mtime < arguments.checkpoint.stat().st_mtime:
             export(
                 Job(
                     source=str(arguments.checkpoint),
@@ -109,6 +110,10 @@ def make_rows(arguments: argparse.Namespace, eager: Detector, size: tuple[int, .
     return rows
 
 
+def short_side(config: Config) -> int:
+    return config.data.eval_short_side or config.data.short_side[-1]
+
+
 def torchvision_with_weights(eager: Detector) -> TorchvisionRetinaNet:
     """torchvision's RetinaNet with the weights and the anchors of `eager`, and its own resize."""
     config, classes = eager.config, len(eager.categories)
@@ -123,7 +128,7 @@ def torchvision_with_weights(eager: Detector) -> TorchvisionRetinaNet:
     theirs = TorchvisionRetinaNet(
         backbone,
         classes,
-        min_size=config.data.short_side[-1],
+        min_size=short_side(config),
         max_size=config.data.max_side,
         head=head,
         score_thresh=config.detect.score_threshold,

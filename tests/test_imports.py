@@ -17,7 +17,8 @@ class Package(NamedTuple):
 
 
 # The files at the top of retina/ are two packages here: those that every package may use, and the detector's own steps.
-BASE = ["config", "config_file", "command_line", "atomic_files", "device", "parent_process", "boxes", "exif"]
+BASE = ["config", "config_file", "command_line", "atomic_files", "device", "parent_process", "boxes", "exif",
+        "file_suffixes"]  # fmt: skip
 PACKAGES = {
     "base": Package(BASE, []),
     "losses": Package(
@@ -50,7 +51,7 @@ PACKAGES = {
         ["base", "losses", "data", "model", "detector", "analysis"],
     ),
     "export": Package(
-        ["resize", "program", "network", "int8", "onnx", "aot", "exported", "verify", "job"],
+        ["resize", "program", "network", "int8", "exported", "onnx", "aot", "verify", "job"],
         ["base", "data", "model", "detector", "evaluate"],
     ),
     "hub": Package([], ["base", "model", "evaluate"]),

@@ -16,16 +16,17 @@ import sys
 from pathlib import Path
 
 from retina.command_line import exit_with_error
-
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+from retina.file_suffixes import EXPORT_SUFFIXES
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, a run folder, COCO_V1, COCO_V2")
-    parser.add_argument("--format", required=True, choices=list(SUFFIXES))
+    parser.add_argument("--format", required=True, choices=list(EXPORT_SUFFIXES))
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="ends in .onnx or .pt2")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the images; default: any")
+    parser.add_argument(
+        "--size", type=side, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the images, or any; default: any any"
+    )
     parser.add_argument("--batch", type=int, metavar="N", help="images at once; default: any number (int8: 1)")
     parser.add_argument("--no-resize", action="store_true", help="the images have the size for the network already")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: torch only (%(default)s)")
@@ -42,22 +43,33 @@ def parse_arguments() -> argparse.Namespace:
         help="to compare on; default: those of --calibrate or of the checkpoint's data",
     )
     arguments = parser.parse_args()
-    if arguments.output.suffix != SUFFIXES[arguments.format]:
+    if arguments.output.suffix != EXPORT_SUFFIXES[arguments.format]:
         exit_with_error(
-            f"--output: given {arguments.output}, expected a name that ends in {SUFFIXES[arguments.format]}"
+            f"--output: given {arguments.output}, expected a name that ends in {EXPORT_SUFFIXES[arguments.format]}"
         )
-    if any(side < 1 for side in [*(arguments.size or []), 1 if arguments.batch is None else arguments.batch]):
-        exit_with_error("--size, --batch: numbers of pixels and images must be at least 1")
+    if arguments.batch is not None and arguments.batch < 1:
+        exit_with_error(f"--batch: given {arguments.batch}, expected at least 1")
     if arguments.format == "onnx" and (arguments.precision != "fp32" or arguments.calibrate):
         exit_with_error(
             "--precision bf16 and --calibrate need --format torch: onnxruntime is not faster with them here"
         )
-    if arguments.calibrate and not arguments.size:
+    if arguments.calibrate and arguments.precision != "fp32":
+        exit_with_error("--calibrate makes an int8 file; leave --precision out")
+    if arguments.calibrate and None in (arguments.size or [None]):
         exit_with_error("--calibrate: an int8 file takes images of one size; give --size HEIGHT WIDTH")
     for folder in (arguments.calibrate, arguments.images):
         if folder and not folder.is_dir():
             exit_with_error(f"{folder}: no such folder of images")
     return arguments
+
+
+def side(text: str) -> int | None:
+    """Of an image in pixels; None for any."""
+    if text == "any":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"given {text}, expected a number of pixels, at least 1, or any")
+    return int(text)
 
 
 def main() -> int:
@@ -80,7 +92,7 @@ def main() -> int:
     )
     try:
         found = export(job)
-    except (ExportError, ConfigError, CheckpointError, WeightsError, FileNotFoundError) as error:
+    except (ExportError, ConfigError, CheckpointError, WeightsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{found.describe()}\n{job.output}: {job.output.stat().st_size / 2**20:.1f} MiB")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from retina.analysis.thresholds import LowestScores, lowest_scores
 from retina.command_line import exit_with_error, load_config_or_exit
 from retina.config_file import ConfigError
+from retina.file_suffixes import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from retina.evaluate import Detector, ImageDetections
 
 SMALLEST_SCORE = 1e-6  # a detector takes scores above 0 only
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
 def main() -> int:

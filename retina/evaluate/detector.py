@@ -163,12 +163,13 @@ def as_rgb(image: Any, name: str = "the image") -> NDArray[np.uint8]:
         image = image.detach().cpu().permute(1, 2, 0).numpy()
     if not isinstance(image, np.ndarray):
         raise TypeError(
-            f"{name}: given {type(image).__name__}, expected a path, a PIL image, a numpy array or a torch tensor"
+            f"{name}: given {type(image).__name__}, expected a path, a PIL image, a numpy array or a torch tensor, "
+            "or a list of them"
         )
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise DataError(
-            f"{name}: given an array {image.dtype} {image.shape}, expected uint8 (H, W, 3) RGB; "
-            "PIL.Image.fromarray(array) takes gray and alpha"
+            f"{name}: given an array {image.dtype} {image.shape}, expected uint8 (H, W, 3) RGB; values from 0 to 1 "
+            "become (x * 255).round().astype(numpy.uint8), and PIL.Image.fromarray(array) takes gray and alpha"
         )
     _check_size(image.shape[:2], name)
     return np.array(image, order="C")  # a copy, because torch needs writable memory without negative strides

@@ -11,6 +11,7 @@ from retina.config import Config
 from retina.config_file import ConfigError, config_from_flat, load_config, load_preset
 from retina.device import pick_device
 from retina.evaluate.detector import Detector
+from retina.file_suffixes import EXPORT_SUFFIXES
 from retina.model import checkpoint
 from retina.model.pretrained import load_weights
 from retina.model.retinanet import RetinaNet
@@ -48,6 +49,11 @@ def load(
 def find_weights(source: str | os.PathLike[str]) -> Weights:
     """Read the weights of a detector; `source` as for `load`."""
     path = Path(source)
+    if path.is_file() and path.suffix in EXPORT_SUFFIXES.values():
+        raise WeightsError(
+            f"{path} is an exported file: retina.export.ExportedDetector runs it, and tools/eval.py "
+            "--checkpoint evaluates it"
+        )
     if is_saved_folder(path):
         weights = read_folder(path)
     elif path.is_dir():

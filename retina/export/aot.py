@@ -11,7 +11,19 @@ from pathlib import Path
 
 import torch
 
+from retina.export.exported import ExportError
 from retina.export.program import DetectionProgram, InputShape
+
+
+def check_compiler() -> None:
+    """Raise ExportError if there is no C++ compiler, before minutes are spent on the rest."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise ExportError("--format torch needs a C++ compiler: install g++, or name another as CXX=clang++") from None
 
 
 def write_package(program: DetectionProgram, shape: InputShape, metadata: dict[str, str], path: Path) -> None:
@@ -21,7 +33,7 @@ def write_package(program: DetectionProgram, shape: InputShape, metadata: dict[s
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torchvision's own code
         exported = torch.export.export(program, (shape.example(),), dynamic_shapes=shape.dynamic_shapes())
-    # Freezing packs the weights as the kernels of oneDNN take them, once, here.
-    aoti_compile_and_package(
-        exported, package_path=str(path), inductor_configs={"freezing": True, "aot_inductor.metadata": metadata}
-    )
+        # Freezing packs the weights as the kernels of oneDNN take them, once, here.
+        aoti_compile_and_package(
+            exported, package_path=str(path), inductor_configs={"freezing": True, "aot_inductor.metadata": metadata}
+        )

@@ -21,9 +21,8 @@ from retina.data.coco import CocoDataset, Record, read_image
 from retina.detect import Detections
 from retina.evaluate.detections import on_image
 from retina.export.program import INPUT, InputShape
+from retina.file_suffixes import EXPORT_SUFFIXES
 from retina.model.weights import Categories
-
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
 
 class ExportError(ValueError):
@@ -43,7 +42,7 @@ class ExportedDetector:
 
     Attributes:
         file: its path.
-        metadata: what the file says of itself, see `describe` in tools/export.py.
+        metadata: what the file says of itself, see docs/export.md.
         categories: (id, name) of each label.
         shape: of its input.
         resizes: whether it resizes the images itself.
@@ -54,7 +53,7 @@ class ExportedDetector:
         """Raises ExportError for a file that is missing, of another program, or that needs a missing package."""
         if not file.is_file():
             raise ExportError(f"{file}: no such exported file")
-        load = _load_onnx if file.suffix == SUFFIXES["onnx"] else _load_package
+        load = _load_onnx if file.suffix == EXPORT_SUFFIXES["onnx"] else _load_package
         self.file = file
         self._run, self.metadata = load(file)
         if "categories" not in self.metadata:
@@ -66,13 +65,49 @@ class ExportedDetector:
 
     def describe(self) -> str:
         """For people."""
-        return f"{self.metadata['source']}, {self.metadata['precision']}, {self.shape.describe()}"
+        resized = "" if self.resizes else ", resized before by OpenCV"
+        return f"{self.metadata['source']}, {self.metadata['precision']}, {self.shape.describe()}{resized}"
+
+    def check_settings(self, config: Config) -> None:
+        """Raise ExportError if `config` has settings for the detections that the file does not have.
+
+        They are fixed in the file. Ignoring them silently would give the numbers of other settings.
+        """
+        before, given = self.config.flat(), config.flat()
+        of_data = (
+            "data.normalization",
+            "data.pad_multiple",
+            "data.short_side",
+            "data.eval_short_side",
+            "data.max_side",
+            "data.resize",
+        )
+        fixed = [
+            key
+            for key in before
+            if (
+                key.startswith(("model.", "anchors.", "detect."))
+                and key not in ("model.weights", "model.frozen_stages")
+            )
+            or key in of_data[: len(of_data) if self.resizes else 2]
+        ]
+        changed = [f"{key} is {before[key]}, given {given[key]}" for key in fixed if before[key] != given[key]]
+        if changed:
+            raise ExportError(
+                f"{self.file} was exported with other settings: {'; '.join(changed)}. Export it with the new ones, or "
+                "evaluate the checkpoint"
+            )
 
     def __call__(self, images: NDArray[np.uint8]) -> list[Detections]:
         """uint8 RGB (N, H, W, 3) -> the detections of each image, in pixels of `images`.
 
-        Raises ExportError for images of a shape that the file does not take.
+        Raises ExportError for images of a dtype or a shape that the file does not take: a package checks neither, and
+        would return wrong boxes.
         """
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+            raise ExportError(
+                f"given an array {images.dtype} {images.shape}, expected uint8 (N, H, W, 3) RGB; one image: image[None]"
+            )
         if any(given not in (None, side) for given, side in zip(self.shape, images.shape[:3], strict=True)):
             raise ExportError(
                 f"the file takes {self.shape.describe()}, given {InputShape(*images.shape[:3]).describe()}; "
@@ -86,7 +121,10 @@ def _load_onnx(file: Path) -> tuple[Callable[[NDArray[np.uint8]], list[torch.Ten
     onnxruntime = needs("onnxruntime", f"{file}:")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class for each kind of failure, without a common one of its own
+        raise ExportError(f"{file}: not readable as an ONNX file: {str(error).splitlines()[0]}") from None
 
     def run(images: NDArray[np.uint8]) -> list[torch.Tensor]:
         return [torch.from_numpy(output) for output in session.run(None, {INPUT: images})]
@@ -117,13 +155,14 @@ def exported_on_dataset(
     If the file does not resize, `eval_transform` does it before. `progress` wraps the iterable of records.
 
     Raises:
-        ExportError: the file has other categories, or takes images of another size.
+        ExportError: the file has other categories or other settings, or takes images of another size.
         DataError: an image cannot be read, with `data.unreadable=error`.
     """
     if detector.categories != dataset.categories:
         raise ExportError(
             f"the file was exported with the categories {detector.categories}; the data set has {dataset.categories}"
         )
+    detector.check_settings(config)
     results: list[dict[str, Any]] = []
     unreadable: dict[int, str] = {}
     for batch in _batches(detector, dataset, config, progress, unreadable):

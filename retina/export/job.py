@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,17 +20,18 @@ from retina.config import Config
 from retina.data.annotations import DataError
 from retina.data.coco import read_image
 from retina.evaluate.loading import load
+from retina.export.aot import check_compiler
 from retina.export.exported import ExportedDetector, ExportError, needs, resize_for_evaluation
 from retina.export.network import inference_network
 from retina.export.program import DetectionProgram, InputShape
-from retina.export.verify import Difference, compare_with_eager
+from retina.export.verify import MIN_DETECTIONS, Difference, compare_with_eager
+from retina.file_suffixes import IMAGE_SUFFIXES
 from retina.model.retinanet import RetinaNet
 from retina.model.weights import Categories
 
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": (), "int8": ("torchao",)}
+PACKAGES: dict[str, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 SAMPLES = 8  # images to compare on
 CALIBRATION_IMAGES = 64
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 class Job(NamedTuple):
@@ -52,8 +55,10 @@ def export(job: Job, log: Callable[[str], None] = print) -> Difference:
             or a package is missing.
         CheckpointError, ConfigError, WeightsError, FileNotFoundError: as `load`.
     """
-    for package in PACKAGES[job.precision if job.precision == "int8" else job.format]:
-        needs(package, f"--format {job.format}")
+    for package in PACKAGES[job.format] + (("torchao",) if job.calibrate else ()):
+        needs(package, "--calibrate" if package == "torchao" else f"--format {job.format}")
+    if job.format == "torch":
+        check_compiler()
     detector = load(job.source, device="cpu")
     config, categories = detector.config, detector.categories
     log(f"{detector.source}: {len(categories)} classes; {job.precision}, {job.shape.describe()}")
@@ -69,6 +74,11 @@ def export(job: Job, log: Callable[[str], None] = print) -> Difference:
         _write(program, job, _metadata(job, config, categories, detector.source), len(categories), path)
         log(f"comparing with PyTorch on images of {folder}")
         found = compare_with_eager(ExportedDetector(path), detector, samples, job.resize, job.shape.batch or 1)
+        if found.detections < MIN_DETECTIONS:
+            raise ExportError(
+                f"the checkpoint finds {found.detections} objects on {found.images} images of {folder}, too few to "
+                "compare the file with it; give a folder with more as --images. Nothing was written"
+            )
         if job.precision == "fp32" and not found.is_rounding:
             raise ExportError(f"the exported file computes something else ({found.describe()}); nothing was written")
         path.replace(job.output)
@@ -76,13 +86,15 @@ def export(job: Job, log: Callable[[str], None] = print) -> Difference:
 
 
 def sample_images(folder: Path, job: Job, config: Config, count: int) -> list[NDArray[np.uint8]]:
-    """At most `count` images of the folder, evenly spaced, of the size of the job; resized if the file does not do it.
+    """At most `count` images of the folder, drawn with a fixed seed.
 
-    Raises ExportError if there is none.
+    They have the size of the job, and are resized if the file does not do it. Raises ExportError if there is none.
     """
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    images = []
-    for path in files[:: max(1, len(files) // count)]:
+    images: list[NDArray[np.uint8]] = []
+    for path in random.Random(0).sample(files, len(files)):
+        if len(images) == count:
+            break
         try:
             image = read_image(path)
         except DataError:
@@ -91,9 +103,10 @@ def sample_images(folder: Path, job: Job, config: Config, count: int) -> list[ND
         if job.shape.accepts(image.shape[:2]):
             images.append(image)
     if not images:
-        size = f" of {job.shape.height}x{job.shape.width}" if job.shape.height else ""
-        raise ExportError(f"{folder}: no images{size} (height x width) to run; give a folder that has some as --images")
-    return images[:count]
+        raise ExportError(
+            f"{folder}: no images to run, {job.shape.describe()}; give a folder that has some as --images"
+        )
+    return images
 
 
 def _quantized(network: RetinaNet, job: Job, config: Config) -> nn.Module:
@@ -102,8 +115,9 @@ def _quantized(network: RetinaNet, job: Job, config: Config) -> nn.Module:
     assert job.calibrate is not None
     images = sample_images(job.calibrate, job, config, CALIBRATION_IMAGES)
     batch = job.shape.batch or 1
-    images += images[: -len(images) % batch]
-    stacks = [torch.from_numpy(np.stack(images[i : i + batch])) for i in range(0, len(images) - batch + 1, batch)]
+    batches = -(-len(images) // batch)
+    repeated = itertools.islice(itertools.cycle(images), batches * batch)  # the last batch is full
+    stacks = torch.from_numpy(np.stack(list(repeated)).reshape(batches, batch, *images[0].shape))
     program = DetectionProgram(network, config, job.resize)
     with torch.no_grad():
         return quantize(network, [program.prepare(stack)[0] for stack in stacks])
@@ -111,6 +125,8 @@ def _quantized(network: RetinaNet, job: Job, config: Config) -> nn.Module:
 
 def _write(program: DetectionProgram, job: Job, metadata: dict[str, str], classes: int, path: Path) -> None:
     with torch.no_grad():
+        if None not in job.shape[1:]:
+            program.prepare(job.shape.example())  # computes what the graph has as constants
         if job.format == "onnx":
             from retina.export.onnx import write_onnx
 

@@ -46,7 +46,8 @@ class InputShape(NamedTuple):
 
     def describe(self) -> str:
         """For people."""
-        size = "any size" if self.height is None else f"{self.height}x{self.width} px (height x width)"
+        height, width = ("any" if side is None else side for side in self[1:])
+        size = "any size" if height == width == "any" else f"{height}x{width} px (height x width)"
         return f"{'any number of' if self.batch is None else self.batch} images of {size}"
 
     def dynamic_shapes(self) -> tuple[dict[int, Any]]:
@@ -67,12 +68,12 @@ class DetectionProgram(nn.Module):
         config: Config,
         resize: bool = True,
         dtype: torch.dtype = torch.float32,
-        suppress: Suppress | None = None,
     ) -> None:
         """`network`: (N, 3, H, W) in `dtype` -> Outputs. `resize`: as for evaluation; else the caller does that."""
         super().__init__()
         self.network, self.config = network, config
-        self.resize, self.dtype, self.suppress = resize, dtype, suppress or suppress_by_class
+        self.resize, self.dtype = resize, dtype
+        self.suppress: Suppress = suppress_by_class  # an export may put another one here
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         detect, original = self.config.detect, (images.shape[1], images.shape[2])

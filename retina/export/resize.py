@@ -17,7 +17,8 @@ N images, T taps, L output pixels along a side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -73,23 +74,21 @@ def _area(x_N3HW: Tensor, size: tuple[int, int]) -> Tensor:
     """The mean of the area of each output pixel, rounded; float32."""
     old = x_N3HW.shape[2:]
     for dim, length in ((3, size[1]), (2, size[0])):  # in OpenCV's order, for the last bits
-        scale = _scale(x_N3HW.shape[dim], length)
-        start_L1 = torch.arange(length, dtype=torch.float64)[:, None] * scale
-        taps_LT = start_L1.floor() + torch.arange((x_N3HW.shape[dim] + length - 1) // length + 1)
-        covered_LT = (torch.minimum(start_L1 + scale, taps_LT + 1) - torch.maximum(start_L1, taps_LT)).clamp(min=0)
-        weights_LT = torch.where(covered_LT > LEAST_COVERED, covered_LT / scale, 0)
-        x_N3HW = (_take(x_N3HW, dim, taps_LT) * _along(weights_LT.float(), dim)).sum(dim + 1)
+        taps_LT, weights_LT = _constant(_area_taps, x_N3HW.shape[dim], length)
+        x_N3HW = (_take(x_N3HW, dim, taps_LT) * _along(weights_LT, dim)).sum(dim + 1)
     # OpenCV rounds half up where it averages 2x2 pixels, and half to even elsewhere.
+    if isinstance(size[0], int):
+        return (x_N3HW + 0.5).floor() if tuple(old) == (2 * size[0], 2 * size[1]) else x_N3HW.round()
     is_2x2 = (_sides(old) == 2 * _sides(size)).all()
     return torch.where(is_2x2, (x_N3HW + 0.5).floor(), x_N3HW.round())
 
 
 def _linear(x_N3HW: Tensor, size: tuple[int, int]) -> Tensor:
     """OpenCV's linear interpolation of uint8 images, with its fixed-point numbers; float32."""
-    columns_L2, weights_L2 = _linear_taps(x_N3HW.shape[3], size[1])
+    columns_L2, weights_L2 = _constant(_linear_taps, x_N3HW.shape[3], size[1])
     weights_L2 = (weights_L2 * OPENCV_ONE).round().int()
     sums = (_take(x_N3HW, 3, columns_L2) * _along(weights_L2, 3)).sum(4, dtype=torch.int32) // 2**4
-    rows_L2, weights_L2 = _linear_taps(x_N3HW.shape[2], size[0])
+    rows_L2, weights_L2 = _constant(_linear_taps, x_N3HW.shape[2], size[0])
     weights_L2 = (weights_L2 * OPENCV_ONE).round().int()
     sums = (_take(sums, 2, rows_L2) * _along(weights_L2, 2) // 2**16).sum(3, dtype=torch.int32)
     return ((sums + 2) // 4).float()
@@ -98,16 +97,7 @@ def _linear(x_N3HW: Tensor, size: tuple[int, int]) -> Tensor:
 def _antialiased(x_N3HW: Tensor, size: tuple[int, int]) -> Tensor:
     """Pillow's bilinear interpolation of uint8 images, with its fixed-point numbers; float32."""
     for dim, length in ((3, size[1]), (2, size[0])):
-        old = x_N3HW.shape[dim]
-        scale = _scale(old, length)
-        reach = scale.clamp(min=1)  # of the triangle, to each side
-        center_L1 = (torch.arange(length, dtype=torch.float64)[:, None] + 0.5) * scale
-        first_L1 = (center_L1 - reach + 0.5).floor().clamp(min=0)
-        end_L1 = (center_L1 + reach + 0.5).floor().clamp(max=old)
-        taps_LT = first_L1 + torch.arange(2 * ((old + length - 1) // length) + 1)
-        weights_LT = (1 - ((taps_LT + 0.5 - center_L1) / reach).abs()).clamp(min=0)
-        weights_LT = torch.where(taps_LT < end_L1, weights_LT, 0)
-        weights_LT = (weights_LT / weights_LT.sum(dim=1, keepdim=True) * PILLOW_ONE).round()
+        taps_LT, weights_LT = _constant(_triangle_taps, x_N3HW.shape[dim], length)
         sums = (_take(x_N3HW, dim, taps_LT) * _along(weights_LT, dim)).sum(dim + 1)
         x_N3HW = (sums / PILLOW_ONE + 0.5).floor().clamp(0, 255)
     return x_N3HW.float()
@@ -116,11 +106,44 @@ def _antialiased(x_N3HW: Tensor, size: tuple[int, int]) -> Tensor:
 def _bilinear(x_N3HW: Tensor, size: tuple[int, int]) -> Tensor:
     """torch's bilinear interpolation without antialiasing."""
     for dim, length in ((2, size[0]), (3, size[1])):
-        taps_L2, weights_L2 = _linear_taps(x_N3HW.shape[dim], length)
+        taps_L2, weights_L2 = _constant(_linear_taps, x_N3HW.shape[dim], length)
         x_N3HW = (_take(x_N3HW, dim, taps_L2) * _along(weights_L2, dim)).sum(dim + 1)
     return x_N3HW
 
 
+def _constant(taps: Callable[[int, int], tuple[Tensor, Tensor]], old: int, new: int) -> tuple[Tensor, Tensor]:
+    """The taps as constants of the graph, if the sides are numbers: then they were computed before the export."""
+    if isinstance(old, int) and isinstance(new, int):
+        return taps(old, new)
+    return taps.__wrapped__(old, new)  # without the cache, which would keep symbols
+
+
+@lru_cache
+def _area_taps(old: int, new: int) -> tuple[Tensor, Tensor]:
+    """The input pixels of each of `new` output pixels, and their weights; float32 (L, T)."""
+    scale = _scale(old, new)
+    start_L1 = torch.arange(new, dtype=torch.float64)[:, None] * scale
+    between = 0 if isinstance(old, int) and old % new == 0 else 1  # an output pixel may begin within an input pixel
+    taps_LT = start_L1.floor() + torch.arange((old + new - 1) // new + between)
+    covered_LT = (torch.minimum(start_L1 + scale, taps_LT + 1) - torch.maximum(start_L1, taps_LT)).clamp(min=0)
+    return taps_LT, torch.where(covered_LT > LEAST_COVERED, covered_LT / scale, 0).float()
+
+
+@lru_cache
+def _triangle_taps(old: int, new: int) -> tuple[Tensor, Tensor]:
+    """The input pixels under a triangle around the center of each of `new` output pixels, and their weights; (L, T)."""
+    scale = _scale(old, new)
+    reach = scale.clamp(min=1)  # of the triangle, to each side
+    center_L1 = (torch.arange(new, dtype=torch.float64)[:, None] + 0.5) * scale
+    first_L1 = (center_L1 - reach + 0.5).floor().clamp(min=0)
+    end_L1 = (center_L1 + reach + 0.5).floor().clamp(max=old)
+    taps_LT = first_L1 + torch.arange(2 * ((old + new - 1) // new) + 1)
+    weights_LT = (1 - ((taps_LT + 0.5 - center_L1) / reach).abs()).clamp(min=0)
+    weights_LT = torch.where(taps_LT < end_L1, weights_LT, 0)
+    return taps_LT, (weights_LT / weights_LT.sum(dim=1, keepdim=True) * PILLOW_ONE).round()
+
+
+@lru_cache
 def _linear_taps(old: int, new: int) -> tuple[Tensor, Tensor]:
     """The two input pixels next to the center of each of `new` output pixels, and their weights; float32 (L, 2)."""
     center_L1 = (torch.arange(new, dtype=torch.float64)[:, None] + 0.5) * _scale(old, new) - 0.5

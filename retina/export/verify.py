@@ -21,6 +21,7 @@ AnyDetections = Detections | ImageDetections
 MAX_BOX_DIFFERENCE = 0.1  # pixels
 MAX_SCORE_DIFFERENCE = 1e-3
 MAX_CHANGED = 0.01  # of the detections
+MIN_DETECTIONS = 10  # with fewer, a comparison says nothing
 SAME_PLACE = 0.25  # of the longer side of a box
 
 

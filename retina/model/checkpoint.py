@@ -5,7 +5,7 @@ every tensor and every plain value, so two states are equal exactly if their dig
 
 This file does not know what a state contains. train/state.py does: `TrainState.state_dict` and `checkpoint_metadata`
 give the state that is saved, `TrainState.load_state_dict` reads it when a run resumes. `read_weights` in
-evaluate/loading.py reads it for evaluation and prediction.
+model/weights.py reads it for evaluation and prediction.
 """
 
 from __future__ import annotations

@@ -112,18 +112,26 @@ _CAFFE = {"data.normalization": "caffe_bgr", "model.stride_in_1x1": True}
 _ANCHORS = {"anchors.octave_base": 4.0, "anchors.offset": 0.0}
 _QUANTIZED = _ANCHORS | {"anchors.quantize": True, "anchors.stride": "padded"}
 _EXACT = _ANCHORS | {"anchors.quantize": False, "anchors.stride": "level"}
+_EPS = {"model.norm_eps": 1e-5}
 _RELU, _NO_RELU = {"model.relu_before_p7": True}, {"model.relu_before_p7": False}
 TORCHVISION_V1 = Framework(
-    "torchvision's RetinaNet", "head.classification_head.cls_logits.bias", TORCHVISION_KEYS, _RGB | _QUANTIZED | _RELU,
+    "torchvision's RetinaNet", "head.classification_head.cls_logits.bias", TORCHVISION_KEYS,
+    _RGB | _QUANTIZED | _RELU | {"model.norm_eps": 0.0},
     "torchvision_v1",
 )  # fmt: skip
-TORCHVISION_V2 = TORCHVISION_V1._replace(marker="head.classification_head.conv.0.1.weight", preset="torchvision_v2")
+TORCHVISION_V2 = TORCHVISION_V1._replace(
+    marker="head.classification_head.conv.0.1.weight", settings=TORCHVISION_V1.settings | _EPS, preset="torchvision_v2"
+)
 DETECTRON2 = Framework(
-    "detectron2's RetinaNet", "head.cls_score.bias", DETECTRON2_KEYS, _CAFFE | _EXACT | _RELU, "detectron2",
+    "detectron2's RetinaNet", "head.cls_score.bias", DETECTRON2_KEYS, _CAFFE | _EXACT | _RELU | _EPS, "detectron2",
     orders_anchors_by_size=True,
 )  # fmt: skip
 MMDETECTION = Framework(
-    "mmdetection's RetinaNet", "bbox_head.retina_cls.bias", MMDETECTION_KEYS, _RGB | _EXACT | _NO_RELU, "mmdetection"
+    "mmdetection's RetinaNet",
+    "bbox_head.retina_cls.bias",
+    MMDETECTION_KEYS,
+    _RGB | _EXACT | _NO_RELU | _EPS,
+    "mmdetection",
 )
 MMDETECTION_CAFFE = MMDETECTION._replace(settings=MMDETECTION.settings | _CAFFE)  # no key tells them apart
 TORCHVISION_RESNET = Framework(

@@ -61,7 +61,10 @@ def read_folder(folder: Path) -> Weights:
     """
     settings = _read_settings(folder)
     config = config_from_yaml(json.dumps(settings["config"]))
-    categories = [(int(i), str(name)) for i, name in settings["categories"]]
+    try:
+        categories = [(int(i), str(name)) for i, name in settings["categories"]]
+    except (TypeError, ValueError):
+        raise WeightsError(f"{folder / SETTINGS}: categories: expected a list of [id, name]") from None
     weights = read_weights(str(folder / WEIGHTS))
     return weights._replace(source=str(folder), settings=config.flat(), categories=categories, step=settings["step"])
 

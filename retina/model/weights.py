@@ -34,7 +34,7 @@ _WITH_GAPS: Categories = list(enumerate(COCO_NAMES))
 _WITHOUT_GAPS: Categories = [(i, name) for i, name in _WITH_GAPS if name not in ("__background__", "N/A")]
 # Settings that change what the network computes, and no shape.
 INVISIBLE_SETTINGS = (
-    *("data.normalization", "model.stride_in_1x1", "model.relu_before_p7"),
+    *("data.normalization", "model.stride_in_1x1", "model.relu_before_p7", "model.norm_eps"),
     *("anchors.octave_base", "anchors.ratios", "anchors.quantize", "anchors.stride", "anchors.offset"),
 )
 

@@ -3,7 +3,7 @@
 A checkpoint is the dict `TrainState.state_dict() | checkpoint_metadata()`. train/loop.py saves it, in best.pt with an
 empty "optimizer"; a finished run with train.keep=weights has only last.pt, see `evaluated_weights`. Its readers are
 `TrainState.load_state_dict` and `_check_saved_state` here, when a run resumes, and `read_weights` in
-evaluate/loading.py, for evaluation and prediction. model/checkpoint.py writes and reads the file and does not depend
+model/weights.py, for evaluation and prediction. model/checkpoint.py writes and reads the file and does not depend
 on the keys. A new key needs a default for older files in `load_state_dict`, or in `create_train_state` if it needs the
 config. If no default is possible, increase FORMAT in that file: older files are then refused.
 """
@@ -201,6 +201,12 @@ def _check_saved_state(saved: dict[str, Any], precision: str, config: Config, da
         raise RunError(
             f"{config.run_dir} ended at step {saved['step']} with train.keep=weights: without the state of the "
             "optimizer it cannot continue; start a new run with model.weights=FILE"
+        )
+    changes = _changes(config_from_yaml(saved["config"]), config, saved["step"])
+    if changes and 0 < config.train.early_stop <= saved.get("since_best", 0):
+        raise RunError(
+            f"{config.run_dir} ended early after step {saved['step']} (train.early_stop={config.train.early_stop}), "
+            "so a --change would do nothing; start a new run with model.weights=FILE"
         )
     if [list(pair) for pair in saved["categories"]] != checkpoint_metadata(config, dataset)["categories"]:
         raise RunError(f"{config.run_dir}: the checkpoint was trained on other categories: {saved['categories']}")

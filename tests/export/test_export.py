@@ -21,6 +21,7 @@ from retina.export.int8 import quantize
 from retina.export.network import inference_network
 from retina.export.program import DetectionProgram
 from retina.export.verify import Difference, compare_with_eager
+from retina.model import WeightsError
 
 pytestmark = pytest.mark.slow
 
@@ -89,25 +90,79 @@ def test_eval_of_the_file_equals_eval_of_the_checkpoint(
 def test_fixed_batch_without_resize(trained: tuple[Config, Path], tmp_path: Path) -> None:
     config, checkpoint = trained
     file = tmp_path / "model.onnx"
-    fixed = ["--no-resize", "--size", 64, 64, "--batch", 2]
+    fixed = ["--no-resize", "--size", "any", 64, "--batch", 2]
     done = run_main("export.py", checkpoint, "--format", "onnx", "--output", file, *fixed)
     assert done.returncode == 0, done.stderr
     assert_equal_to_pytorch(file, trained, [(64, 64)], 2)
-    with pytest.raises(ExportError, match=r"takes 2 images of 64x64 px .* given 1 images of 70x64 px"):
-        ExportedDetector(file)(np.zeros((1, 70, 64, 3), dtype=np.uint8))
+    with pytest.raises(ExportError, match=r"takes 2 images of anyx64 px .* given 2 images of 64x70 px"):
+        ExportedDetector(file)(np.zeros((2, 64, 70, 3), dtype=np.uint8))
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     done = run_main("eval.py", tmp_path / "config.yaml", "--checkpoint", file, "--output", tmp_path)
     assert done.returncode == 1 and "export it with another --size or --batch" in done.stderr
 
 
-def test_package_of_torch(trained: tuple[Config, Path], tmp_path: Path) -> None:
+def test_settings_that_the_file_cannot_follow_are_refused(
+    onnx_file: Path, trained: tuple[Config, Path], tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(trained[0].to_yaml())
+    changes = ["detect.max_detections=1", "data.short_side=[96]", "train.eval_batch=2"]
+    done = run_main("eval.py", config, "--checkpoint", onnx_file, "--output", tmp_path, *changes)
+    assert done.returncode == 1, done.stdout
+    assert "data.short_side is [64], given [96]; detect.max_detections is 100, given 1. Export it" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((1, 64, 64, 3), dtype=np.float32),
+        np.zeros((64, 64, 3), dtype=np.uint8),
+        np.zeros((1, 64, 64, 4), dtype=np.uint8),
+        np.zeros((1, 0, 64, 3), dtype=np.uint8),
+    ],
+)
+def test_other_arrays_are_refused(onnx_file: Path, images: np.ndarray) -> None:
+    with pytest.raises(ExportError, match=r"given an array \w+ \(.*\), expected uint8 \(N, H, W, 3\) RGB"):
+        ExportedDetector(onnx_file)(images)
+
+
+@pytest.mark.parametrize("name", ["damaged.onnx", "damaged.pt2"])
+def test_damaged_files(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04 no such file")
+    done = run_main("eval.py", "--checkpoint", tmp_path / name)
+    assert done.returncode == 1 and f"{name}: not readable as" in done.stderr, done.stderr
+    with pytest.raises(WeightsError, match=r"is an exported file: retina\.export\.ExportedDetector runs it"):
+        load(tmp_path / name)
+
+
+def test_package_for_any_batch(trained: tuple[Config, Path], tmp_path: Path) -> None:
+    """Images of any size, too, would take minutes to compile."""
     file = tmp_path / "model.pt2"
-    fixed = ["--size", 64, 96, "--batch", 1]
-    done = run_main("export.py", trained[1], "--format", "torch", "--output", file, *fixed)
+    done = run_main("export.py", trained[1], "--format", "torch", "--size", 64, 96, "--output", file)
     assert done.returncode == 0, done.stderr
-    assert_equal_to_pytorch(file, trained, [(64, 96)], 1)
+    for batch in (1, 3):
+        assert_equal_to_pytorch(file, trained, [(64, 96)], batch)
     assert ExportedDetector(file).categories == CATEGORIES
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
+
+
+def test_int8_package(trained: tuple[Config, Path], tmp_path: Path) -> None:
+    config, checkpoint = trained
+    file = tmp_path / "model.pt2"
+    arguments = ["--calibrate", config.data.val_images, "--size", 64, 96, "--batch", 2, "--output", file]
+    done = run_main("export.py", checkpoint, "--format", "torch", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "best.pt, step 5: 3 classes; int8, 2 images of 64x96 px" in done.stdout
+    data = json.loads(Path(config.data.val_annotations).read_text())
+    data["images"] = [image for image in data["images"] if (image["width"], image["height"]) == (96, 64)]
+    kept = {image["id"] for image in data["images"]}
+    data["annotations"] = [each for each in data["annotations"] if each["image_id"] in kept]
+    (tmp_path / "val.json").write_text(json.dumps(data))
+    of_size = f"data.val_annotations={tmp_path / 'val.json'}"
+    done = run_main("eval.py", "--checkpoint", file, of_size, "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = {entry["image_id"] for entry in json.loads((tmp_path / "detections.json").read_text())}
+    assert found == kept and len(kept) > 1
 
 
 def test_int8_is_close(trained: tuple[Config, Path]) -> None:
@@ -155,9 +210,20 @@ def test_a_file_that_differs_is_not_written(
         (["--format", "onnx", "--output", "model.pt2"], 2, "expected a name that ends in .onnx"),
         (["--format", "onnx", "--output", "m.onnx", "--precision", "bf16"], 2, "need --format torch"),
         (["--format", "torch", "--output", "m.pt2", "--calibrate", "."], 2, "give --size HEIGHT WIDTH"),
-        (["--format", "torch", "--output", "m.pt2", "--batch", "0"], 2, "must be at least 1"),
+        (
+            ["--format", "torch", "--output", "m.pt2", "--calibrate", ".", "--size", "9", "any"],
+            2,
+            "give --size HEIGHT W",
+        ),
+        (["--format", "torch", "--output", "m.pt2", "--calibrate", ".", "--precision", "bf16"], 2, "leave --precision"),
+        (["--format", "torch", "--output", "m.pt2", "--batch", "0"], 2, "--batch: given 0, expected at least 1"),
+        (["--format", "onnx", "--output", "m.onnx", "--size", "0", "5"], 2, "given 0, expected a number of pixels"),
         (["--format", "onnx", "--output", "m.onnx", "--images", "nowhere"], 2, "nowhere: no such folder of images"),
-        (["--format", "onnx", "--output", "m.onnx", "--size", "31", "41"], 1, "no images of 31x41"),
+        (
+            ["--format", "onnx", "--output", "m.onnx", "--size", "31", "41"],
+            1,
+            "no images to run, any number of images of 31x41",
+        ),
     ],
 )
 def test_error_messages(trained: tuple[Config, Path], arguments: list[str], status: int, expected: str) -> None:

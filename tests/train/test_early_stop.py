@@ -14,7 +14,7 @@ from retina.evaluate import Evaluation
 from retina.model import checkpoint
 from retina.study.cells import Cell
 from retina.study.outcome import is_trained
-from retina.train import loop
+from retina.train import RunError, loop
 from retina.train.loop import train
 
 pytestmark = pytest.mark.slow
@@ -97,6 +97,19 @@ def test_a_stopped_and_resumed_run_ends_at_the_same_step(
     train(parts, resume=True)
     assert "nothing left to do: the run ended after step 5" in capsys.readouterr().out
     assert (parts.run_dir / "last.pt").read_bytes() == before
+
+
+def test_a_change_after_an_early_stop_is_refused(tiny_yaml: Path, tmp_path: Path) -> None:
+    flags = [*FLAGS, "train.early_stop=2"]
+    config = settings(tiny_yaml, tmp_path / "run", *flags)
+    train(config)
+    files = {path: path.read_bytes() for path in config.run_dir.iterdir()}
+    longer = settings(tiny_yaml, tmp_path / "run", *flags, "train.steps=9")
+    with pytest.raises(
+        RunError, match=r"ended early after step 4 \(train.early_stop=2\), so a --change would do nothing"
+    ):
+        train(longer, resume=True, changed_keys=["train.steps"])
+    assert {path: path.read_bytes() for path in config.run_dir.iterdir()} == files
 
 
 def test_only_the_weights_are_kept_of_a_run_that_stopped_early(tiny_yaml: Path, tmp_path: Path) -> None:
