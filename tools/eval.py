@@ -117,7 +117,7 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
         description = f"{source}; {dataset.annotations}"
         print(write_report(analysis, output, dataset.folder, read_image, description, predict_command(arguments)))
     if disagreement:
-        print(disagreement, file=sys.stderr)
+        print(f"ERROR: {disagreement}", file=sys.stderr)
     return 1 if disagreement else 0
 
 

@@ -51,7 +51,7 @@ class Verdicts:
 
 def without_images(ap: float) -> Sampled:
     """A run whose images are not drawn again."""
-    return Sampled(np.array([ap]), np.full((2, 1), ap), 2)
+    return Sampled(np.array([ap]), np.full((2, 1), ap), 2, np.array([2]))
 
 
 def _resampled(run: Run) -> Sampled | None:

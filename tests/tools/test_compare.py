@@ -99,7 +99,7 @@ def test_equal_quality_is_not_called_different(tmp_path: Path, tiny_yaml: Path, 
     assert "Which one is better is not known: " in done.stdout and "would be found in four of five" in done.stdout
     copied = shutil.copytree(a, tmp_path / "copy")
     same = run_main("compare.py", a, copied, "--output", tmp_path / "out")
-    assert "their detections do not differ" in same.stdout
+    assert "A and B have the same AP, whichever images are drawn." in same.stdout
 
 
 def test_results_of_other_programs(runs: dict[str, Path], tmp_path: Path, coco_root: Path) -> None:
@@ -133,7 +133,7 @@ def test_an_image_file_that_is_missing_is_named(runs: dict[str, Path], tmp_path:
         (lambda entries: "[1, 2]", "Expected object, got int in entry [0]; expected a list of"),
         (lambda entries: json.dumps(entries)[:-9], "truncated"),
         (lambda entries: json.dumps({"annotations": entries}), "expected a list of detections"),
-        (lambda entries: json.dumps([entries[0] | {"score": float("nan")}]), "NaN in line 1"),
+        (lambda entries: json.dumps([entries[0] | {"score": float("nan")}]), "NaN in [0].score"),
         (lambda entries: json.dumps([entries[0] | {"image_id": 999}]), "[0].image_id 999"),
         (lambda entries: json.dumps([entries[0] | {"category_id": 4}]), "[0].category_id 4"),
         (lambda entries: json.dumps([entries[0] | {"bbox": [1, 2, 3]}]), "bbox"),
@@ -176,7 +176,8 @@ def test_runs_that_cannot_be_compared(
         (a, b, a): "given 3 runs; expected RUN_A RUN_B",
         ("--a", a): "given 1 runs for --a and 0 for --b",
         (a, b, "--a", a): "give RUN_A RUN_B, or --a RUN ... --b RUN ..., not both",
-        (a, a): f"{a} is on both sides",
+        (a, a): f"{a} is given twice",
+        ("--a", a, a / "detections.json", "--b", b): "given twice",
         (a, tmp_path / "nothing"): "no such run folder or results file",
         (a, tmp_path / "empty"): "has no detections.json",
         (a, b, "--annotations", tmp_path / "no.json"): "no such annotation file",
