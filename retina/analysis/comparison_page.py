@@ -13,9 +13,8 @@ from PIL import Image, ImageDraw
 
 from retina.analysis.compared_runs import LETTERS, Comparison, image_rows, rows_of, run_rows
 from retina.analysis.comparison_text import HEAD, describe_sides, limits, table_rows, verdict
-from retina.analysis.gallery import FAR, ReadImage
-from retina.analysis.matches import Floats
-from retina.analysis.tables import Row, to_csv
+from retina.analysis.gallery import ReadImage, corners
+from retina.analysis.tables import MAX_ROWS, Row, to_csv
 from retina.atomic_files import write_text
 from retina.config import COCO_METRICS
 from retina.data.annotations import DataError
@@ -26,7 +25,6 @@ from retina.plots.style import PALETTE, clean_text, plain, style_axes
 PAGE, DATA, ROWS, IMAGES = "comparison.html", "comparison.json", "comparison.csv", "images.csv"
 EXAMPLES = 8  # images that became better, and as many that became worse
 TILE = 520  # longest side of an image in a pair, pixels
-MAX_ROWS = 200  # classes in the table
 MAX_PLOTTED = 30  # classes in the figure
 MAX_NAMES = 15  # errors in an image, above which their names would hide it
 RIGHT, WRONG, MISSED = PALETTE[2], PALETTE[5], PALETTE[4]
@@ -144,20 +142,18 @@ def _tile(comparison: Comparison, side_number: int, image: int, pixels: Image.Im
     names = [clean_text(text, 16) for text in matches.names]
     scale = TILE / max(pixels.size)
     canvas = pixels.resize((max(1, round(pixels.width * scale)), max(1, round(pixels.height * scale))))
-
-    def corners(xywh: Floats) -> Floats:
-        xyxy: Floats = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).clip(-FAR, FAR) * scale
-        return xyxy
-
+    origin = np.zeros(2, np.int64)
     boxes = run.results.boxes[matches.rows[right]]
     green = [RIGHT] * len(right)
-    canvas = draw_boxes(canvas, corners(boxes), [""] * len(right), colors=green, text_size=0, line_width=1)
+    canvas = draw_boxes(
+        canvas, corners(boxes, scale, origin), [""] * len(right), colors=green, text_size=0, line_width=1
+    )
     texts = [names[label] for label in file.labels[missed]]
     texts += [f"{names[matches.labels[i]]} {matches.scores[i]:.2f}" for i in wrong]
     boxes = np.concatenate([file.boxes[missed], run.results.boxes[matches.rows[wrong]]])
     canvas = draw_boxes(
         canvas,
-        corners(boxes),
+        corners(boxes, scale, origin),
         texts,
         colors=[MISSED] * len(missed) + [WRONG] * len(wrong),
         dashed=[True] * len(missed) + [False] * len(wrong),
