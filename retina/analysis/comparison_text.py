@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retina.analysis.compared_runs import LETTERS, Comparison, rows_of
+from retina.analysis.intervals import CONSTANT
 from retina.analysis.tables import Row
 from retina.analysis.text import percent
 
@@ -20,7 +21,11 @@ def verdict(comparison: Comparison) -> str:
     if math.isnan(value):
         return "There are no objects, so there is no AP to compare."
     if math.isnan(low):
-        why = "The difference is the same however the images are drawn" if result.error[0] == 0 else "Too few images"
+        why = (
+            "The difference is the same however the images are drawn"
+            if result.error[0] <= CONSTANT
+            else "Too few images"
+        )
         return f"B has {value:+.2f} AP on these {count} images. {why}, so there is no interval, and nothing follows."
     if value == low == high == 0:
         return "A and B have the same AP, whichever images are drawn."

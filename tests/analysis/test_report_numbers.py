@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from rows import columns
 
+from retina.analysis import pictures
 from retina.analysis.calibration import calibrate
 from retina.analysis.page import write_report
 from retina.analysis.report import Report, analyze
 from retina.analysis.scoring import score_with_pycocotools
 
+pytestmark = pytest.mark.slow  # draws many pictures
 BOX = [50, 50, 80, 80]
 
 
@@ -115,6 +118,15 @@ def test_the_gallery_names_the_kind_of_each_error(tmp_path: Path) -> None:
     _, data = write(report_of(1, 2, [[0, 0, *BOX, 0]], detections), tmp_path)
     kinds = [row["kind"] for row in data["gallery"] if row["gallery"] == "background"]
     assert kinds == ["both", "background"]
+
+
+def test_an_unknown_interval_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "figure_picture", lambda figure, *_: figure)
+    objects = [[image, image % 2, *BOX, 0] for image in range(12)]
+    figure: Any = pictures.plot_class_ap(report_of(12, 2, objects, [[0, 0, *BOX, 0.9]]))
+    [bars] = figure.axes[0].containers[0].lines[2]
+    lengths = [np.ptp(segment[:, 0]) for segment in bars.get_segments() if len(segment)]
+    assert len(lengths) == 2 and min(lengths) > 0, "all classes and class 0, but not class 1"
 
 
 def test_a_class_that_is_never_found_has_no_interval(tmp_path: Path) -> None:

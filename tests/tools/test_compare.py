@@ -141,6 +141,17 @@ def test_false_detections_of_a_side_with_nothing_right(tmp_path: Path, coco_root
     assert sum(row["errors_b"] - row["errors_a"] for row in images) == len(wrong)
 
 
+def test_a_difference_that_does_not_vary(tmp_path: Path, coco_root: Path, truth: dict[str, Any]) -> None:
+    """Everything is found with B and nothing with A, on every image: no interval, and none is drawn."""
+    right = [{**entry, "score": 0.9} for entry in detections(truth, 0) if entry["bbox"] != [1.0, 2.0, 9.0, 9.0]]
+    (tmp_path / "a.json").write_text("[]")
+    (tmp_path / "b.json").write_text(json.dumps(right))
+    files = [tmp_path / "a.json", tmp_path / "b.json", "--annotations", coco_root / "val.json"]
+    done = run_main("compare.py", *files, "--output", tmp_path / "out")
+    assert "B has +100.00 AP" in done.stdout and "the same however the images are drawn" in done.stdout
+    assert "nan" not in done.stdout
+
+
 def test_two_classes_with_one_name(tmp_path: Path, coco_root: Path, truth: dict[str, Any]) -> None:
     for category in truth["categories"]:
         category["name"] = "cell"
