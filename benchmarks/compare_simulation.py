@@ -5,7 +5,8 @@
 A trial draws images with objects, and the detections of two detectors A and B on them. Some images and objects are hard
 for both. The detectors are equal, or B is better by a planted number of AP points. With --seeds each side has several
 trainings, whose quality varies. Prints how often the difference is called real, how often the interval has the true
-one, and how often the widths of the intervals promise that it is found.
+one, and how often the standard errors promise that it is found: as often as a noncentral t exceeds Student's quantile.
+The first is also printed for the AP of each class.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from retina.analysis.comparison import Difference, compare, seed_noise
-from retina.analysis.intervals import accumulate, bootstrap_weights, resample_ap
+from retina.analysis.intervals import LEVEL, accumulate, bootstrap_weights, resample_ap
 from retina.analysis.matches import Matches, match_detections
 from retina.analysis.results_file import Results
 from retina.data.annotations import Annotations
@@ -113,6 +114,18 @@ def run_trial(rng: np.random.Generator, scene: Scene, qualities: Sequence[Floats
     return compare(a, b, seed_noise([a, b]))
 
 
+def promised_rate(results: list[Difference], planted: float) -> float:
+    """How often such intervals leave out 0 if the true difference is `planted`, from 0 to 1.
+
+    By the mean variance of the trials: an estimated error that is too small promises more than one that is as much too
+    large promises less, so a mean over trials of what each promises would be too high.
+    """
+    error = np.sqrt(np.mean([result.error[0] ** 2 for result in results]))
+    freedom = np.mean([result.freedom[0] for result in results])
+    quantile = stats.t.ppf(0.5 + LEVEL / 2, freedom)
+    return float(stats.nct.sf(quantile, freedom, planted / error) + stats.nct.cdf(-quantile, freedom, planted / error))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=400)
@@ -128,7 +141,8 @@ def main() -> None:
     shift = arguments.difference / points_per_quality
     planted = true_ap(shift, classes) - start if shift else 0.0
     print(f"AP {start:.1f}, planted difference {planted:.2f}, {arguments}")
-    found, covered, promised, values, widths = [], [], [], [], []
+    found: list[list[bool]] = []
+    covered, results, values, widths = [], [], [], []
     for trial in range(arguments.trials):
         rng = np.random.default_rng([2026, trial])
         sd = arguments.seed_sd / points_per_quality
@@ -136,17 +150,17 @@ def main() -> None:
         scene = draw_scene(rng, arguments.images, arguments.classes)
         result = run_trial(rng, scene, sides, arguments.resamples)
         value, low, high = 100 * result.value[0], 100 * result.low[0], 100 * result.high[0]
-        found.append(result.is_real())
+        found.append([result.is_real(column) for column in range(classes + 1)])
         covered.append(low <= planted <= high)
         values.append(value)
         widths.append((high - low) / 2)
-        # The rate at which an interval of this width around a normal estimate leaves out 0.
-        error = widths[-1] / stats.norm.ppf(0.975)
-        promised.append(stats.norm.sf((widths[-1] - planted) / error) + stats.norm.cdf((-widths[-1] - planted) / error))
-    rows = {"called different": found, "interval has the true difference": covered, "promised": promised}
+        results.append(result)
+    rows = {"called different": [row[0] for row in found], "interval has the true difference": covered}
+    rows |= {f"class {k} called different": [row[k + 1] for row in found] for k in range(classes)}
     for name, rates in rows.items():
         rate = float(np.mean(rates))
         print(f"{name}: {100 * rate:.1f} % +- {100 * np.sqrt(rate * (1 - rate) / arguments.trials):.1f}")
+    print(f"promised: {100 * promised_rate(results, planted / 100):.1f} %")
     print(
         f"measured: mean {np.mean(values):.2f}, sd {np.std(values, ddof=1):.2f}; mean half width {np.mean(widths):.2f}"
     )

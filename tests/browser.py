@@ -54,6 +54,13 @@ def take_screenshot(page: Path, folder: Path, width: int) -> Path:
     return screenshot
 
 
+def print_to_pdf(page: Path, folder: Path) -> Path:
+    """The page as a PDF."""
+    printed = folder / "page.pdf"
+    _browse(page, folder, 1000, f"--print-to-pdf={printed}")
+    return printed
+
+
 def _browse(page: Path, folder: Path, width: int, *more: str) -> subprocess.CompletedProcess[str]:
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync", "--disable-quic", f"--user-data-dir={folder}/chromium",

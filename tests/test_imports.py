@@ -42,7 +42,8 @@ PACKAGES = {
     "plots": Package(["style", "result_files", "boxes", "detections", "run", "document"], []),
     "analysis": Package(
         ["results_file", "scoring", "matches", "intervals", "errors", "thresholds", "calibration", "recall", "report",
-         "gallery", "tables", "text", "pictures", "page", "comparison", "runs", "image_errors", "comparison_text",
+         "gallery", "tables", "text", "pictures", "page", "comparison", "runs", "image_errors", "compared_runs",
+         "comparison_text",
          "comparison_page"],
         ["base", "data", "plots"],
     ),

@@ -8,6 +8,7 @@ images that changed most, comparison.json, comparison.csv and images.csv.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from retina.command_line import exit_with_error
@@ -16,7 +17,8 @@ MAX_CLASSES = 30  # in the terminal
 
 
 def main() -> int:
-    """Exit status: 0 with the table printed, whatever it says; 2 if the runs cannot be compared."""
+    """Exit status: 0 with the table printed, whatever it says; 1 if another scorer gives other numbers; 2 if the runs
+    cannot be compared."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="A and B")
     parser.add_argument(
@@ -35,31 +37,23 @@ def main() -> int:
     if not a or not b:
         given = f"{len(arguments.runs)} runs" if arguments.runs else f"{len(a)} runs for --a and {len(b)} for --b"
         exit_with_error(f"given {given}; expected RUN_A RUN_B, or at least one run for each of --a and --b")
-    if both := [str(path) for path in a if path in b]:
-        exit_with_error(f"{both[0]} is on both sides")
 
-    from retina.analysis.comparison_page import write_comparison  # late, so that a usage error is reported at once
-    from retina.analysis.comparison_text import (
-        HEAD,
-        compare_runs,
-        describe_sides,
-        limits,
-        rows_of,
-        table_rows,
-        verdict,
-    )
+    from retina.analysis.compared_runs import compare_runs, rows_of  # late, so that a usage error is reported at once
+    from retina.analysis.comparison_page import write_comparison
+    from retina.analysis.comparison_text import HEAD, describe_sides, limits, table_rows, verdict
     from retina.analysis.results_file import ResultsError
-    from retina.analysis.runs import read_runs
+    from retina.analysis.runs import read_runs, repeated_run
     from retina.config_file import ConfigError
     from retina.data.annotations import DataError
     from retina.data.coco import read_image
     from retina.plots.document import Table, to_text
 
+    if repeated := repeated_run([*a, *b]):
+        exit_with_error(f"{repeated} is given twice; each run counts once, and on one side")
     try:
-        data = read_runs([a, b], arguments.annotations, arguments.images)
+        comparison = compare_runs(read_runs([a, b], arguments.annotations, arguments.images))
     except (ConfigError, DataError, ResultsError) as error:
         exit_with_error(str(error))
-    comparison = compare_runs(data)
     rows = rows_of(comparison)
     classes = sum(row["kind"] == "class" for row in rows)
     print("\n".join(describe_sides(comparison)))
@@ -71,7 +65,9 @@ def main() -> int:
         print(write_comparison(comparison, arguments.output, read_image))
     except OSError as error:
         exit_with_error(f"--output: {arguments.output}: {error.strerror}")
-    return 0
+    if comparison.disagreement:
+        print(f"ERROR: {comparison.disagreement}", file=sys.stderr)
+    return 1 if comparison.disagreement else 0
 
 
 if __name__ == "__main__":

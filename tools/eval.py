@@ -10,7 +10,9 @@ the AP is lost, how sure it is, at which score to use the detector, and its wors
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -18,13 +20,21 @@ from typing import TYPE_CHECKING, Any
 
 from retina.command_line import config_parser, exit_with_error, load_config_or_exit
 from retina.config import Config
-from retina.config_file import ConfigError, override_config
+from retina.config_file import ConfigError, load_config, override_config
+from retina.file_suffixes import EXPORT_SUFFIXES
 from retina.parent_process import end_with_parent
 
 if TYPE_CHECKING:
+    from retina.analysis.results_file import Results
     from retina.data.coco import CocoDataset
     from retina.export import ExportedDetector
     from retina.model.weights import Weights
+
+# Settings that change the detections of given weights.
+DETECTOR_KEYS = re.compile(
+    r"model\.(?!weights$|frozen_stages$).*|anchors\..*|detect\.(?!tta_scales$).*|train\.precision"
+    r"|data\.(short_side|eval_short_side|max_side|resize|normalization|pad_multiple)"
+)
 
 
 def main() -> int:
@@ -52,6 +62,10 @@ def main() -> int:
         exit_with_error("give a CONFIG, or a trained detector as --checkpoint SOURCE")
     if arguments.detections and (arguments.checkpoint or arguments.time or arguments.tta):
         exit_with_error("--detections FILE needs no detector: --checkpoint, --time and --tta cannot be given with it")
+    if arguments.output and arguments.output.exists() and not arguments.output.is_dir():
+        exit_with_error(f"--output: {arguments.output} is a file, expected a folder")
+    if arguments.tta and arguments.time:
+        exit_with_error("--time measures one pass over an image, and --tta makes several; give one of the two")
     if is_exported(arguments.checkpoint) and (arguments.time or arguments.tta):
         exit_with_error("--time and --tta need a checkpoint; benchmarks/export.py measures exported files")
     config = load_config_or_exit(file, overrides) if file else None
@@ -66,15 +80,14 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
     from retina import evaluate as library  # torch is imported late, so that a usage error is reported at once
     from retina.analysis.results_file import ResultsError, read_results, results_columns
     from retina.analysis.scoring import confirm, score
-    from retina.atomic_files import write_text
     from retina.data.annotations import DataError
-    from retina.data.coco import CocoDataset, read_image
+    from retina.data.coco import CocoDataset
     from retina.export import ExportedDetector, ExportError
     from retina.model import CheckpointError, WeightsError
 
     hint = "" if config else "; the settings of the checkpoint name this data, relative to the current folder"
     folder, given = None, arguments.detections
-    source, unreadable, cost = str(given), {}, {}
+    weights, source, results, unreadable, cost = None, str(given), None, {}, {}
     try:
         if is_exported(arguments.checkpoint):
             weights = ExportedDetector(Path(arguments.checkpoint))
@@ -98,27 +111,56 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
         return 1
     for reason in unreadable.values():
         print(f"not evaluated: {reason}")
-    quick = score(dataset.file, columns, unreadable)
-    evaluation, disagreement = confirm(quick, dataset.file, columns, unreadable)
+    evaluation, disagreement = confirm(score(dataset.file, columns, unreadable), dataset.file, columns, unreadable)
     metrics = evaluation.metrics | cost
+    print(f"{library.format_metrics(metrics)}\n")  # before anything is written, which may fail
     output = arguments.output or (given.parent if given else folder or config.run_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    if given is None:
-        write_text(output / "detections.json", json.dumps(results))
-    if arguments.report:
-        from retina.analysis.page import write_report  # here, because few evaluations need the figures
-        from retina.analysis.report import analyze
-
-        analysis = analyze(dataset.file, columns, unreadable, metrics.get("milliseconds"))
-        metrics["score_threshold"] = analysis.thresholds()
-    write_text(output / "metrics.json", json.dumps(metrics, indent=1))
-    print(f"{library.format_metrics(metrics)}\n\n{output / 'metrics.json'}\n{given or output / 'detections.json'}")
-    if arguments.report:
-        description = f"{source}; {dataset.annotations}"
-        print(write_report(analysis, output, dataset.folder, read_image, description, predict_command(arguments)))
+    try:
+        write_results(output, metrics, results)
+        print(f"{output / 'metrics.json'}\n{given or output / 'detections.json'}")
+        if arguments.report:
+            command = predict_command(arguments, weights, config)
+            of_report = write_report(output, dataset, columns, metrics, unreadable, source, command)
+            disagreement = "\nERROR: ".join(filter(None, [disagreement, of_report]))
+    except OSError as error:
+        print(f"error: --output: {error.filename or output}: {error.strerror}", file=sys.stderr)
+        return 1
+    except DataError as error:
+        print(f"error: --report: {error}", file=sys.stderr)
+        return 1
     if disagreement:
-        print(disagreement, file=sys.stderr)
+        print(f"ERROR: {disagreement}", file=sys.stderr)
     return 1 if disagreement else 0
+
+
+def write_results(output: Path, metrics: dict[str, Any], results: list[dict[str, Any]] | None) -> None:
+    from retina.atomic_files import write_text
+
+    output.mkdir(parents=True, exist_ok=True)
+    if results is not None:
+        write_text(output / "detections.json", json.dumps(results))
+    write_text(output / "metrics.json", json.dumps(metrics, indent=1))
+
+
+def write_report(
+    output: Path,
+    dataset: CocoDataset,
+    columns: Results,
+    metrics: dict[str, Any],
+    unreadable: dict[int, str],
+    source: str,
+    command: tuple[list[str], str],
+) -> str:
+    """Write the report, and its thresholds into metrics.json. Returns an error message if its numbers differ."""
+    from retina.analysis import page  # here, because few evaluations need the figures
+    from retina.analysis.report import analyze
+    from retina.data.coco import read_image
+
+    analysis = analyze(dataset.file, columns, metrics, unreadable, metrics.get("milliseconds"))
+    write_results(output, metrics | {"score_threshold": analysis.thresholds()}, None)
+    description = f"{source}; {dataset.annotations}"
+    print(page.write_report(analysis, output, dataset.folder, read_image, description, *command))
+    return analysis.disagreement
 
 
 def run_detector(
@@ -148,15 +190,36 @@ def run_detector(
     return detector.source, results, unreadable, cost._asdict()
 
 
-def predict_command(arguments: argparse.Namespace) -> str:
-    """The command that detects with what was evaluated."""
-    given = [arguments.config, arguments.checkpoint and "--checkpoint", arguments.checkpoint]
-    words = filter(None, given if arguments.config else [arguments.checkpoint])
-    return f"python tools/predict.py {' '.join(words)} IMAGE_OR_FOLDER"
+def predict_command(
+    arguments: argparse.Namespace, weights: Weights | ExportedDetector | None, config: Config
+) -> tuple[list[str], str]:
+    """The words of the command that detects with what was evaluated; or none, and a sentence that says why."""
+    from retina import evaluate as library
+    from retina.export import ExportedDetector
+
+    if weights is None:
+        return [], ""
+    if arguments.tta or isinstance(weights, ExportedDetector):
+        what = "test-time augmentation" if arguments.tta else "exported files"
+        return [], f"No command is given here, because tools/predict.py has no {what}."
+    command, evaluated = ["python", "tools/predict.py"], config.flat()
+    candidates = []
+    with contextlib.suppress(ConfigError):  # weights whose settings are not known
+        candidates.append(([weights.source, "IMAGE_OR_FOLDER"], library.trained_config(weights).flat()))
+    if arguments.config and Path(arguments.config).exists():
+        words = [arguments.config, "IMAGE_OR_FOLDER", "--checkpoint", weights.source]
+        candidates.append((words, load_config(arguments.config).flat()))
+    changed: list[str] = []
+    for words, settings in candidates:
+        changed = [key for key in evaluated if DETECTOR_KEYS.fullmatch(key) and settings[key] != evaluated[key]]
+        if not changed:
+            return [*command, *words], ""
+    listed = ", ".join(f"{key}={evaluated[key]}" for key in changed)
+    return [], f"The detector was evaluated with {listed}. tools/predict.py takes such settings from a CONFIG only."
 
 
 def is_exported(checkpoint: str | None) -> bool:
-    return checkpoint is not None and Path(checkpoint).suffix in (".onnx", ".pt2")
+    return checkpoint is not None and Path(checkpoint).suffix in EXPORT_SUFFIXES.values()
 
 
 def folder_of(source: str) -> Path | None:

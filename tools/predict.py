@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retina.analysis.thresholds import LowestScores, lowest_scores
+from retina.analysis.thresholds import ScoreThresholds, score_thresholds
 from retina.command_line import exit_with_error, load_config_or_exit
 from retina.config_file import ConfigError
+from retina.data.annotations import distinct_names
 from retina.file_suffixes import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def main() -> int:
     config = load_config_or_exit(arguments.detector) if is_config else None
     if arguments.checkpoint and config is None:
         exit_with_error("--checkpoint needs a CONFIG before the images; a checkpoint alone takes its place")
-    lowest = lowest_scores_or_exit(arguments.score)
+    thresholds = score_thresholds_or_exit(arguments.score)
     files, root = find_images(arguments.inputs, arguments.output)
 
     from retina.atomic_files import write_text  # torch is imported late, so that a usage error is reported at once
@@ -63,7 +64,8 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(detector.source)
-    images, results, unreadable = detect(detector, files, root, arguments.output, lowest)
+    check_classes(thresholds, arguments.score, detector)
+    images, results, unreadable = detect(detector, files, root, arguments.output, thresholds)
     contents = coco_file(detector.source, images, results, detector.categories)
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_text(arguments.output / "predictions.json", json.dumps(contents, indent=1))
@@ -74,7 +76,7 @@ def main() -> int:
 
 
 def detect(
-    detector: Detector, files: list[Path], root: Path, output: Path, lowest: LowestScores
+    detector: Detector, files: list[Path], root: Path, output: Path, thresholds: ScoreThresholds
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
     """Draw the objects of each file; returns the images and results as COCO entries, and what could not be read."""
     from PIL import Image
@@ -93,7 +95,7 @@ def detect(
         except DataError as error:
             unreadable.append(str(error))
             continue
-        found = detect_above(detector, image, lowest)
+        found = detect_above(detector, image, thresholds)
         drawn = draw_boxes(Image.fromarray(image), found.boxes.tolist(), found.names, found.scores.tolist())
         name = file.relative_to(root)
         path = free_path(output / name.with_suffix(".png"), taken)
@@ -108,12 +110,25 @@ def detect(
     return images, results, unreadable
 
 
-def detect_above(detector: Detector, image: NDArray[np.uint8], lowest: LowestScores) -> ImageDetections:
-    """The objects of each class above its lowest score."""
-    scores = lowest.of([name for _, name in detector.categories])
+def detect_above(detector: Detector, image: NDArray[np.uint8], thresholds: ScoreThresholds) -> ImageDetections:
+    """The objects of each class above its threshold."""
+    scores = thresholds.of(distinct_names(detector.categories))
     below_usual = min(scores) < detector.config.detect.score_threshold
     found = detector(image, score=max(min(scores), SMALLEST_SCORE) if below_usual else None)
-    return found.where(found.scores > found.scores.new_tensor(scores)[found.labels])
+    found_scores = found.scores.double()  # a threshold lies between two scores, perhaps of neighboring float32 numbers
+    return found.where(found_scores > found_scores.new_tensor(scores)[found.labels])
+
+
+def check_classes(thresholds: ScoreThresholds, given: str, detector: Detector) -> None:
+    """Exit if the file of --score has thresholds for none of the detector's classes; name those that it lacks."""
+    names = distinct_names(detector.categories)
+    missing = thresholds.missing(names)
+    if len(missing) == len(names):
+        known = ", ".join([*list(thresholds.per_class)[:5], *["..."] * (len(thresholds.per_class) > 5)])
+        exit_with_error(f"--score {given}: its thresholds are for other classes ({known}) than the detector's")
+    if missing:
+        listed = ", ".join([*missing[:5], *["..."] * (len(missing) > 5)])
+        print(f"--score {given}: no threshold for {listed}; {thresholds.all} is used", file=sys.stderr)
 
 
 def find_images(inputs: list[Path], output: Path) -> tuple[list[Path], Path]:
@@ -138,10 +153,10 @@ def find_images(inputs: list[Path], output: Path) -> tuple[list[Path], Path]:
     return list(files), Path(os.path.commonpath([path if path.is_dir() else path.parent for path in inputs]))
 
 
-def lowest_scores_or_exit(given: str) -> LowestScores:
-    """`lowest_scores`, but an error is printed and the process exits with status 2."""
+def score_thresholds_or_exit(given: str) -> ScoreThresholds:
+    """`score_thresholds`, but an error is printed and the process exits with status 2."""
     try:
-        return lowest_scores(given)
+        return score_thresholds(given)
     except ValueError as error:
         exit_with_error(f"--score: {error}")
 

@@ -38,10 +38,11 @@ class Reliability(NamedTuple):
     @property
     def d_ece(self) -> float:
         """D-ECE, from 0 to 1; NaN without detections."""
-        if not self.counts.sum():
-            return float("nan")
-        gaps = np.abs(self.scores - self.precision)
-        return float(np.nansum(gaps * self.counts) / self.counts.sum())
+        return self.mean(np.abs(self.scores - self.precision))
+
+    def mean(self, values: Floats) -> float:
+        """The mean of values (N,), weighted with the detections of their bins; NaN without detections."""
+        return float(np.nansum(values * self.counts) / total) if (total := self.counts.sum()) else float("nan")
 
 
 class Temperature(NamedTuple):
@@ -61,11 +62,11 @@ class Calibration(NamedTuple):
 
     all: Reliability
     kept: Reliability  # detections with at least the recommended score
-    temperature: Temperature | None  # None with too few detections
+    temperature: Temperature | str  # why there is none
 
 
-def calibrate(matches: Matches, score: float, seed: int = 0) -> Calibration:
-    """Measure the calibration at IoU 0.5, and fit a temperature on half of the images, drawn with `seed`.
+def calibrate(matches: Matches, score: float) -> Calibration:
+    """Measure the calibration at IoU 0.5, and fit a temperature on half of the images, drawn at random.
 
     `score`: the threshold of `Calibration.kept`.
     """
@@ -73,7 +74,7 @@ def calibrate(matches: Matches, score: float, seed: int = 0) -> Calibration:
     scores, right, images = matches.scores[used].clip(0, 1), is_right(matches)[used], matches.images[used]
     kept = scores >= score
     num_images = len(matches.image_ids)
-    half = np.random.default_rng(seed).permutation(num_images) < num_images // 2
+    half = np.random.default_rng(0).permutation(num_images) < num_images // 2
     return Calibration(
         reliability(scores, right),
         reliability(scores[kept], right[kept]),
@@ -93,11 +94,13 @@ def reliability(scores: Floats, right: Bools) -> Reliability:
         )
 
 
-def _test_temperature(scores: Floats, right: Bools, fitted: Bools, half: Bools) -> Temperature | None:
+def _test_temperature(scores: Floats, right: Bools, fitted: Bools, half: Bools) -> Temperature | str:
     """`fitted` (D,): the detections on the images of `half` (B,)."""
     for part in (fitted, ~fitted):
-        if part.sum() < MIN_DETECTIONS or right[part].all() or not right[part].any():
-            return None
+        if part.sum() < MIN_DETECTIONS:
+            return f"a half of the images has fewer than {MIN_DETECTIONS} detections"
+        if right[part].all() or not right[part].any():
+            return f"all detections on a half of the images are {'right' if right[part].all() else 'wrong'}"
     value = fit_temperature(scores[fitted], right[fitted])
     scores, right = scores[~fitted], right[~fitted]
     scaled = scale_scores(scores, value)

@@ -8,7 +8,7 @@ s^2 (1/n_a + 1/n_b), with s corrected for the few seeds it was estimated from. T
 Student's quantile x standard error, with Welch's and Satterthwaite's degrees of freedom. Without images it is Fisher's
 least significant difference. docs/results/compare.md tests it by simulation.
 
-Legend: S resamples, C columns (COCO_METRICS, then the AP of each class; or AP alone).
+Legend: S resamples, C columns (COCO_METRICS or AP alone, then the AP of each class).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from retina.analysis.intervals import Sampled, standard_error
+from retina.analysis.intervals import CONSTANT, LEVEL, Sampled, standard_error
 
 POWER = 0.8  # of the smallest difference that a comparison would find
 
@@ -41,7 +41,9 @@ class Difference(NamedTuple):
     a: Floats  # (C,) the mean of the runs of A
     b: Floats  # (C,)
     value: Floats  # (C,)
-    low: Floats  # (C,) of the 95 % interval
+    error: Floats  # (C,) standard error
+    freedom: Floats  # (C,) degrees of freedom
+    low: Floats  # (C,) of the 95 % interval; NaN where the difference is the same in every resample, and not 0
     high: Floats  # (C,)
     p: Floats  # (C,) of no difference, two-sided
     detectable: Floats  # (C,) a true difference of this size would be found in 80 % of such comparisons
@@ -78,9 +80,10 @@ def compare(a: Sequence[Sampled], b: Sequence[Sampled], noise: SeedNoise | None)
         seeds, seeds_freedom = noise.sd * np.sqrt(1 / len(a) + 1 / len(b)), noise.degrees_of_freedom
     error = np.sqrt(images**2 + seeds**2)
     with np.errstate(invalid="ignore", divide="ignore"):
-        freedom = error**4 / (images**4 / (a[0].num_images - 1) + seeds**4 / seeds_freedom)
-        freedom = np.where(error > 0, freedom, 1)
-        reach = stats.t.ppf(0.975, freedom) * error
-        p = np.where(error > 0, 2 * stats.t.sf(np.abs(value / error), freedom), np.where(value == 0, 1.0, np.nan))
+        freedom = error**4 / (images**4 / a[0].freedom + seeds**4 / seeds_freedom)
+        varies = error > CONSTANT
+        freedom = np.where(varies, freedom, 1)
+        reach = np.where(varies, stats.t.ppf(0.5 + LEVEL / 2, freedom) * error, np.where(value == 0, 0, np.nan))
+        p = np.where(varies, 2 * stats.t.sf(np.abs(value / error), freedom), np.where(value == 0, 1, np.nan))
     detectable = reach + stats.t.ppf(POWER, freedom) * error
-    return Difference(mean_a, mean_b, value, value - reach, value + reach, p, detectable)
+    return Difference(mean_a, mean_b, value, error, freedom, value - reach, value + reach, p, detectable)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,20 +11,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from retina.analysis.comparison_text import (
-    HEAD,
-    LETTERS,
-    Comparison,
-    describe_sides,
-    image_rows,
-    limits,
-    rows_of,
-    table_rows,
-    verdict,
-)
-from retina.analysis.gallery import FAR, ReadImage
-from retina.analysis.matches import Floats
-from retina.analysis.tables import Row, to_csv
+from retina.analysis.compared_runs import LETTERS, Comparison, image_rows, rows_of, run_rows
+from retina.analysis.comparison_text import HEAD, describe_sides, limits, table_rows, verdict
+from retina.analysis.gallery import ReadImage, corners
+from retina.analysis.tables import MAX_ROWS, Row, to_csv
 from retina.atomic_files import write_text
 from retina.config import COCO_METRICS
 from retina.data.annotations import DataError
@@ -34,7 +25,6 @@ from retina.plots.style import PALETTE, clean_text, plain, style_axes
 PAGE, DATA, ROWS, IMAGES = "comparison.html", "comparison.json", "comparison.csv", "images.csv"
 EXAMPLES = 8  # images that became better, and as many that became worse
 TILE = 520  # longest side of an image in a pair, pixels
-MAX_ROWS = 200  # classes in the table
 MAX_PLOTTED = 30  # classes in the figure
 MAX_NAMES = 15  # errors in an image, above which their names would hide it
 RIGHT, WRONG, MISSED = PALETTE[2], PALETTE[5], PALETTE[4]
@@ -46,8 +36,9 @@ def write_comparison(comparison: Comparison, output: Path, read_image: ReadImage
     data = {
         "verdict": verdict(comparison),
         "limits": limits(comparison),
-        "a": [run.name for run in comparison.sides[0].runs],
-        "b": [run.name for run in comparison.sides[1].runs],
+        "error": comparison.disagreement,
+        "runs": run_rows(comparison),
+        "seeds_degrees_of_freedom": comparison.noise.degrees_of_freedom if comparison.noise else None,
         "rows": rows,
         "images": images,
     }
@@ -61,6 +52,8 @@ def write_comparison(comparison: Comparison, output: Path, read_image: ReadImage
 
 def _blocks(comparison: Comparison, rows: list[Row], read_image: ReadImage) -> Iterator[Block]:
     yield Heading(1, "Comparison of A and B")
+    if comparison.disagreement:
+        yield Paragraph(comparison.disagreement, "Error:")
     yield Bullets([*describe_sides(comparison), f"Images: {comparison.data.annotations.path}"])
     yield Paragraph(verdict(comparison), "What follows:")
     yield Paragraph("", "What does not:")
@@ -83,7 +76,7 @@ def _plot_differences(rows: list[Row]) -> Picture:
     axes.axvline(0, color="#666666", linewidth=1)
     for position, row in enumerate(shown):
         known = row["low"] is not None
-        reach = 100 * (row["high"] - row["value"]) if known else 0
+        reach = 100 * (row["high"] - row["value"]) if known else math.nan  # nothing is drawn
         real = known and (row["low"] > 0 or row["high"] < 0)
         axes.errorbar(100 * row["value"], position, xerr=reach, fmt="o", color=PALETTE[4], capsize=3,
                       markerfacecolor=PALETTE[4] if real else "white")  # fmt: skip
@@ -99,8 +92,8 @@ def _pairs(comparison: Comparison, read_image: ReadImage) -> Iterator[Block]:
     """The images with the largest change of errors in both directions, A beside B."""
     yield Paragraph(
         "Errors are missed objects and wrong detections, on average over the IoU thresholds 0.5 to 0.95, of the "
-        "detections above the score with the best F1 of each side. Drawn at IoU 0.5: green, right; orange with a name, "
-        "wrong; blue and dashed, missed. "
+        "detections above the score with the best F1 of each side, or of all where none is right. Drawn at IoU 0.5: "
+        "green, right; orange with a name, wrong; blue and dashed, missed. "
         + "With several trainings the first of each side is drawn."
         * (max(len(side.runs) for side in comparison.sides) > 1)
     )
@@ -146,23 +139,21 @@ def _tile(comparison: Comparison, side_number: int, image: int, pixels: Image.Im
     wrong = kept[matches.found[0, 0, kept] < 0]
     objects = matches.object_rows[(matches.object_images == image) & ~matches.object_ignored[0]]
     missed = np.setdiff1d(objects, matches.found[0, 0, right])
-    names = [clean_text(text, 16) for text in file.names]
+    names = [clean_text(text, 16) for text in matches.names]
     scale = TILE / max(pixels.size)
     canvas = pixels.resize((max(1, round(pixels.width * scale)), max(1, round(pixels.height * scale))))
-
-    def corners(xywh: Floats) -> Floats:
-        xyxy: Floats = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).clip(-FAR, FAR) * scale
-        return xyxy
-
+    origin = np.zeros(2, np.int64)
     boxes = run.results.boxes[matches.rows[right]]
     green = [RIGHT] * len(right)
-    canvas = draw_boxes(canvas, corners(boxes), [""] * len(right), colors=green, text_size=0, line_width=1)
+    canvas = draw_boxes(
+        canvas, corners(boxes, scale, origin), [""] * len(right), colors=green, text_size=0, line_width=1
+    )
     texts = [names[label] for label in file.labels[missed]]
     texts += [f"{names[matches.labels[i]]} {matches.scores[i]:.2f}" for i in wrong]
     boxes = np.concatenate([file.boxes[missed], run.results.boxes[matches.rows[wrong]]])
     canvas = draw_boxes(
         canvas,
-        corners(boxes),
+        corners(boxes, scale, origin),
         texts,
         colors=[MISSED] * len(missed) + [WRONG] * len(wrong),
         dashed=[True] * len(missed) + [False] * len(wrong),
@@ -171,6 +162,8 @@ def _tile(comparison: Comparison, side_number: int, image: int, pixels: Image.Im
     )
     tile = Image.new("RGB", (canvas.width, canvas.height + 26), "white")
     tile.paste(canvas, (0, 26))
-    header = f"{letter}: {len(right)} found, {len(missed)} missed, {len(wrong)} wrong (score > {errors.score:g})"
+    header = f"{letter}: {len(right)} found, {len(missed)} missed, {len(wrong)} wrong (" + (
+        f"score > {errors.score:g})" if np.isfinite(errors.score) else "all scores)"
+    )
     ImageDraw.Draw(tile).text((2, 13), header, fill="#222222", font=load_font(15), anchor="lm")
     return tile

@@ -60,10 +60,10 @@ class Errors(NamedTuple):
     missed_objects: Ints  # (K,) how many of them are missed
 
     def count_kind(self, kind: int) -> Ints:
-        """(K,) number of errors of a kind by class; class errors by the class that was detected."""
+        """(K,) number of errors of a kind by class; class errors by the class of the object, as its gain in AP."""
         if kind == MISSED:
             return self.missed_objects
-        return np.bincount(self.labels[(self.kinds == kind) & ~self.ignored], minlength=len(self.objects))
+        return np.bincount(self.target_labels[(self.kinds == kind) & ~self.ignored], minlength=len(self.objects))
 
 
 class LostAP(NamedTuple):

@@ -48,7 +48,8 @@ KINDS_OF = {
 class Example(NamedTuple):
     """One error. Rows are positions in the annotations and in the results."""
 
-    kind: str
+    gallery: str  # a key of TITLES
+    kind: str  # of KINDS; the gallery of "background" has those of "both" as well
     image: int  # position in the annotations
     detection: int  # -1 for a missed object
     thing: int  # row of the object, -1 where there is none
@@ -59,12 +60,13 @@ class Example(NamedTuple):
         file, results = report.annotations, report.results
         detected, thing = self.detection, self.thing
         return {
+            "gallery": self.gallery,
             "kind": self.kind,
             "image_id": int(file.image_ids[self.image]),
             "file": str(file.file_names[self.image]),
-            "detected": None if detected < 0 else file.names[results.labels[detected]],
+            "detected": None if detected < 0 else report.names[results.labels[detected]],
             "score": None if detected < 0 else float(results.scores[detected]),
-            "object": None if thing < 0 else file.names[file.labels[thing]],
+            "object": None if thing < 0 else report.names[file.labels[thing]],
             "annotation_id": None if thing < 0 else int(file.ids[thing]),
             "iou": self.iou,
             "detected_bbox": None if detected < 0 else results.boxes[detected].round(2).tolist(),
@@ -83,13 +85,14 @@ def choose_examples(report: Report) -> dict[str, list[Example]]:
         if kind == KINDS[MISSED]:
             sizes = file.boxes[errors.missed, 2] * file.boxes[errors.missed, 3]
             rows = errors.missed[np.argsort(-sizes, kind="stable")[:EXAMPLES]].tolist()
-            chosen[kind] = [Example(kind, int(file.images[row]), -1, row, math.nan) for row in rows]
+            chosen[kind] = [Example(kind, kind, int(file.images[row]), -1, row, math.nan) for row in rows]
             continue
         which = np.flatnonzero(np.isin(errors.kinds, KINDS_OF[kind]) & ~errors.ignored)
         which = which[np.argsort(-errors.scores[which], kind="stable")[:EXAMPLES]]
         chosen[kind] = [
             Example(
                 kind,
+                KINDS[errors.kinds[i]],
                 int(report.results.images[errors.rows[i]]),
                 int(errors.rows[i]),
                 int(errors.targets[i]),
@@ -125,21 +128,18 @@ def draw_example(report: Report, example: Example, images: Path, page: Path, rea
     part = _part(image.size, np.stack(boxes))
     scale = TILE / (part[2:] - part[:2]).max()
 
-    def corners(xywh: Floats) -> Floats:
-        xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-        moved: Floats = (xyxy - np.tile(part[:2], 2)) * scale
-        return moved.clip(-FAR, FAR)
-
-    names = [clean_text(text, 16) for text in file.names]
-    if example.kind in ("missed", "duplicate"):
+    names = [clean_text(text, 16) for text in report.names]
+    if example.gallery in ("missed", "duplicate"):
         lowest = results.scores[example.detection] if example.detection >= 0 else report.score
         others = np.flatnonzero((results.images == example.image) & (results.scores >= lowest))
         other_boxes, labels = results.boxes[others], results.labels[others].tolist()
     else:
         others = np.flatnonzero((file.images == example.image) & ~file.crowd)
         other_boxes, labels = file.boxes[others], file.labels[others].tolist()
-    dashed = example.kind not in ("missed", "duplicate")
-    drawn = _draw_others(image, part, scale, corners(other_boxes), [names[label] for label in labels], dashed)
+    dashed = example.gallery not in ("missed", "duplicate")
+    drawn = _draw_others(
+        image, part, scale, corners(other_boxes, scale, part[:2]), [names[label] for label in labels], dashed
+    )
     if example.detection >= 0:
         box, label = results.boxes[[example.detection]], results.labels[example.detection]
         scores = [float(results.scores[example.detection])]
@@ -147,7 +147,7 @@ def draw_example(report: Report, example: Example, images: Path, page: Path, rea
         box, label, scores = file.boxes[[example.thing]], file.labels[example.thing], None
     drawn = draw_boxes(
         drawn,
-        corners(box),
+        corners(box, scale, part[:2]),
         [names[label]],
         scores,
         dashed=[example.detection < 0],
@@ -155,17 +155,26 @@ def draw_example(report: Report, example: Example, images: Path, page: Path, rea
         line_width=4,
     )
     target = quote(Path(os.path.relpath(images / name, page)).as_posix())
-    return photo(drawn, "", f"{TITLES[example.kind]}: {name}", TILE // 2, caption(report, example), Link(name, target))
+    return photo(
+        drawn, "", f"{TITLES[example.gallery]}: {name}", TILE // 2, caption(report, example), Link(name, target)
+    )
+
+
+def corners(xywh: Floats, scale: float, origin: Ints) -> Floats:
+    """Boxes xyxy in pixels of a part of an image that begins at `origin` (x, y) and is drawn at `scale`."""
+    xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    moved: Floats = (xyxy - np.tile(origin, 2)) * scale
+    return moved.clip(-FAR, FAR)
 
 
 def caption(report: Report, example: Example) -> str:
     """What is wrong, in a few words."""
     row = example.row(report)
-    if example.kind == "missed":
+    if example.gallery == "missed":
         w, h = row["object_bbox"][2:]
         return f"{row['object']}, {w:.0f} x {h:.0f} pixels"
     found = f"{row['detected']} {row['score']:.2f}"
-    match example.kind:
+    match example.gallery:
         case "class":
             return f"{found}, is {row['object']}"
         case "background":

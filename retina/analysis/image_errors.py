@@ -11,7 +11,10 @@ from retina.analysis.thresholds import best_threshold, score_curve
 
 
 class ImageErrors(NamedTuple):
-    """Errors of the detections with at least `score`, which has the best F1 at IoU 0.5. B images, T IoU thresholds."""
+    """Errors of the detections with at least `score`, which has the best F1 at IoU 0.5; -inf if none is right.
+
+    B images, T IoU thresholds.
+    """
 
     score: float
     missed: Ints  # (T, B) objects without detection
@@ -26,7 +29,7 @@ class ImageErrors(NamedTuple):
 def count_image_errors(matches: Matches) -> ImageErrors:
     """The errors on each image."""
     threshold = best_threshold(score_curve(matches))
-    score = threshold.score if threshold else np.inf
+    score = threshold.score if threshold else -np.inf
     num_images, kept = len(matches.image_ids), matches.scores >= score
     objects = np.bincount(matches.object_images[~matches.object_ignored[0]], minlength=num_images)
 

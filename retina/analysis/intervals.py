@@ -21,10 +21,15 @@ from scipy import sparse, stats
 
 from retina.analysis.matches import AREAS, IOU_THRESHOLDS, MAX_DETECTIONS, Matches, object_counts
 from retina.config import COCO_METRICS
+from retina.data.annotations import DataError
 
 RECALLS = np.linspace(0, 1, 101)
 RESAMPLES = 1000
 ELEMENTS = 2_000_000  # of an array that is in work at a time
+METRIC_AREAS = (0, 0, 0, 1, 2, 3) * 2  # of each of COCO_METRICS
+RECALL_LIMITS = (0, 1, 2, 2, 2, 2)  # of the last six, the position in MAX_DETECTIONS
+LEVEL = 0.95
+CONSTANT = 1e-12  # standard error of numbers that do not vary
 NARROW = 50  # columns of an array whose rows are too short for a loop over the rows
 
 Floats = NDArray[np.float64]
@@ -38,11 +43,17 @@ class Scores(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """The numbers of a run, as they are and resampled. C columns: COCO_METRICS and each class's AP, or AP alone."""
+    """The numbers of a run, as they are and resampled. C columns: COCO_METRICS or AP alone, then each class's AP."""
 
     numbers: Floats  # (C,) those of pycocotools, NaN where there are no objects
     resamples: Floats  # (S, C)
-    num_images: int
+    num_images: int  # that were drawn
+    with_objects: NDArray[np.int64]  # (C,) how many of them have objects of this class or size
+
+    @property
+    def freedom(self) -> NDArray[np.int64]:
+        """(C,) degrees of freedom: an image without such objects says little about the number."""
+        return np.maximum(self.with_objects - 1, 1)
 
 
 class Accumulated(NamedTuple):
@@ -80,14 +91,16 @@ def _summarize(
 
     # The order of the sums of pycocotools: the last digit depends on it.
     ap = [mean(precision[..., 0]), *(mean(precision[t, ..., 0]) for t in (0, 5))]
-    ap += [mean(precision[..., area]) for area in (1, 2, 3)]
-    ar = [mean(recall[:, :, area, most]) for area, most in ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (3, 2))]
+    ap += [mean(precision[..., area]) for area in METRIC_AREAS[3:6]]
+    ar = [mean(recall[:, :, area, most]) for area, most in zip(METRIC_AREAS[6:], RECALL_LIMITS, strict=True)]
     per_class = {name: mean(precision[:, :, label, 0]) for label, name in enumerate(matches.names)}
     return dict(zip(COCO_METRICS, ap + ar, strict=True)), per_class
 
 
 def bootstrap_weights(num_images: int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int64]:
-    """(S, B) how often each image is drawn; each row adds up to B."""
+    """(S, B) how often each image is drawn; each row adds up to B. DataError without images."""
+    if not num_images:
+        raise DataError("no image is left to count, so there is nothing to measure")
     return np.random.default_rng(seed).multinomial(num_images, np.full(num_images, 1 / num_images), resamples)
 
 
@@ -103,9 +116,9 @@ def weighted_scores(matches: Matches, weights: NDArray[Any]) -> Scores:
     recall = _recalls(matches, weights, counts)
     recall[recall < 0] = np.nan
     metrics = [_mean(precision[0], (0, 1)), _mean(precision[0, 0], 0), _mean(precision[0, 5], 0)]
-    metrics += [_mean(precision[area], (0, 1)) for area in (1, 2, 3)]
+    metrics += [_mean(precision[area], (0, 1)) for area in METRIC_AREAS[3:6]]
     metrics += [
-        _mean(recall[:, :, area, most], (0, 1)) for area, most in ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (3, 2))
+        _mean(recall[:, :, area, most], (0, 1)) for area, most in zip(METRIC_AREAS[6:], RECALL_LIMITS, strict=True)
     ]
     return Scores(np.stack(metrics, axis=1), _mean(precision[0], 0).T)
 
@@ -135,21 +148,37 @@ def _mean(values: Floats, axes: int | tuple[int, ...]) -> Floats:
 def resample(matches: Matches, weights: NDArray[Any]) -> Sampled:
     """The numbers of a run for its images as they are, and for each row of `weights` (S, B)."""
     accumulated, scores = accumulate(matches), weighted_scores(matches, weights)
-    numbers = [*accumulated.metrics.values(), *accumulated.per_class.values()]
     return Sampled(
-        np.array([np.nan if number is None else number for number in numbers]),
+        _known([*accumulated.metrics.values(), *accumulated.per_class.values()]),
         np.concatenate([scores.metrics, scores.per_class], axis=1),
         weights.shape[1],
+        _images_with_objects(matches, METRIC_AREAS),
     )
 
 
 def resample_ap(matches: Matches, weights: NDArray[Any]) -> Sampled:
-    """The AP alone, in a third of the time: one column."""
-    columns = np.ascontiguousarray(weights.T, np.float64)
+    """The AP and that of each class, in a half of the time."""
+    columns, accumulated = np.ascontiguousarray(weights.T, np.float64), accumulate(matches)
     precision = _precision(matches, 0, columns, _count_objects(matches, columns)[0])
-    ap = accumulate(matches).metrics["AP"]
-    numbers = np.array([np.nan if ap is None else ap])
-    return Sampled(numbers, _mean(precision, (0, 1))[:, None], weights.shape[1])
+    return Sampled(
+        _known([accumulated.metrics["AP"], *accumulated.per_class.values()]),
+        np.column_stack([_mean(precision, (0, 1)), _mean(precision, 0).T]),
+        weights.shape[1],
+        _images_with_objects(matches, METRIC_AREAS[:1]),
+    )
+
+
+def _known(numbers: list[float | None]) -> Floats:
+    """NaN in place of None."""
+    return np.array([np.nan if number is None else number for number in numbers])
+
+
+def _images_with_objects(matches: Matches, areas: tuple[int, ...]) -> NDArray[np.int64]:
+    """(areas and K,) the number of images with objects that count, for each of `areas` and for each class."""
+    of_area = [len(np.unique(matches.object_images[~ignored])) for ignored in matches.object_ignored]
+    counted = ~matches.object_ignored[0]
+    pairs = np.unique(np.stack([matches.object_labels, matches.object_images])[:, counted], axis=1)
+    return np.array([*(of_area[area] for area in areas), *np.bincount(pairs[0], minlength=len(matches.names))])
 
 
 def standard_error(resamples: Floats, num_images: int) -> Floats:
@@ -169,15 +198,16 @@ def standard_error(resamples: Floats, num_images: int) -> Floats:
     return np.where(count >= 0.95 * len(resamples), error, np.nan)
 
 
-def interval(sampled: Sampled, level: float = 0.95) -> Floats:
-    """(2, C) the interval of each number: the number -+ Student's quantile x standard error, within 0 and 1.
+def interval(sampled: Sampled) -> Floats:
+    """(2, C) the 95 % interval of each number: the number -+ Student's quantile x standard error, within 0 and 1.
 
+    NaN where the resamples do not vary, because they do not say then how far off the number may be.
     Not the percentiles of the resamples: an image that is drawn twice raises the AP, so their mean lies above the
     number, by more than the width of the interval where there are many images (docs/results/compare.md).
     """
-    quantile = stats.t.ppf(0.5 + level / 2, max(sampled.num_images - 1, 1))
-    error = quantile * standard_error(sampled.resamples, sampled.num_images)
-    bounds: Floats = np.clip([sampled.numbers - error, sampled.numbers + error], 0, 1)
+    error = standard_error(sampled.resamples, sampled.num_images)
+    reach = stats.t.ppf(0.5 + LEVEL / 2, sampled.freedom) * np.where(error > CONSTANT, error, np.nan)
+    bounds: Floats = np.clip([sampled.numbers - reach, sampled.numbers + reach], 0, 1)
     return bounds
 
 

@@ -107,7 +107,7 @@ def match_detections(annotations: Annotations, results: Results, exclude: Iterab
     order = np.lexsort((-results.scores[rows], labels))  # stable: equal scores stay in the order of the images
     return Matches(
         image_ids,
-        annotations.names,
+        annotations.distinct_names,
         rows[order],
         images[order],
         labels[order],

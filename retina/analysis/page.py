@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from retina.analysis.errors import KINDS
 from retina.analysis.gallery import TITLES, Example, ReadImage, choose_examples, draw_example
 from retina.analysis.pictures import (
     plot_calibration,
@@ -22,9 +21,8 @@ from retina.analysis.pictures import (
     plot_scores,
 )
 from retina.analysis.report import Report
-from retina.analysis.tables import TABLE_TEXTS, Row, make_tables, to_csv
+from retina.analysis.tables import MAX_ROWS, TABLE_TEXTS, Row, make_tables, to_csv
 from retina.analysis.text import GALLERY_TEXTS, KIND_TEXTS, METRIC_TEXTS, calibration_sentences, percent, span, summary
-from retina.analysis.thresholds import Threshold
 from retina.atomic_files import write_text
 from retina.data.annotations import DataError
 from retina.plots.document import (
@@ -40,11 +38,20 @@ from retina.plots.document import (
     to_html,
 )
 
+Tables = dict[str, list[Row]]  # by the keys of TABLE_TEXTS
+
 PAGE, DATA, FOLDER, METRICS = "report.html", "report.json", "report", "metrics.json"
-MAX_ROWS = 200  # classes in a table
 
 
-def write_report(report: Report, output: Path, images: Path, read_image: ReadImage, source: str, command: str) -> Path:
+def write_report(
+    report: Report,
+    output: Path,
+    images: Path,
+    read_image: ReadImage,
+    source: str,
+    command: Sequence[str],
+    no_command: str = "",
+) -> Path:
     """Write report.html, report.json, and report/*.csv with the same tables.
 
     Args:
@@ -53,7 +60,8 @@ def write_report(report: Report, output: Path, images: Path, read_image: ReadIma
         images: the folder of the image files.
         read_image: reads the pixels of an image file.
         source: a sentence about the detector.
-        command: of prediction, to which `--score` is added.
+        command: the words of a prediction with this detector, to which `--score` is added; empty: there is none.
+        no_command: a sentence that says why.
 
     Returns:
         The path of the page.
@@ -64,11 +72,14 @@ def write_report(report: Report, output: Path, images: Path, read_image: ReadIma
     examples = choose_examples(report)
     tables = make_tables(report, examples)
     commands = []
-    if report.threshold is not None:
-        commands = [f"{command} --score {score}" for score in (f"{report.threshold.score:g}", output / METRICS)]
-    data = {"summary": summary(report), "source": source, "commands": commands, **tables}
+    if command and report.threshold is not None:
+        scores = repr(report.threshold.score), str(output / METRICS)
+        commands = [shlex.join([*command, "--score", score]) for score in scores]
+    data = {
+        "summary": summary(report), "source": source, "error": report.disagreement, "commands": commands, **tables
+    }  # fmt: skip
     blocks = [
-        *_blocks(report, source, commands),
+        *_blocks(report, tables, source, commands, no_command),
         *_galleries(report, examples, images, output, read_image),
         *_data(tables),
     ]
@@ -80,56 +91,54 @@ def write_report(report: Report, output: Path, images: Path, read_image: ReadIma
     return output / PAGE
 
 
-def _blocks(report: Report, source: str, commands: list[str]) -> Iterator[Block]:
+def _blocks(report: Report, tables: Tables, source: str, commands: list[str], no_command: str) -> Iterator[Block]:
+    """The numbers of the text are those of the tables, so the page and its data cannot differ."""
+    evaluation = tables["evaluation"][0]
     yield Heading(1, "Report of the evaluation")
-    excluded = len(report.annotations.image_ids) - len(report.matches.image_ids)
+    if report.disagreement:
+        yield Paragraph(report.disagreement, "Error:")
+    excluded = evaluation["excluded_images"]
     yield Paragraph(source + f". {excluded} images could not be read and do not count." * bool(excluded))
     yield Bullets(summary(report))
     if commands:
         yield Code(commands[0])
-    yield from _average_precision(report)
-    yield from _lost(report)
-    yield from _scores(report, commands)
+    elif no_command:
+        yield Paragraph(no_command)
+    yield from _average_precision(report, tables)
+    yield from _lost(report, tables)
+    yield from _scores(report, tables, commands)
     yield from _found(report)
-    yield from _calibration(report)
-    if report.milliseconds is not None:
+    yield from _calibration(report, tables)
+    if evaluation["milliseconds"] is not None:
         yield Heading(2, "Speed")
         yield Paragraph(
-            f"{report.milliseconds:.1f} milliseconds for an image at batch 1, {1000 / report.milliseconds:.1f} images "
-            "per second, from normalization to NMS. Reading and resizing of the files is not included."
+            f"{evaluation['milliseconds']:.1f} milliseconds for an image at batch 1, "
+            f"{evaluation['images_per_second']:.1f} images per second, from normalization to NMS. Reading and resizing "
+            "of the files is not included."
         )
 
 
-def _average_precision(report: Report) -> Iterator[Block]:
+def _average_precision(report: Report, tables: Tables) -> Iterator[Block]:
     yield Heading(2, "Average precision")
     yield Paragraph(
-        "In percent, as COCO defines it. The 95 % intervals are of a bootstrap over the images: they say how much the "
-        "numbers would change with other images of the same kind. They do not include another training."
+        "In percent, as COCO defines it. The 95 % intervals are for the numbers on all images of this kind, from a "
+        "bootstrap over these images. They do not include another training."
     )
-    bounds = report.metrics_interval.T
     rows = [
-        [name, percent(value), span(bound), METRIC_TEXTS[name]]
-        for (name, value), bound in zip(report.metrics.items(), bounds, strict=True)
+        [row["metric"], percent(row["value"]), span(row["low"], row["high"]), METRIC_TEXTS[row["metric"]]]
+        for row in tables["coco"]
     ]
     yield Table(["", "percent", "95 % interval", ""], rows)
     yield _with_source(plot_class_ap(report), "classes")
-    yield _class_table(report)
+    rows = [
+        [row["class"], str(row["images"]), str(row["objects"]), percent(row["AP"]), span(row["low"], row["high"]),
+         percent(row["AP50"])]
+        for row in sorted(tables["classes"], key=lambda row: -row["objects"])[:MAX_ROWS]
+    ]  # fmt: skip
+    yield Table(["class", "images", "objects", "AP", "95 % interval", "AP50"], rows)
 
 
-def _class_table(report: Report) -> Table:
-    matches = report.matches
-    rows = []
-    for label in np.argsort(-report.errors.objects, kind="stable")[:MAX_ROWS]:
-        of_class = ~matches.object_ignored[0] & (matches.object_labels == label)
-        counts = len(np.unique(matches.object_images[of_class])), int(of_class.sum())
-        aps = report.ap_K[label], report.precision_RK[:, label].mean()
-        rows.append([
-            report.names[label], *map(str, counts), percent(aps[0]), span(report.ap_interval[:, label]), percent(aps[1])
-        ])  # fmt: skip
-    return Table(["class", "images", "objects", "AP", "95 % interval", "AP50"], rows)
-
-
-def _lost(report: Report) -> Iterator[Block]:
+def _lost(report: Report, tables: Tables) -> Iterator[Block]:
     if not report.errors.objects.any():
         return
     yield Heading(2, "Where the AP is lost")
@@ -137,21 +146,22 @@ def _lost(report: Report) -> Iterator[Block]:
         "The six kinds of errors of TIDE (Bolya et al. 2020), at IoU 0.5. The points are the AP50 that would be gained "
         "if only this kind were corrected. They do not add up, because errors hide each other."
     )
-    order = np.argsort(-report.lost.lost, kind="stable")
+    by_kind = tables["lost_ap"][:: len(report.names) + 1]  # of all classes together
     rows = [
-        [
-            KINDS[kind],
-            percent(report.lost.lost[kind]),
-            str(report.errors.count_kind(kind).sum()),
-            *KIND_TEXTS[KINDS[kind]],
-        ]
-        for kind in order
+        [row["kind"], percent(row["lost_AP50"]), str(row["errors"]), *KIND_TEXTS[row["kind"]]]
+        for row in sorted(by_kind, key=lambda row: -row["lost_AP50"])
     ]
     yield Table(["kind", "AP50 lost", "errors", "what it is", "what helps"], rows)
+    here, above = tables["evaluation"][0]["AP50_of_TIDE"], report.metrics["AP50"]
+    if above is not None and not math.isclose(here, above, rel_tol=1e-9):
+        yield Paragraph(
+            f"AP50 is {100 * here:.2f} here and {100 * above:.2f} above: of each image TIDE takes the 100 detections "
+            "with the highest scores, and COCO 100 of each class."
+        )
     yield _with_source(plot_lost_ap(report), "lost_ap")
 
 
-def _scores(report: Report, commands: list[str]) -> Iterator[Block]:
+def _scores(report: Report, tables: Tables, commands: list[str]) -> Iterator[Block]:
     yield Heading(2, "At which score to use it")
     yield Paragraph(
         "At IoU 0.5. Precision: the share of the detections that is right. Recall: the share of the objects that is "
@@ -159,8 +169,8 @@ def _scores(report: Report, commands: list[str]) -> Iterator[Block]:
         "detection is worse than a missed object, and a lower one in the opposite case."
     )
     yield _with_source(plot_scores(report), "scores")
-    thresholds = zip(["all classes", *report.names], [report.threshold, *report.class_thresholds], strict=True)
-    rows = [_threshold_row(name, threshold) for name, threshold in list(thresholds)[: MAX_ROWS + 1]]
+    rows = [_threshold_cells(row) for row in tables["thresholds"][: MAX_ROWS + 1]]
+    rows[0][0] = "all classes"
     head = ["class", "--score", "F1 within 0.01", "right", "wrong", "missed", "precision", "recall", "F1"]
     yield Table(head, rows, bold=0)
     if commands and len(report.names) > 1:
@@ -177,13 +187,12 @@ def _scores(report: Report, commands: list[str]) -> Iterator[Block]:
     yield _with_source(plot_confusion(report), "confusion")
 
 
-def _threshold_row(name: str, threshold: Threshold | None) -> list[str]:
-    if threshold is None:
-        return [name, *["-"] * 8]
-    counts = threshold.right, threshold.wrong, threshold.missed
-    shares = threshold.precision, threshold.recall, threshold.f1
-    nearly = f"{threshold.low:.2f} to {threshold.high:.2f}"
-    return [name, f"{threshold.score:g}", nearly, *map(str, counts), *(f"{share:.3f}" for share in shares)]
+def _threshold_cells(row: Row) -> list[str]:
+    if row["score"] is None:
+        return [row["class"], *["-"] * 8]
+    counts = [str(row[name]) for name in ("right", "wrong", "missed")]
+    shares = [f"{row[name]:.3f}" for name in ("precision", "recall", "f1")]
+    return [row["class"], repr(row["score"]), f"{row['low']:.2f} to {row['high']:.2f}", *counts, *shares]
 
 
 def _found(report: Report) -> Iterator[Block]:
@@ -198,7 +207,7 @@ def _found(report: Report) -> Iterator[Block]:
     yield _with_source(plot_counts(report), "images")
 
 
-def _calibration(report: Report) -> Iterator[Block]:
+def _calibration(report: Report, tables: Tables) -> Iterator[Block]:
     yield Heading(2, "Are the scores probabilities?")
     if report.calibration is None:
         yield Paragraph("Not measured: there are no detections, or their scores are not between 0 and 1.")
@@ -208,7 +217,7 @@ def _calibration(report: Report) -> Iterator[Block]:
         "difference between score and precision over 20 bins (Küppers et al. 2020). The focal loss is known to change "
         "it. It does not change the AP, which depends on the order of the scores alone."
     )
-    yield Bullets(calibration_sentences(report.calibration))
+    yield Bullets(calibration_sentences(tables["calibration_summary"], report.calibration.temperature))
     yield _with_source(plot_calibration(report.calibration.all, report.calibration.temperature), "calibration")
 
 
@@ -234,7 +243,7 @@ def _galleries(
         yield Gallery(pictures) if pictures else Paragraph("There are none." if not unreadable else "")
 
 
-def _data(tables: dict[str, list[Row]]) -> Iterator[Block]:
+def _data(tables: Tables) -> Iterator[Block]:
     yield Heading(2, "Data")
     yield Paragraph(f"{DATA} has all numbers of this page, and there is a CSV file for each of its tables:")
     rows = [[f"{FOLDER}/{name}.csv", TABLE_TEXTS[name], str(len(rows))] for name, rows in tables.items()]

@@ -34,7 +34,7 @@ def plot_class_ap(report: Report) -> Picture:
     names = ["all classes", *(plain(report.names[label]) for label in order)]
     values = 100 * np.append(math.nan if ap is None else ap, report.ap_K[order])
     bounds = 100 * np.concatenate([report.metrics_interval[:, :1], report.ap_interval[:, order]], axis=1)
-    lengths = np.abs(np.nan_to_num(bounds - values, nan=0))
+    lengths = np.abs(bounds - values)  # NaN: nothing is drawn
     many, positions = len(order) > MANY_CLASSES, np.arange(len(names))
     figure = Figure(figsize=(11, 4.5) if many else (8, 1.1 + 0.32 * len(names)), layout="constrained")
     axes = figure.add_subplot()
@@ -214,10 +214,10 @@ def plot_counts(report: Report) -> Picture:
     return figure_picture(figure, "images.png", "Detections over objects for each image")
 
 
-def plot_calibration(everything: Reliability, temperature: Temperature | None) -> Picture:
+def plot_calibration(everything: Reliability, temperature: Temperature | str) -> Picture:
     """Reliability diagrams: of all detections, and of half of the images before and after the temperature."""
     parts = [("all detections", everything)]
-    if temperature is not None:
+    if isinstance(temperature, Temperature):
         parts += [
             ("second half of the images", temperature.before),
             (f"the same, T = {temperature.value:.2f}", temperature.after),

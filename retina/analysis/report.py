@@ -13,6 +13,7 @@ from retina.analysis.intervals import accumulate, bootstrap_weights, interval, r
 from retina.analysis.matches import Floats, Ints, Matches, match_detections
 from retina.analysis.recall import Breakdown, break_down_recall
 from retina.analysis.results_file import Results
+from retina.analysis.scoring import describe_disagreement, list_differences
 from retina.analysis.thresholds import (
     ScoreCurve,
     Threshold,
@@ -34,7 +35,8 @@ class Report(NamedTuple):
     annotations: Annotations
     results: Results
     matches: Matches
-    metrics: dict[str, float | None]  # the twelve COCO numbers
+    metrics: dict[str, float | None]  # the twelve COCO numbers, by pycocotools
+    disagreement: str  # an error message if our own matching gives other numbers, else ""
     metrics_interval: Floats  # (2, 12) 95 % intervals
     ap_K: Floats
     ap_interval: Floats  # (2, K)
@@ -56,7 +58,7 @@ class Report(NamedTuple):
     @property
     def names(self) -> list[str]:
         """Of the K classes."""
-        return self.annotations.names
+        return self.matches.names
 
     def thresholds(self) -> dict[str, Any]:
         """The recommended scores for metrics.json: of all classes together, and of each; None where there is none."""
@@ -65,13 +67,30 @@ class Report(NamedTuple):
 
 
 def analyze(
-    annotations: Annotations, results: Results, exclude: Iterable[int] = (), milliseconds: float | None = None
+    annotations: Annotations,
+    results: Results,
+    metrics: dict[str, Any],
+    exclude: Iterable[int] = (),
+    milliseconds: float | None = None,
 ) -> Report:
-    """Compute the numbers of a report. `exclude`: ids of images that do not count."""
+    """Compute the numbers of a report.
+
+    Args:
+        annotations: the objects.
+        results: the detections.
+        metrics: of an `Evaluation` of both by pycocotools.
+        exclude: ids of images that do not count.
+        milliseconds: for an image.
+
+    Raises:
+        DataError: no image counts.
+    """
     exclude = list(exclude)
     matches = match_detections(annotations, results, exclude)
     accumulated = accumulate(matches)
     bounds = interval(resample(matches, bootstrap_weights(len(matches.image_ids))))
+    own = {**accumulated.metrics, "per_class": accumulated.per_class}
+    different = list_differences(metrics, "pycocotools", own, "the matching of this report")
     errors = find_errors(annotations, results, exclude)
     curve, class_curves = score_curve(matches), [score_curve(matches, k) for k in range(len(annotations.names))]
     threshold = best_threshold(curve)
@@ -83,9 +102,10 @@ def analyze(
         annotations,
         results,
         matches,
-        accumulated.metrics,
+        {name: metrics[name] for name in COCO_METRICS},
+        describe_disagreement(different, "The report may be wrong; metrics.json has the numbers of pycocotools."),
         bounds[:, : len(COCO_METRICS)],
-        precision.mean(axis=(0, 1)),
+        np.array([np.nan if ap is None else ap for ap in metrics["per_class"].values()]),
         bounds[:, len(COCO_METRICS) :],
         precision[0],
         errors,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from retina.data.annotations import Annotations, Int64, find_ids
+from retina.data.annotations import Annotations, Int64, find_ids, with_whole_numbers
 
 MAX_ERRORS = 5  # that a message lists
 
@@ -44,13 +46,18 @@ def read_results(path: Path, annotations: Annotations) -> Results:
             `annotations`; a score or a coordinate is NaN or infinite.
     """
     try:
-        content = path.read_bytes()
+        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")  # the byte order mark of some Windows programs
     except OSError as error:
         raise ResultsError(f"{path}: cannot be read: {error.strerror}") from None
     if not content.strip():
         raise ResultsError(f"{path}: the file is empty; detections that found nothing are the list []")
     try:
         entries = msgspec.json.decode(content, type=list[_Entry])
+    except msgspec.ValidationError as error:
+        try:
+            entries = _convert(msgspec.json.decode(content))
+        except msgspec.DecodeError:
+            _refuse(path, content, error)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         _refuse(path, content, error)
     return _columns(str(path), entries, annotations)
@@ -59,10 +66,19 @@ def read_results(path: Path, annotations: Annotations) -> Results:
 def results_columns(entries: Sequence[dict[str, Any]], annotations: Annotations) -> Results:
     """The same for a list of results in memory. Raises ResultsError, too."""
     try:
-        structs = msgspec.convert(entries, list[_Entry])
+        structs = _convert(entries)
     except msgspec.ValidationError as error:
         raise ResultsError(f"detections: {error}") from None
     return _columns("detections", structs, annotations)
+
+
+def _convert(entries: Any) -> list[_Entry]:
+    try:
+        return msgspec.convert(entries, list[_Entry])
+    except msgspec.ValidationError:
+        if not isinstance(entries, list):
+            raise
+    return msgspec.convert([with_whole_numbers(entry) for entry in entries], list[_Entry])  # ids may be written as 1.0
 
 
 def _columns(source: str, entries: list[_Entry], annotations: Annotations) -> Results:
@@ -92,7 +108,8 @@ def _refuse(path: Path, content: bytes, error: Exception) -> NoReturn:
     number = re.search(rb"[\s:,\[](-?(?:NaN|Infinity))\b", content)
     if number is not None:
         line = content.count(b"\n", 0, number.start(1)) + 1
-        raise ResultsError(f"{path}: {number[1].decode()} in line {line}; scores and boxes must be finite numbers")
+        place = _first_not_finite(content) or f"line {line}"
+        raise ResultsError(f"{path}: {number[1].decode()} in {place}; scores and boxes must be finite numbers")
     if content.lstrip()[:1] == b"{":
         raise ResultsError(f"{path}: an object {{...}}, expected a list of detections (COCO's results format)")
     message = str(error).replace("`", "").replace(" - at $", " in entry ")
@@ -100,6 +117,20 @@ def _refuse(path: Path, content: bytes, error: Exception) -> NoReturn:
         f"{path}: {message}; expected a list of "
         '{"image_id": 1, "category_id": 1, "bbox": [x, y, width, height], "score": 0.5}'
     )
+
+
+def _first_not_finite(content: bytes) -> str:
+    """The field of the first entry with NaN or infinity, which Python's json reads; "" if there is none."""
+    try:
+        entries = json.loads(content)
+    except ValueError:
+        return ""
+    for i, entry in enumerate(entries if isinstance(entries, list) else []):
+        for name, value in entry.items() if isinstance(entry, dict) else []:
+            numbers = value if isinstance(value, list) else [value]
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                return f"[{i}].{name}"
+    return ""
 
 
 def _first(values: list[int]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,17 +44,21 @@ def read_runs(sides: Sequence[Sequence[Path]], annotations: Path | None, images:
         ConfigError: a config.yaml cannot be read.
     """
     paths = [path for side in sides for path in side]
-    data = {path: _data_of(path, annotations) for path in paths}
+    data = {path: _data_of(path, annotations, images) for path in paths}
     files = {path: read_annotations(path) for path in {file for file, _ in data.values()}}
     first, *others = paths
     for other in others:
         _check_equal(first, files[data[first][0]], other, files[data[other][0]])
     file = files[data[first][0]]
     read = {path: Run(str(path), read_results(_detections_of(path), file)) for path in paths}
-    folders: Iterable[Path | None] = [images, *(folder for _, folder in data.values())]
-    return RunData(
-        file, next((folder for folder in folders if folder), None), [[read[p] for p in side] for side in sides]
-    )
+    folder = next((folder for _, folder in data.values() if folder), None)
+    return RunData(file, folder, [[read[p] for p in side] for side in sides])
+
+
+def repeated_run(paths: Sequence[Path]) -> Path | None:
+    """The first of `paths` whose detections are those of one before it, also by another path; None without one."""
+    files = [(path / DETECTIONS if path.is_dir() else path).resolve() for path in paths]
+    return next((path for i, path in enumerate(paths) if files[i] in files[:i]), None)
 
 
 def _detections_of(path: Path) -> Path:
@@ -70,15 +74,15 @@ def _detections_of(path: Path) -> Path:
     return path / DETECTIONS
 
 
-def _data_of(path: Path, annotations: Path | None) -> tuple[Path, Path | None]:
-    """The annotation file of a run, and its folder of images."""
+def _data_of(path: Path, annotations: Path | None, images: Path | None) -> tuple[Path, Path | None]:
+    """The annotation file of a run, and its folder of images: what is given, and what its config.yaml says if not."""
     folder = _detections_of(path).parent
-    if annotations is not None and not (folder / "config.yaml").is_file():
-        return annotations, None
+    if annotations is not None and (images is not None or not (folder / "config.yaml").is_file()):
+        return annotations, images
     if not (folder / "config.yaml").is_file():
         raise ResultsError(f"{path}: no config.yaml beside the detections; give --annotations FILE for their images")
     data = load_config(folder / "config.yaml").data
-    return annotations or Path(data.val_annotations), Path(data.val_images)
+    return annotations or Path(data.val_annotations), images or Path(data.val_images)
 
 
 def _check_equal(first: Path, a: Annotations, other: Path, b: Annotations) -> None:

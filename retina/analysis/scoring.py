@@ -1,7 +1,7 @@
 """The twelve COCO numbers and the AP of each class: quickly by hotcoco, and by pycocotools, which has the last word.
 
-hotcoco gives the numbers of pycocotools in every digit, a hundred times as fast (docs/results/scoring.md). So it scores
-the evaluations during a training. The last one of a run and tools/eval.py also ask pycocotools and compare: `confirm`.
+hotcoco gives the numbers of pycocotools in every digit, 49 times as fast (docs/results/scoring.md). So it scores the
+evaluations during a training. The last one of a run and tools/eval.py also ask pycocotools and compare: `confirm`.
 Metrics are floats between 0 and 1, None where the data set has no objects to measure.
 """
 
@@ -45,7 +45,7 @@ def score(annotations: Annotations, results: Results, exclude: Iterable[int] = (
     objects, detections = number[annotations.images] > 0, number[results.images] > 0
     truth = hotcoco.COCO.from_arrays(
         [{"id": i, "width": 1, "height": 1, "file_name": ""} for i in range(1, len(kept) + 1)],
-        [{"id": label, "name": name} for label, name in enumerate(annotations.names, 1)],
+        [{"id": label, "name": name} for label, name in enumerate(annotations.distinct_names, 1)],
         number[annotations.images[objects]],
         annotations.labels[objects] + np.int64(1),
         annotations.boxes[objects],
@@ -57,7 +57,7 @@ def score(annotations: Annotations, results: Results, exclude: Iterable[int] = (
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summary_lines()  # computes `stats`
-    return _evaluation(np.asarray(evaluation.stats), (evaluation.eval or {})["precision"], annotations.names)
+    return _evaluation(np.asarray(evaluation.stats), (evaluation.eval or {})["precision"], annotations.distinct_names)
 
 
 def score_with_pycocotools(annotations: Annotations, results: Results, exclude: Iterable[int] = ()) -> Evaluation:
@@ -77,7 +77,7 @@ def score_with_pycocotools(annotations: Annotations, results: Results, exclude: 
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return _evaluation(evaluation.stats, evaluation.eval["precision"], annotations.names)
+    return _evaluation(evaluation.stats, evaluation.eval["precision"], annotations.distinct_names)
 
 
 def confirm(
@@ -85,26 +85,29 @@ def confirm(
 ) -> tuple[Evaluation, str]:
     """The evaluation by pycocotools, and an error message if `quick` differs from it in any digit, else ""."""
     final = score_with_pycocotools(annotations, results, exclude)
-    different = [
-        f"{name} is {final.metrics[name]!r} by pycocotools and {quick.metrics[name]!r} by hotcoco"
-        for name in COCO_METRICS
-        if final.metrics[name] != quick.metrics[name]
-    ]
-    different += [
-        f"the AP of {name} is {value!r} by pycocotools and {quick.metrics['per_class'][name]!r} by hotcoco"
-        for name, value in final.metrics["per_class"].items()
-        if value != quick.metrics["per_class"][name]
-    ]
+    different = list_differences(final.metrics, "pycocotools", quick.metrics, "hotcoco")
     if final.precision != quick.precision:
         different.append("the precision over the recalls")
-    if not different:
-        return final, ""
-    listed = "\n  ".join([*different[:10], *(["..."] if len(different) > 10 else [])])
-    return final, (
-        "ERROR: TWO SCORERS DISAGREE. The numbers of pycocotools are kept. Those of earlier evaluations of this run "
-        f"are by hotcoco {hotcoco.__version__} and may be wrong. Please report it, with detections.json and the "
-        f"annotations.\n  {listed}"
+    kept = (
+        "The numbers of pycocotools are kept. Those of earlier evaluations of this run are by hotcoco "
+        f"{hotcoco.__version__} and may be wrong."
     )
+    return final, describe_disagreement(different, kept)
+
+
+def list_differences(one: dict[str, Any], by_one: str, two: dict[str, Any], by_two: str) -> list[str]:
+    """Which of the COCO numbers, and of the AP of the classes, two programs differ in, in any digit."""
+    pairs = [(name, one[name], two[name]) for name in COCO_METRICS]
+    pairs += [(f"the AP of {name}", ap, two["per_class"][name]) for name, ap in one["per_class"].items()]
+    return [f"{name} is {a!r} by {by_one} and {b!r} by {by_two}" for name, a, b in pairs if a != b]
+
+
+def describe_disagreement(different: list[str], kept: str) -> str:
+    """An error message; "" if nothing is different. `kept`: a sentence on what the numbers are that are shown."""
+    if not different:
+        return ""
+    listed = "\n  ".join([*different[:10], *(["..."] if len(different) > 10 else [])])
+    return f"TWO SCORERS DISAGREE. {kept} Please report it, with detections.json and the annotations.\n  {listed}"
 
 
 def _evaluation(stats: NDArray[np.float64], precision_TRKAM: NDArray[np.float64], names: list[str]) -> Evaluation:

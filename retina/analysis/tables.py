@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from retina.analysis.calibration import BINS, Reliability
+from retina.analysis.calibration import BINS, Calibration, Reliability, Temperature
 from retina.analysis.errors import KINDS
 from retina.analysis.gallery import Example
 from retina.analysis.intervals import RECALLS
@@ -18,11 +18,14 @@ from retina.analysis.report import Report
 from retina.analysis.thresholds import ScoreCurve, Threshold
 
 ALL = "all"  # the name of all classes together
+HALF, SCALED = "second half", "second half with temperature"  # detections of which the calibration is measured
 MAX_POINTS = 200  # of a curve
+MAX_ROWS = 200  # classes in a table of a page
 
 Row = dict[str, Any]
 
 TABLE_TEXTS = {
+    "evaluation": "images, also those that could not be read and do not count; objects, detections, milliseconds",
     "coco": "the twelve COCO numbers with their intervals",
     "classes": "each class: images, objects, detections, AP with its interval, AP50",
     "lost_ap": "AP50 that each kind of error costs, and the number of errors, by class",
@@ -33,6 +36,7 @@ TABLE_TEXTS = {
     "recall": "recall by size, shape and neighbors, with its interval",
     "images": "objects and kept detections of each image",
     "calibration": "score and precision in 20 bins",
+    "calibration_summary": "D-ECE, mean score and precision, and what the temperature does",
     "gallery": "the errors that are drawn, with their boxes (x, y, width, height in pixels)",
 }
 
@@ -40,6 +44,7 @@ TABLE_TEXTS = {
 def make_tables(report: Report, gallery: dict[str, list[Example]]) -> dict[str, list[Row]]:
     """The rows of each table by its name. Values are text, numbers and None."""
     tables = {
+        "evaluation": [_evaluation(report)],
         "coco": _coco(report),
         "classes": _classes(report),
         "lost_ap": _lost_ap(report),
@@ -55,6 +60,7 @@ def make_tables(report: Report, gallery: dict[str, list[Example]]) -> dict[str, 
         "recall": _recall(report),
         "images": _images(report),
         "calibration": _calibration(report),
+        "calibration_summary": _calibration_summary(report),
         "gallery": [example.row(report) for examples in gallery.values() for example in examples],
     }  # fmt: skip
     return {name: [{key: _plain(value) for key, value in row.items()} for row in rows] for name, rows in tables.items()}
@@ -74,6 +80,19 @@ def _plain(value: Any) -> Any:
     """A value of Python; None for NaN."""
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _evaluation(report: Report) -> Row:
+    counted = len(report.matches.image_ids)
+    return {
+        "images": counted,
+        "excluded_images": len(report.annotations.image_ids) - counted,
+        "objects": report.errors.objects.sum(),
+        "detections": len(report.results.scores),
+        "AP50_of_TIDE": report.lost.mean_ap,
+        "milliseconds": report.milliseconds,
+        "images_per_second": 1000 / report.milliseconds if report.milliseconds else None,
+    }
 
 
 def _coco(report: Report) -> list[Row]:
@@ -182,12 +201,34 @@ def _images(report: Report) -> list[Row]:
     ]
 
 
+def _reliabilities(calibration: Calibration | None) -> dict[str, Reliability]:
+    if calibration is None:
+        return {}
+    parts = {"all": calibration.all, "kept": calibration.kept}
+    if isinstance(temperature := calibration.temperature, Temperature):
+        parts |= {HALF: temperature.before, SCALED: temperature.after}
+    return parts
+
+
+def _calibration_summary(report: Report) -> list[Row]:
+    rows = {
+        name: {
+            "detections": name,
+            "count": part.counts.sum(),
+            "D_ECE": part.d_ece,
+            "mean_score": part.mean(part.scores),
+            "precision": part.mean(part.precision),
+        }
+        for name, part in _reliabilities(report.calibration).items()
+    }
+    if report.calibration and isinstance(found := report.calibration.temperature, Temperature):
+        rows[HALF] |= {"log_loss": found.log_loss_before, "images": found.tested_images}
+        rows[SCALED] |= {"log_loss": found.log_loss_after, "images": found.tested_images, "temperature": found.value}
+        rows[SCALED] |= {"fitted_images": found.fitted_images}
+    return list(rows.values())
+
+
 def _calibration(report: Report) -> list[Row]:
-    if report.calibration is None:
-        return []
-    parts: dict[str, Reliability] = {"all": report.calibration.all, "kept": report.calibration.kept}
-    if temperature := report.calibration.temperature:
-        parts |= {"second half": temperature.before, "second half with temperature": temperature.after}
     return [
         {
             "detections": name,
@@ -197,6 +238,6 @@ def _calibration(report: Report) -> list[Row]:
             "mean_score": part.scores[i],
             "precision": part.precision[i],
         }
-        for name, part in parts.items()
+        for name, part in _reliabilities(report.calibration).items()
         for i in range(BINS)
     ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
-from retina.analysis.calibration import Calibration
+from retina.analysis.calibration import Temperature
 from retina.analysis.errors import KINDS, MISSED
 from retina.analysis.report import Report
+from retina.analysis.tables import HALF, SCALED, Row
 
 METRIC_TEXTS = {
     "AP": "mean over IoU 0.5 to 0.95",
@@ -74,14 +74,16 @@ def summary(report: Report) -> list[str]:
     if ap is None:
         return [f"There are no objects in the {num_images} images, so there is no AP."]
     low, high = 100 * report.metrics_interval[:, 0]
-    sentences = [
-        f"AP is {100 * ap:.1f} on {num_images} images with {objects} objects. With other images of the same kind it "
-        f"would be between {low:.1f} and {high:.1f} (95 % interval)."
-    ]
+    sure = (
+        "These images do not show how far it may be from the AP on all images of this kind."
+        if math.isnan(low)
+        else f"The AP on all images of this kind is between {low:.1f} and {high:.1f} (95 % interval)."
+    )
+    sentences = [f"AP is {100 * ap:.1f} on {num_images} images with {objects} objects. {sure}"]
     sentences += _lost_sentence(report)
     if (best := report.threshold) is not None:
         sentences.append(
-            f"Keep detections with a score of at least {best.score:g}: then {100 * best.precision:.0f} % of the "
+            f"Keep detections with a score of at least {best.score!r}: then {100 * best.precision:.0f} % of the "
             f"detections are right and {100 * best.recall:.0f} % of the objects are found (F1 {best.f1:.2f}, at IoU "
             f"0.5; from {best.low:.2f} to {best.high:.2f} it is nearly as good)."
         )
@@ -111,26 +113,26 @@ def _lost_sentence(report: Report) -> list[str]:
     return [f"{text}."]
 
 
-def calibration_sentences(calibration: Calibration) -> list[str]:
-    """What the calibration says."""
-    sentences = [f"D-ECE is {calibration.all.d_ece:.3f} over all {calibration.all.counts.sum()} detections."]
-    if not math.isnan(calibration.kept.d_ece):
-        kept = calibration.kept
-        gap = float(np.nansum((kept.scores - kept.precision) * kept.counts) / kept.counts.sum())
+def calibration_sentences(summary: list[Row], temperature: Temperature | str) -> list[str]:
+    """What the calibration says. `summary`: the table; `temperature`: why there is none, or one."""
+    rows = {row["detections"]: row for row in summary}
+    kept = rows["kept"]
+    sentences = [f"D-ECE is {rows['all']['D_ECE']:.3f} over all {rows['all']['count']} detections."]
+    if kept["count"]:
+        gap = kept["mean_score"] - kept["precision"]
         sentences[0] = sentences[0].rstrip(".") + (
-            f", and {kept.d_ece:.3f} over the {kept.counts.sum()} that are kept at the recommended threshold. The mean "
+            f", and {kept['D_ECE']:.3f} over the {kept['count']} that are kept at the recommended threshold. The mean "
             f"score of these is {abs(gap):.3f} {'above' if gap > 0 else 'below'} their precision."
         )
-    if (found := calibration.temperature) is not None:
-        sentences.append(
-            f"A temperature of {found.value:.2f}, fitted on {found.fitted_images} images, changes D-ECE on the other "
-            f"{found.tested_images} from {found.before.d_ece:.3f} to {found.after.d_ece:.3f}, and the log loss from "
-            f"{found.log_loss_before:.3f} to {found.log_loss_after:.3f}. To use it, divide the logits of the scores "
-            "by it."
-        )
-    else:
-        sentences.append("There are too few detections to fit a temperature.")
-    return sentences
+    if isinstance(temperature, str):
+        return [*sentences, f"No temperature was fitted: {temperature}."]
+    before, after = rows[HALF], rows[SCALED]
+    return [
+        *sentences,
+        f"A temperature of {after['temperature']:.2f}, fitted on {after['fitted_images']} images, changes D-ECE on the "
+        f"other {after['images']} from {before['D_ECE']:.3f} to {after['D_ECE']:.3f}, and the log loss from "
+        f"{before['log_loss']:.3f} to {after['log_loss']:.3f}. To use it, divide the logits of the scores by it.",
+    ]
 
 
 def percent(value: float | None) -> str:
@@ -138,7 +140,6 @@ def percent(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
-def span(bounds: Any) -> str:
-    """An interval in percent."""
-    low, high = bounds
-    return "-" if math.isnan(low) else f"{100 * low:.1f} to {100 * high:.1f}"
+def span(low: float | None, high: float | None) -> str:
+    """An interval in percent; "-" without one."""
+    return "-" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"

@@ -65,18 +65,23 @@ class Threshold(NamedTuple):
     f1: float
 
 
-class LowestScores(NamedTuple):
+class ScoreThresholds(NamedTuple):
     """The scores that a user gives: one for all classes, and others for some of them."""
 
     all: float
-    per_class: dict[str, float]
+    per_class: dict[str, float | None]  # None: the file knows the class, and nothing right was found of it
 
     def of(self, names: Sequence[str]) -> list[float]:
         """For each class by its name."""
-        return [self.per_class.get(name, self.all) for name in names]
+        scores = [self.per_class.get(name) for name in names]
+        return [self.all if score is None else score for score in scores]
+
+    def missing(self, names: Sequence[str]) -> list[str]:
+        """The classes that the file does not know."""
+        return [name for name in names if name not in self.per_class] if self.per_class else []
 
 
-def lowest_scores(given: str) -> LowestScores:
+def score_thresholds(given: str) -> ScoreThresholds:
     """A number from 0 to 1, or the metrics.json of an evaluation with a report, which has a threshold for each class.
 
     Raises:
@@ -88,12 +93,12 @@ def lowest_scores(given: str) -> LowestScores:
         pass
     else:
         if 0 <= number <= 1:
-            return LowestScores(number, {})
+            return ScoreThresholds(number, {})
         raise ValueError(f"given {given}, expected a number from 0 to 1")
     try:
         found = json.loads(Path(given).read_text(encoding="utf-8"))["score_threshold"]
-        per_class = {str(name): float(score) for name, score in found["per_class"].items() if score is not None}
-        return LowestScores(float(found["all"]), per_class)
+        per_class = {str(name): None if score is None else float(score) for name, score in found["per_class"].items()}
+        return ScoreThresholds(float(found["all"]), per_class)
     except OSError:
         raise ValueError(f"given {given}, which is neither a number from 0 to 1 nor a file that can be read") from None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -107,7 +112,7 @@ def counted(matches: Matches) -> Bools:
 
 
 def is_right(matches: Matches) -> Bools:
-    """(D,) the true positives at IoU 0.5."""
+    """(D,) the true positives at IoU 0.5: `matches.right[0, 0]`, without computing the others."""
     right: Bools = (matches.found[0, 0] >= 0) & counted(matches)
     return right
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar
@@ -79,6 +80,11 @@ class Annotations(NamedTuple):
     crowd: NDArray[np.bool_]  # (T,) `iscrowd`
     category_ids: list[int]
     names: list[str]
+
+    @property
+    def distinct_names(self) -> list[str]:
+        """Of the K categories; see `distinct_names`."""
+        return distinct_names(zip(self.category_ids, self.names, strict=True))
 
 
 def read_annotations(path: Path) -> Annotations:
@@ -189,15 +195,19 @@ def _decode_entry(place: str, entry: msgspec.Raw, schema: type[Entry], errors: l
     except msgspec.ValidationError as error:  # a number that no float can hold
         errors.append(f"{place}: {error}")
         return None
-    whole = fields
-    if isinstance(fields, dict):
-        is_whole = {key for key in WHOLE & fields.keys() if isinstance(fields[key], float) and fields[key].is_integer()}
-        whole = fields | {key: int(fields[key]) for key in is_whole}
     try:
-        return msgspec.convert(whole, schema)
+        return msgspec.convert(with_whole_numbers(fields), schema)
     except msgspec.ValidationError as error:
         errors.append(_explain(place, str(error), fields))
         return None
+
+
+def with_whole_numbers(fields: Any) -> Any:
+    """An entry of a file with its ids, sizes and flags as whole numbers where they are written as 1.0."""
+    if not isinstance(fields, dict):
+        return fields
+    is_whole = {key for key in WHOLE & fields.keys() if isinstance(fields[key], float) and fields[key].is_integer()}
+    return fields | {key: int(fields[key]) for key in is_whole} if is_whole else fields
 
 
 def _annotation_columns(part: list[_Annotation]) -> tuple[NDArray[Any], ...]:
@@ -220,6 +230,13 @@ def find_ids(values: NDArray[np.int64], ids: NDArray[np.int64]) -> tuple[NDArray
     order = np.argsort(ids, kind="stable")
     index = order[np.searchsorted(ids[order], values).clip(max=len(ids) - 1)]
     return index, ids[index] == values
+
+
+def distinct_names(categories: Iterable[tuple[int, str]]) -> list[str]:
+    """The names of (id, name), with the id where several have one name, as exports of Roboflow do."""
+    categories = list(categories)
+    counts = Counter(name for _, name in categories)
+    return [name if counts[name] == 1 else f"{name} (id {number})" for number, name in categories]
 
 
 def _repeated(name: str, entries: Sequence[_Image | _Category]) -> list[str]:

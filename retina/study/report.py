@@ -161,8 +161,8 @@ def _significance(groups: list[Group]) -> Iterator[str]:
                 "for all runs. A cell is marked as worse if the 95 % interval of its difference to the best, for other "
                 f"seeds and other images, leaves out 0: here if it is more than about {reach:.2f} below."
             )
-        elif measured:
-            yield "Some runs have no detections.json any more, so the noise of the validation images is not included."
+        elif verdicts.no_images:
+            yield f"The noise of the validation images is not included: {verdicts.no_images}."
     elif measured:
         single = all(len(group.values()) == 1 for group in measured)
         reason = "One seed" if single else f"No cell with an AP of at least {MIN_AP:g} has two seeds yet"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from retina.data.annotations import distinct_names
 from retina.study.cells import Cell, Settings, Study, format_value, short_key
 from retina.study.paper import paper_row, paper_tables
 
@@ -103,7 +104,8 @@ def count_images_and_objects(annotations: str) -> tuple[int | None, dict[str, in
         return None, {}
     tree = json.loads(path.read_text(encoding="utf-8"))
     counts = Counter(item["category_id"] for item in tree["annotations"] if not item.get("iscrowd"))
-    classes = {entry["name"]: counts[entry["id"]] for entry in tree["categories"]}
+    categories = [(entry["id"], entry["name"]) for entry in tree["categories"]]
+    classes = dict(zip(distinct_names(categories), (counts[number] for number, _ in categories), strict=True))
     return len(tree["images"]), dict(sorted(classes.items(), key=lambda item: -item[1]))
 
 

@@ -27,18 +27,22 @@ class Verdicts:
     Attributes:
         noise: of the seeds, from the groups with at least MIN_AP and two seeds; None if there is no such group.
         num_images: of the validation set, where the images are drawn again; None where the seeds count alone.
+        no_images: why the seeds count alone, "" where they do not.
     """
 
     def __init__(self, groups: list[Group]) -> None:
         measured = with_ap(groups)
         runs = [run for group in measured for run in group.runs if run.metrics.get("AP") is not None]
         sampled = [_resampled(run) for run in runs]
-        complete = all(sampled) and len({run.cell.config.data.val_annotations for run in runs}) == 1
-        self.num_images = sampled[0].num_images if complete and sampled[0] else None
+        reasons = [one for one in sampled if isinstance(one, str)]
+        if len({run.cell.config.data.val_annotations for run in runs}) > 1:
+            reasons.insert(0, "the runs have different validation images")
+        self.no_images = reasons[0] if reasons else ""
         self._sampled = {
-            run.cell.key: one if complete and one else without_images(run.metrics["AP"])
+            run.cell.key: without_images(run.metrics["AP"]) if reasons or isinstance(one, str) else one
             for run, one in zip(runs, sampled, strict=True)
         }
+        self.num_images = next(iter(self._sampled.values())).num_images if runs and not reasons else None
         self.noise: SeedNoise | None = seed_noise([self._of(group) for group in measured if group.mean() >= MIN_AP])
 
     def difference(self, a: Group, b: Group) -> Difference:
@@ -51,26 +55,32 @@ class Verdicts:
 
 def without_images(ap: float) -> Sampled:
     """A run whose images are not drawn again."""
-    return Sampled(np.array([ap]), np.full((2, 1), ap), 2)
+    return Sampled(np.array([ap]), np.full((2, 1), ap), 2, np.array([2]))
 
 
-def _resampled(run: Run) -> Sampled | None:
-    """AP for other images; None without the detections that gave the AP of the run."""
+def _resampled(run: Run) -> Sampled | str:
+    """AP for other images, or why it is not known: the detections that gave the AP of the run are not there."""
     file = run.cell.folder / "detections.json"
     if not file.is_file():
-        return None
+        return f"{file.parent.name}/{file.name} is missing"
     sampled = _resampled_file(file, file.stat().st_mtime_ns, Path(run.cell.config.data.val_annotations))
-    return sampled if sampled and sampled.numbers[0] == run.metrics["AP"] else None
+    if isinstance(sampled, Sampled) and sampled.numbers[0] != run.metrics["AP"]:
+        given, expected = (f"{100 * ap:.2f}" for ap in (sampled.numbers[0], run.metrics["AP"]))
+        return (
+            f"{file.parent.name}/{file.name} gives an AP of {given} and not the {expected} of the run: it is of "
+            "another evaluation, or images could not be read"
+        )
+    return sampled
 
 
 @cache  # the report and the table in the terminal ask for the same
-def _resampled_file(file: Path, _: int, annotations: Path) -> Sampled | None:
+def _resampled_file(file: Path, _: int, annotations: Path) -> Sampled | str:
     try:
         truth = _read_annotations(annotations)
         matches = match_detections(truth, read_results(file, truth))
-    except (DataError, ResultsError):
-        return None
-    return resample_ap(matches, bootstrap_weights(len(truth.image_ids)))
+        return resample_ap(matches, bootstrap_weights(len(truth.image_ids)))
+    except (DataError, ResultsError) as error:
+        return str(error)
 
 
 @cache  # reading the annotations of COCO takes seconds

@@ -58,7 +58,7 @@ def train(config: Config, resume: bool = False, changed_keys: Collection[str] = 
         _catch_up(state, train_set, val_set, config, device, log)
         if state.has_ended(config.train):
             log.info(f"nothing left to do: the run ended after step {state.step}")
-            return log.last_evaluation()
+            return _end(log)
         flags = StepFlags(device)
         for batches in train_batches(train_set, config, state.step, rank, world):
             batches = [batch.to(device) for batch in batches]
@@ -97,7 +97,15 @@ def train(config: Config, resume: bool = False, changed_keys: Collection[str] = 
                 log.info(f"stopped by a signal after step {state.step}; continue with --resume")
             if stopping or state.has_ended(config.train):
                 break
-        return log.last_evaluation()
+        return _end(log)
+
+
+def _end(log: Logbook) -> dict[str, Any]:
+    """The last entry of eval.json. Raises RunError in process 0, which has written everything, if scorers disagree."""
+    last = log.last_evaluation()
+    if log.active and "disagreement" in last:
+        raise RunError(last["disagreement"])
+    return last
 
 
 def _check_batch_size(config: Config, world: int) -> None:
@@ -167,7 +175,7 @@ def _evaluate(state: TrainState, dataset: CocoDataset, config: Config, device: t
         for reason in unreadable.values():
             log.info(f"not evaluated: {reason}")
         columns = results_columns(results, dataset.file)
-        evaluation, disagreement = score(dataset.file, columns, unreadable), ""
+        evaluation = score(dataset.file, columns, unreadable)
         value = evaluation.metrics[metric] or 0.0
     value = broadcast(value)
     is_best = value > state.best
@@ -176,9 +184,9 @@ def _evaluate(state: TrainState, dataset: CocoDataset, config: Config, device: t
     if log.active:
         if state.has_ended(config.train):
             evaluation, disagreement = confirm(evaluation, dataset.file, columns, unreadable)
+            if disagreement:  # in eval.json, so that a run that is resumed after its end fails as well
+                evaluation = evaluation._replace(metrics=evaluation.metrics | {"disagreement": disagreement})
         log.log_evaluation(state.step, evaluation, results, dataset, unreadable)
-        if disagreement:
-            log.info(disagreement)
         if is_best:
             best = {**state.state_dict(), "optimizer": {}}  # best.pt is for evaluation, a run does not resume from it
             checkpoint.save(config.run_dir / checkpoint.BEST, best | checkpoint_metadata(config, dataset))

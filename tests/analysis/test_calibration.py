@@ -10,7 +10,15 @@ from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from retina.analysis.calibration import BINS, calibrate, fit_temperature, log_loss, reliability, scale_scores
+from retina.analysis.calibration import (
+    BINS,
+    Temperature,
+    calibrate,
+    fit_temperature,
+    log_loss,
+    reliability,
+    scale_scores,
+)
 
 
 def sample(temperature: float, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +70,7 @@ def test_temperature_is_tested_on_the_other_half() -> None:
             detections.append([image, 0, *(box if found else [30.0 * place, 200, 20, 20]), score])
     result = calibrate(match(30, 1, objects, detections), 0.5)
     found = result.temperature
-    assert found is not None and (found.fitted_images, found.tested_images) == (15, 15)
+    assert isinstance(found, Temperature) and (found.fitted_images, found.tested_images) == (15, 15)
     assert found.value == pytest.approx(0.3, rel=0.35)
     assert found.before.counts.sum() == found.after.counts.sum() == 150, "the detections of half of the images"
     assert found.after.d_ece < found.before.d_ece and found.log_loss_after < found.log_loss_before
@@ -72,7 +80,11 @@ def test_temperature_is_tested_on_the_other_half() -> None:
     for image in range(30):
         rows = [[*row[:2], 0, 300, 20, 20, 0.79] if row[0] == image else row for row in detections]
         again = calibrate(match(30, 1, objects, rows), 0.5).temperature
-        assert again is not None
+        assert isinstance(again, Temperature)
         changed += [image] * (again.value != found.value)
     assert len(changed) == 15
-    assert calibrate(match(30, 1, objects, detections[:40]), 0.5).temperature is None, "too few detections"
+    few = calibrate(match(30, 1, objects, detections[:40]), 0.5).temperature
+    assert few == "a half of the images has fewer than 50 detections"
+    all_right = [[image, 0, 30.0 * place, 0, 20, 20, 0.7] for image in range(30) for place in range(10)]
+    alike = calibrate(match(30, 1, objects, all_right), 0.5).temperature
+    assert alike == "all detections on a half of the images are right"

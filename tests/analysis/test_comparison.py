@@ -12,12 +12,14 @@ from retina.analysis.intervals import Sampled, bootstrap_weights
 
 def seeds_alone(*numbers: float) -> list[Sampled]:
     """Trainings whose numbers do not depend on the images."""
-    return [Sampled(np.array([number]), np.full((50, 1), number), 20) for number in numbers]
+    return [Sampled(np.array([number]), np.full((50, 1), number), 20, np.array([20])) for number in numbers]
 
 
 def mean_of_images(values: np.ndarray, weights: np.ndarray) -> Sampled:  # type: ignore[type-arg]
     """A training whose number is the mean of one value for each image."""
-    return Sampled(values.mean(keepdims=True), (weights @ values)[:, None] / len(values), len(values))
+    return Sampled(
+        values.mean(keepdims=True), (weights @ values)[:, None] / len(values), len(values), np.array([len(values)])
+    )
 
 
 def test_seeds_alone_are_students_test() -> None:
@@ -91,6 +93,22 @@ def test_equal_runs_do_not_differ() -> None:
 
 
 def test_what_is_not_measured_is_unknown() -> None:
-    missing = Sampled(np.array([np.nan]), np.full((50, 1), np.nan), 20)
+    missing = Sampled(np.array([np.nan]), np.full((50, 1), np.nan), 20, np.array([0]))
     result = compare([missing], [missing], None)
     assert np.isnan([result.value[0], result.low[0], result.p[0]]).all() and not result.is_real()
+
+
+def test_a_difference_that_does_not_vary_has_no_interval() -> None:
+    """Everything is right with B and wrong with A: how sure that is does not follow from the resamples."""
+    result = compare(seeds_alone(0.0), seeds_alone(1.0), None)
+    assert result.value[0] == 1 and np.isnan([result.low[0], result.high[0], result.p[0]]).all()
+    assert not result.is_real()
+
+
+def test_degrees_of_freedom_are_those_of_the_images_with_objects() -> None:
+    run = mean_of_images(np.arange(40.0), bootstrap_weights(40))
+    other = mean_of_images(np.arange(40.0) ** 2, bootstrap_weights(40))
+    few = [one._replace(with_objects=np.array([4])) for one in (run, other)]
+    result = compare(few[:1], few[1:], None)
+    assert result.freedom[0] == pytest.approx(3)
+    np.testing.assert_allclose(result.high[0] - result.value[0], stats.t.ppf(0.975, 3) * result.error[0])

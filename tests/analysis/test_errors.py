@@ -86,7 +86,7 @@ def test_each_kind_by_hand() -> None:
     np.testing.assert_allclose(lost.by_class[CLASS], [0, 1])
     np.testing.assert_allclose(lost.by_class[MISSED], [50 / 101, 0])
     assert lost.lost[CLASS] == pytest.approx(0.5)
-    assert errors.count_kind(CLASS).tolist() == [1, 0] and errors.count_kind(MISSED).tolist() == [1, 0]
+    assert errors.count_kind(CLASS).tolist() == [0, 1] and errors.count_kind(MISSED).tolist() == [1, 0]
 
 
 def test_excluded_images_do_not_count() -> None:

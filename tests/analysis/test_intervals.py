@@ -7,9 +7,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from coco_cases import Case, coco_cases, evaluate_with_pycocotools, write_annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rows import match
 from scipy import stats
 
 from retina.analysis.intervals import (
@@ -24,6 +26,7 @@ from retina.analysis.intervals import (
 )
 from retina.analysis.matches import match_detections
 from retina.analysis.results_file import results_columns
+from retina.data.annotations import DataError
 
 
 @settings(max_examples=25, deadline=None)
@@ -49,7 +52,11 @@ def test_a_weight_is_a_number_of_copies(case: Case, seed: int) -> None:
         scores = weighted_scores(matches, used)
         expected = np.where(theirs.stats < 0, np.nan, theirs.stats)
         np.testing.assert_allclose(scores.metrics, [expected] * len(used), rtol=1e-12, atol=1e-15)
-    np.testing.assert_array_equal(resample_ap(matches, weights).resamples[:, 0], scores.metrics[:, 0])
+    alone, everything = resample_ap(matches, weights), resample(matches, weights)
+    columns = [0, *range(12, everything.resamples.shape[1])]
+    np.testing.assert_array_equal(alone.resamples, everything.resamples[:, columns])
+    np.testing.assert_array_equal(alone.numbers, everything.numbers[columns])
+    np.testing.assert_array_equal(alone.with_objects, everything.with_objects[columns])
 
 
 def _repeat(truth: dict, results: list, counts: dict) -> Case:  # type: ignore[type-arg]
@@ -77,7 +84,7 @@ def test_the_interval_of_a_mean_is_students() -> None:
     """For the mean of 12 numbers the bootstrap must give the textbook's interval, but for the noise of the draws."""
     values = np.random.default_rng(0).random(12)
     weights = bootstrap_weights(12, 20_000)
-    sampled = Sampled(values.mean(keepdims=True), (weights @ values)[:, None] / 12, 12)
+    sampled = Sampled(values.mean(keepdims=True), (weights @ values)[:, None] / 12, 12, np.array([12]))
     error = stats.sem(values)
     np.testing.assert_allclose(standard_error(sampled.resamples, 12), error, rtol=0.02)
     expected = values.mean() + stats.t.ppf([0.025, 0.975], 11) * error
@@ -94,8 +101,29 @@ def test_too_few_images_have_no_interval() -> None:
 
 def test_an_interval_ends_at_zero_and_one() -> None:
     resamples = np.random.default_rng(0).normal(0, 0.1, (100, 2))
-    low, high = interval(Sampled(np.array([0.01, 0.98]), resamples, 9))
+    low, high = interval(Sampled(np.array([0.01, 0.98]), resamples, 9, np.array([9, 9])))
     assert low[0] == 0 and high[1] == 1 and low[1] > 0 and high[0] < 1
+
+
+def test_images_with_objects_by_hand() -> None:
+    """Two small objects of class 0 in one image, a large one in another, which has one of class 1; and a crowd."""
+    objects = [[0, 0, 0, 0, 9, 9, 0], [0, 0, 50, 0, 9, 9, 0], [1, 0, 0, 0, 200, 200, 0], [1, 1, 0, 0, 50, 50, 0],
+               [2, 1, 0, 0, 50, 50, 1]]  # fmt: skip
+    sampled = resample(match(4, 3, objects, []), np.ones((2, 4)))
+    assert sampled.with_objects.tolist() == [2, 2, 2, 1, 1, 1] * 2 + [2, 1, 0]
+    assert sampled.freedom[-3:].tolist() == [1, 1, 1] and sampled.freedom[0] == 1
+
+
+def test_a_class_that_is_never_found_has_no_interval() -> None:
+    matches = match(9, 2, [[i, i % 2, 0, 0, 50, 50, 0] for i in range(9)], [[0, 0, 0, 0, 50, 50, 0.9]])
+    sampled = resample(matches, bootstrap_weights(9))
+    assert sampled.numbers[-1] == 0 and np.isnan(interval(sampled)[:, -1]).all()
+    assert not np.isnan(interval(sampled)[:, -2]).any()
+
+
+def test_without_images_nothing_is_drawn() -> None:
+    with pytest.raises(DataError, match="no image is left"):
+        bootstrap_weights(0)
 
 
 def test_a_number_of_a_run_is_that_of_pycocotools() -> None:

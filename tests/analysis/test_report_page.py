@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from browser import inspect_page, needs_chromium, take_screenshot
+from browser import inspect_page, needs_chromium, print_to_pdf, take_screenshot
 from command_helpers import run_main
 from PIL import Image
 
@@ -94,21 +94,20 @@ def test_numbers_are_those_of_the_evaluation(written: Written) -> None:
     assert thresholds["never there"] is None and thresholds["red"] is not None
 
 
-def test_summary_and_command(written: Written) -> None:
+def test_summary(written: Written) -> None:
     sure, lost, use = written.data["summary"]
     assert f"AP is {100 * written.metrics['AP']:.1f} on 10 images" in sure
     kinds = {row["kind"]: row["lost_AP50"] for row in written.data["lost_ap"] if row["class"] == "all"}
     assert f"{100 * max(kinds.values()):.1f} points" in lost and len(kinds) == 6
-    score = f"{written.metrics['score_threshold']['all']:g}"
-    assert f"at least {score}:" in use
-    commands = re.findall("<pre>(.*?)</pre>", written.page)
-    assert commands == written.data["commands"] and commands[0].endswith(f"IMAGE_OR_FOLDER --score {score}")
-    assert commands[1].endswith(f"IMAGE_OR_FOLDER --score {written.folder}/metrics.json")
+    assert f"at least {written.metrics['score_threshold']['all']!r}:" in use
+    assert written.data["commands"] == [] and "<pre>" not in written.page, "there is no detector"
     assert written.output.rstrip().endswith("report.html")
 
 
 def test_every_table_is_json_and_csv(written: Written) -> None:
-    tables = {name: rows for name, rows in written.data.items() if name not in ("summary", "source", "commands")}
+    tables = {
+        name: rows for name, rows in written.data.items() if name not in ("summary", "source", "error", "commands")
+    }
     files = {file.stem: file for file in (written.folder / "report").iterdir()}
     assert set(tables) == set(files)
     for name, rows in tables.items():
@@ -138,7 +137,7 @@ def test_confusion_and_recall_agree_with_the_threshold(written: Written) -> None
 def test_gallery_shows_the_worst(written: Written) -> None:
     galleries = written.page.split('<div class="gallery">')[1:]
     kinds = ["background", "missed", "class", "location", "duplicate"]
-    by_kind = {kind: [row for row in written.data["gallery"] if row["kind"] == kind] for kind in kinds}
+    by_kind = {kind: [row for row in written.data["gallery"] if row["gallery"] == kind] for kind in kinds}
     assert len(galleries) == len(kinds) and all(0 < len(rows) <= 12 for rows in by_kind.values())
     for gallery, (kind, rows) in zip(galleries, by_kind.items(), strict=True):
         gallery = gallery.partition("</div>")[0]
@@ -185,6 +184,14 @@ def test_page_in_a_browser(written: Written, tmp_path: Path, width: int) -> None
     assert pixels.shape == (2000, width)
     for part in np.array_split(pixels, 4):
         assert (part < 250).mean() > 0.005, "no part of the page is blank"
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_page_on_paper(written: Written, tmp_path: Path) -> None:
+    content = print_to_pdf(written.folder / "report.html", tmp_path).read_bytes()
+    pages = len(re.findall(rb"/Type\s*/Page\b", content))
+    assert content.startswith(b"%PDF") and pages > 1 and len(content) > 100_000, (pages, len(content))
 
 
 def test_nothing_found(coco_root: Path, tiny_yaml: Path, tmp_path: Path) -> None:
@@ -259,6 +266,38 @@ def test_files_that_are_no_detections(tiny_yaml: Path, tmp_path: Path, content: 
     done = run_main("eval.py", tiny_yaml, "--report", "--detections", file)
     assert done.returncode == 1 and done.stderr.startswith(f"error: {file}: ")
     assert [path.name for path in tmp_path.iterdir()] == ["found.json"] * (content is not None)
+
+
+def test_one_image_has_no_interval(coco_root: Path, tiny_yaml: Path, tmp_path: Path) -> None:
+    shutil.copytree(coco_root, tmp_path / "data")
+    truth = json.loads((tmp_path / "data/val.json").read_text())
+    image = truth["annotations"][0]["image_id"]
+    truth["images"] = [entry for entry in truth["images"] if entry["id"] == image]
+    truth["annotations"] = [entry for entry in truth["annotations"] if entry["image_id"] == image]
+    (tmp_path / "data/val.json").write_text(json.dumps(truth))
+    page = write_report(tiny_yaml, tmp_path / "data", tmp_path, make_detections(truth))
+    assert "nan" not in page.data["summary"][0] and "These images do not show how far" in page.data["summary"][0]
+
+
+def test_two_classes_with_one_name(coco_root: Path, tiny_yaml: Path, tmp_path: Path) -> None:
+    shutil.copytree(coco_root, tmp_path / "data")
+    truth = json.loads((tmp_path / "data/val.json").read_text())
+    for category in truth["categories"]:
+        category["name"] = "cell"
+    (tmp_path / "data/val.json").write_text(json.dumps(truth))
+    page = write_report(tiny_yaml, tmp_path / "data", tmp_path, make_detections(truth))
+    names = [f"cell (id {category['id']})" for category in truth["categories"]]
+    assert list(page.metrics["per_class"]) == list(page.metrics["score_threshold"]["per_class"]) == names
+    assert all(f">{name}</td>" in page.page for name in names)
+
+
+def test_an_output_that_is_no_folder(coco_root: Path, tiny_yaml: Path, tmp_path: Path) -> None:
+    (tmp_path / "found.json").write_text("[]")
+    (tmp_path / "file").write_text("")
+    for output, message in (("file", "is a file, expected a folder"), ("file/out", "Not a directory")):
+        arguments = ["--detections", tmp_path / "found.json", "--output", tmp_path / output]
+        done = run_main("eval.py", tiny_yaml, *arguments)
+        assert done.returncode in (1, 2) and done.stderr.count("\n") == 1 and message in done.stderr
 
 
 def test_detections_need_no_detector(tiny_yaml: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_difference_cannot_be_overlooked(tmp_path: Path) -> None:
     wrong = right._replace(metrics=right.metrics | {"AP": last_digit, "per_class": {"cell": 0.5}})
     final, message = scoring.confirm(wrong, annotations, columns)
     assert final == right, "pycocotools has the last word"
-    assert message.startswith("ERROR: TWO SCORERS DISAGREE. The numbers of pycocotools are kept.")
+    assert message.startswith("TWO SCORERS DISAGREE. The numbers of pycocotools are kept.")
     ap = right.metrics["AP"]
     assert f"AP is {ap!r} by pycocotools and {last_digit!r} by hotcoco" in message
     assert f"the AP of cell is {ap!r} by pycocotools and 0.5 by hotcoco" in message and "AP50" not in message

@@ -19,8 +19,8 @@ from retina.analysis.thresholds import (
     confusion_matrix,
     count_by_image,
     is_right,
-    lowest_scores,
     score_curve,
+    score_thresholds,
     short_threshold,
 )
 
@@ -127,11 +127,13 @@ def test_confusion_matrix_counts_everything_once() -> None:
     np.testing.assert_array_equal(matrix[:-1].sum(axis=1), np.bincount([int(row[1]) for row in objects]))
 
 
-def test_lowest_scores_of_a_number_and_of_a_file(tmp_path: Path) -> None:
-    assert lowest_scores("0.25").of(["cat", "dog"]) == [0.25, 0.25]
+def test_score_thresholds_of_a_number_and_of_a_file(tmp_path: Path) -> None:
+    assert score_thresholds("0.25").of(["cat", "dog"]) == [0.25, 0.25]
     file = tmp_path / "metrics.json"
     file.write_text(json.dumps({"AP": 0.5, "score_threshold": {"all": 0.4, "per_class": {"cat": 0.7, "dog": None}}}))
-    assert lowest_scores(str(file)).of(["cat", "dog"]) == [0.7, 0.4]
+    found = score_thresholds(str(file))
+    assert found.of(["cat", "dog"]) == [0.7, 0.4] and found.missing(["cat", "dog", "bird"]) == ["bird"]
+    assert score_thresholds("0.25").missing(["cat"]) == []
 
 
 @pytest.mark.parametrize(
@@ -146,9 +148,9 @@ def test_lowest_scores_of_a_number_and_of_a_file(tmp_path: Path) -> None:
         ("{", "has no thresholds"),
     ],
 )
-def test_lowest_scores_that_are_none(tmp_path: Path, given: str, message: str) -> None:
+def test_score_thresholds_that_are_none(tmp_path: Path, given: str, message: str) -> None:
     if given[0] in "[{":
         (tmp_path / "metrics.json").write_text(given)
         given = str(tmp_path / "metrics.json")
     with pytest.raises(ValueError, match=message):
-        lowest_scores(given)
+        score_thresholds(given)

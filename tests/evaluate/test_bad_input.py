@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import zlib
@@ -92,6 +93,16 @@ def test_settings_of_another_version_are_an_error(random_run: Path, tmp_path: Pa
 
 
 # Images
+
+
+def test_the_metrics_are_written_before_the_report_fails(random_run: Path, tmp_path: Path) -> None:
+    """No image file can be read, so none counts."""
+    arguments = ["--checkpoint", random_run, f"data.val_images={tmp_path}", "data.unreadable=skip", "--report"]
+    done = run_main("eval.py", *arguments, "--output", tmp_path / "out")
+    assert done.returncode == 1 and "not evaluated: " in done.stdout
+    assert done.stderr == "error: --report: no image is left to count, so there is nothing to measure\n"
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["AP"] is None
+    assert (tmp_path / "out/detections.json").read_text() == "[]"
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from command_helpers import run_main
 
 from retina.analysis import scoring
 from retina.config import Config
+from retina.model import checkpoint
 from retina.train import loop
-from retina.train.loop import train
 
 
 @pytest.fixture
@@ -37,12 +37,18 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_last_evaluation_of_a_run(calls: list[str], tiny: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    train(tiny)  # evaluates at steps 3 and 6
+def test_the_last_evaluation_of_a_run(calls: list[str], tiny: Config) -> None:
+    """The run fails after everything is written, and again when it is resumed: so a study shows it as failed."""
+    tiny.run_dir.parent.mkdir(parents=True, exist_ok=True)
+    (tiny.run_dir.parent / "config.yaml").write_text(tiny.to_yaml())
+    done = run_main("train.py", tiny.run_dir.parent / "config.yaml")  # evaluates at steps 3 and 6
     assert calls == ["hotcoco", "hotcoco", "pycocotools"]
     first, last = json.loads((tiny.run_dir / "eval.json").read_text())
     assert first["AP"] >= 0.25 > last["AP"], "the number of pycocotools is kept"
-    assert capsys.readouterr().out.count("ERROR: TWO SCORERS DISAGREE") == 1
+    assert done.returncode == 1 and done.stderr.startswith("error: TWO SCORERS DISAGREE. ")
+    assert checkpoint.load(tiny.run_dir / "last.pt")["step"] == 6 and (tiny.run_dir / "best.pt").is_file()
+    resumed = run_main("train.py", tiny.run_dir.parent / "config.yaml", "--resume")
+    assert resumed.returncode == 1 and resumed.stderr == done.stderr
 
 
 def test_eval_fails(calls: list[str], tiny_yaml: Path, tmp_path: Path) -> None:

@@ -76,11 +76,15 @@ def test_errors_on_few_images_may_be_chance(study: Study) -> None:
     (study.cells[0].folder / "detections.json").unlink()
     text = report_markdown(study)
     assert remarks(text) == ["worse", "best"], "the seeds alone"
-    assert "the noise of the validation images is not included" in text
+    assert (
+        f"The noise of the validation images is not included: {study.cells[0].folder.name}/detections.json is" in text
+    )
 
 
 def test_detections_that_do_not_give_the_ap_do_not_count(study: Study) -> None:
     """For example of another evaluation, or of a run with images that could not be read."""
     finish(study, {1.0: [(0, 0)], 2.0: []})
     (study.cells[1].folder / "detections.json").write_text("[]")
-    assert "the noise of the validation images is not included" in report_markdown(study)
+    assert "detections.json gives an AP of 0.00 and not the " in report_markdown(study)
+    (study.cells[1].folder / "detections.json").write_text("[")
+    assert "is not included: " in (text := report_markdown(study)) and "truncated" in text

@@ -116,7 +116,8 @@ def test_eval_reports_when_asked(trained: tuple[Path, Path], tmp_path: Path) -> 
     assert done.returncode == 0 and done.stdout.endswith("out/report.html\n"), done.stderr
     metrics, data = (json.loads((tmp_path / "out" / name).read_text()) for name in ("metrics.json", "report.json"))
     assert f"{metrics['milliseconds']:.1f} milliseconds" in (tmp_path / "out/report.html").read_text()
-    assert f"{config} --checkpoint {folder / 'last.pt'} IMAGE_OR_FOLDER --score" in data["commands"][0]
+    command = f"python tools/predict.py {folder / 'last.pt'} IMAGE_OR_FOLDER --score "
+    assert data["commands"][0].startswith(command)
     (tmp_path / "again").mkdir()
     (tmp_path / "out/detections.json").rename(tmp_path / "again/found.json")
     done = run_main("eval.py", config, "--detections", tmp_path / "again/found.json", "--report")
@@ -133,6 +134,13 @@ def test_eval_reports_when_asked(trained: tuple[Path, Path], tmp_path: Path) -> 
     predicted = json.loads((tmp_path / "predictions.json").read_text())
     names = {entry["id"]: entry["name"] for entry in predicted["categories"]}
     assert done.returncode == 0 and {names[found["category_id"]] for found in predicted["annotations"]} == {"green"}
+    for classes, status, message in (({"red": 0.5}, 0, "no threshold for green, blue; 0.0 is used"),
+                                     ({"cat": 0.5}, 2, "its thresholds are for other classes (cat)")):  # fmt: skip
+        metrics["score_threshold"] = {"all": 0.0, "per_class": classes}
+        (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+        scores = ["--score", tmp_path / "metrics.json"]
+        done = run_main("predict.py", config, image, *checkpoint, "--output", tmp_path, *scores)
+        assert done.returncode == status and message in done.stderr
 
 
 def test_predict_draws_and_writes_a_coco_file(trained: tuple[Path, Path], coco_root: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from browser import inspect_page, needs_chromium
 from command_helpers import run_main
 
+from retina.analysis import compared_runs
 from retina.config import COCO_METRICS
 from retina.config_file import load_config
 
@@ -89,6 +90,18 @@ def test_several_seeds_on_a_side(runs: dict[str, Path], tmp_path: Path) -> None:
     assert (
         "A is better than B by " in done.stdout and "2 and 2 trainings: the interval is for other seeds" in done.stdout
     )
+    data = json.loads((tmp_path / "out/comparison.json").read_text())
+    aps = [row["AP"] for row in data["runs"]]
+    assert [row["side"] for row in data["runs"]] == ["A", "A", "B", "B"]
+    for name, ap in zip(("better_s0", "better_s1", "worse_s0", "worse_s1"), aps, strict=True):
+        assert f"{name} (AP {100 * ap:.2f})" in done.stdout
+    first = data["rows"][0]
+    assert first["a"] == pytest.approx(np.mean(aps[:2])) and first["b"] == pytest.approx(np.mean(aps[2:]))
+    pooled = np.sqrt((np.var(aps[:2], ddof=1) + np.var(aps[2:], ddof=1)) / 2)
+    assert first["seed_sd"] == pytest.approx(pooled) and data["seeds_degrees_of_freedom"] == 2
+    page = (tmp_path / "out/comparison.html").read_text()
+    for text in (done.stdout, page):
+        assert f"standard deviation of {100 * pooled:.2f} over seeds (2 degrees of freedom)" in text
     one = run_main("compare.py", *sides[:2], *sides[3:], "--output", tmp_path / "out")
     assert "A has one training; its seed noise is taken to be that of the other." in one.stdout
 
@@ -99,7 +112,93 @@ def test_equal_quality_is_not_called_different(tmp_path: Path, tiny_yaml: Path, 
     assert "Which one is better is not known: " in done.stdout and "would be found in four of five" in done.stdout
     copied = shutil.copytree(a, tmp_path / "copy")
     same = run_main("compare.py", a, copied, "--output", tmp_path / "out")
-    assert "their detections do not differ" in same.stdout
+    assert "A and B have the same AP, whichever images are drawn." in same.stdout
+
+
+def test_without_objects(tmp_path: Path, coco_root: Path, truth: dict[str, Any]) -> None:
+    (tmp_path / "none.json").write_text(json.dumps({**truth, "annotations": []}))
+    (tmp_path / "a.json").write_text("[]")
+    (tmp_path / "b.json").write_text(json.dumps(detections(truth, 0.1)))
+    files = [tmp_path / "a.json", tmp_path / "b.json", "--annotations", tmp_path / "none.json"]
+    done = run_main("compare.py", *files, "--images", coco_root / "val", "--output", tmp_path / "out")
+    assert done.returncode == 0 and "There are no objects, so there is no AP" in done.stdout
+    assert "more comparisons" not in done.stdout
+    (tmp_path / "none.json").write_text(json.dumps({**truth, "annotations": [], "images": []}))
+    (tmp_path / "b.json").write_text("[]")
+    done = run_main("compare.py", *files, "--output", tmp_path / "out")
+    assert done.returncode == 2 and done.stderr.startswith("error: no image is left to count")
+
+
+def test_false_detections_of_a_side_with_nothing_right(tmp_path: Path, coco_root: Path, truth: dict[str, Any]) -> None:
+    """They are errors, and with [] on the other side the AP is the same although the detections are not."""
+    wrong = [{**entry, "bbox": [-50, -50, 1, 1]} for entry in detections(truth, 0)]
+    (tmp_path / "a.json").write_text("[]")
+    (tmp_path / "b.json").write_text(json.dumps(wrong))
+    files = [tmp_path / "a.json", tmp_path / "b.json", "--annotations", coco_root / "val.json"]
+    done = run_main("compare.py", *files, "--output", tmp_path / "out")
+    assert "A and B have the same AP, whichever images are drawn." in done.stdout
+    images = json.loads((tmp_path / "out/comparison.json").read_text())["images"]
+    assert sum(row["errors_b"] - row["errors_a"] for row in images) == len(wrong)
+
+
+def test_a_difference_that_does_not_vary(tmp_path: Path, coco_root: Path, truth: dict[str, Any]) -> None:
+    """Everything is found with B and nothing with A, on every image: no interval, and none is drawn."""
+    right = [{**entry, "score": 0.9} for entry in detections(truth, 0) if entry["bbox"] != [1.0, 2.0, 9.0, 9.0]]
+    (tmp_path / "a.json").write_text("[]")
+    (tmp_path / "b.json").write_text(json.dumps(right))
+    files = [tmp_path / "a.json", tmp_path / "b.json", "--annotations", coco_root / "val.json"]
+    done = run_main("compare.py", *files, "--output", tmp_path / "out")
+    assert "B has +100.00 AP" in done.stdout and "the same however the images are drawn" in done.stdout
+    assert "nan" not in done.stdout
+
+
+def test_two_classes_with_one_name(tmp_path: Path, coco_root: Path, truth: dict[str, Any]) -> None:
+    for category in truth["categories"]:
+        category["name"] = "cell"
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    for seed, name in enumerate("ab"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(detections(truth, 0.1, seed)))
+    files = [tmp_path / "a.json", tmp_path / "b.json", "--annotations", tmp_path / "truth.json"]
+    done = run_main("compare.py", *files, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert all(f"cell (id {category['id']})" in done.stdout for category in truth["categories"])
+
+
+def test_another_scorer_is_asked(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, truth: dict[str, Any]
+) -> None:
+    right = compared_runs.score
+
+    def wrong(*arguments: Any) -> Any:
+        evaluation = right(*arguments)
+        return evaluation._replace(
+            metrics=evaluation.metrics | {"AP": float(np.nextafter(evaluation.metrics["AP"], 1))}
+        )
+
+    monkeypatch.setattr(compared_runs, "score", wrong)
+    done = run_main("compare.py", runs["worse_s0"], runs["better_s0"], "--output", tmp_path / "out")
+    assert done.returncode == 1 and "ERROR: TWO SCORERS DISAGREE" in done.stderr and "better_s0: AP is" in done.stderr
+    assert "TWO SCORERS DISAGREE" in (tmp_path / "out/comparison.html").read_text()
+
+
+def test_results_files_as_other_programs_write_them(tmp_path: Path, coco_root: Path, truth: dict[str, Any]) -> None:
+    """A byte order mark, and ids as 1.0, are accepted as in annotations."""
+    entries = detections(truth, 0.1)
+    whole = [{**e, "image_id": float(e["image_id"]), "category_id": float(e["category_id"])} for e in entries]
+    (tmp_path / "a.json").write_text(json.dumps(entries))
+    (tmp_path / "b.json").write_text("\ufeff" + json.dumps(whole), encoding="utf-8")
+    files = [tmp_path / "a.json", tmp_path / "b.json", "--annotations", coco_root / "val.json"]
+    assert "A and B have the same AP" in run_main("compare.py", *files, "--output", tmp_path / "out").stdout
+
+
+def test_the_settings_of_another_version_do_not_matter_where_all_is_given(
+    runs: dict[str, Path], tmp_path: Path, coco_root: Path
+) -> None:
+    for name in ("worse_s0", "better_s0"):
+        (runs[name] / "config.yaml").write_text("no.such.key: 1\n")
+    given = ["--annotations", coco_root / "val.json", "--images", coco_root / "val", "--output", tmp_path / "out"]
+    assert run_main("compare.py", runs["worse_s0"], runs["better_s0"], *given).returncode == 0
+    assert run_main("compare.py", runs["worse_s0"], runs["better_s0"]).returncode == 2
 
 
 def test_results_of_other_programs(runs: dict[str, Path], tmp_path: Path, coco_root: Path) -> None:
@@ -133,7 +232,11 @@ def test_an_image_file_that_is_missing_is_named(runs: dict[str, Path], tmp_path:
         (lambda entries: "[1, 2]", "Expected object, got int in entry [0]; expected a list of"),
         (lambda entries: json.dumps(entries)[:-9], "truncated"),
         (lambda entries: json.dumps({"annotations": entries}), "expected a list of detections"),
-        (lambda entries: json.dumps([entries[0] | {"score": float("nan")}]), "NaN in line 1"),
+        (lambda entries: json.dumps([entries[0] | {"score": float("nan")}]), "NaN in [0].score"),
+        (
+            lambda entries: json.dumps([entries[0], entries[0] | {"bbox": [1, 2, float("inf"), 4]}]),
+            "Infinity in [1].bbox",
+        ),
         (lambda entries: json.dumps([entries[0] | {"image_id": 999}]), "[0].image_id 999"),
         (lambda entries: json.dumps([entries[0] | {"category_id": 4}]), "[0].category_id 4"),
         (lambda entries: json.dumps([entries[0] | {"bbox": [1, 2, 3]}]), "bbox"),
@@ -176,7 +279,8 @@ def test_runs_that_cannot_be_compared(
         (a, b, a): "given 3 runs; expected RUN_A RUN_B",
         ("--a", a): "given 1 runs for --a and 0 for --b",
         (a, b, "--a", a): "give RUN_A RUN_B, or --a RUN ... --b RUN ..., not both",
-        (a, a): f"{a} is on both sides",
+        (a, a): f"{a} is given twice",
+        ("--a", a, a / "detections.json", "--b", b): "given twice",
         (a, tmp_path / "nothing"): "no such run folder or results file",
         (a, tmp_path / "empty"): "has no detections.json",
         (a, b, "--annotations", tmp_path / "no.json"): "no such annotation file",
