@@ -7,6 +7,7 @@ reads and merges, pydantic checks. This file never imports torch, so a mistyped 
 from __future__ import annotations
 
 import difflib
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -17,6 +18,12 @@ from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
 from retina.config import Config, Section
+
+# Settings that change the detections of given weights.
+_DETECTOR_KEYS = re.compile(
+    r"model\.(?!weights$|frozen_stages$).*|anchors\..*|detect\.(?!tta_scales$).*|train\.precision"
+    r"|data\.(short_side|eval_short_side|max_side|resize|normalization|pad_multiple)"
+)
 
 
 class ConfigError(ValueError):
@@ -47,6 +54,12 @@ def load_preset(name: str) -> Config:
 def override_config(config: Config, overrides: list[str]) -> Config:
     """`config` with `section.key=value` overrides. Raises ConfigError as `load_config`."""
     return _merge(config.model_dump(mode="json"), _read_overrides(overrides, "argument"), "the settings")
+
+
+def changed_detector_keys(old: Config, new: Config) -> list[str]:
+    """The keys of the settings that change the detections of given weights, and differ."""
+    before, after = old.flat(), new.flat()
+    return [key for key in before if _DETECTOR_KEYS.fullmatch(key) and before[key] != after[key]]
 
 
 def _merge(start: dict[str, Any], trees: list[tuple[str, dict[str, Any]]], start_name: str) -> Config:

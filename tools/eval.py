@@ -1,10 +1,10 @@
-"""Evaluate a detector: python tools/eval.py --checkpoint SOURCE [section.key=value ...] [--output DIR]
+"""Evaluate a detector: python tools/eval.py CHECKPOINT [section.key=value ...] [--output DIR]
 
-or python tools/eval.py CONFIG [section.key=value ...] [--checkpoint SOURCE]. The checkpoint alone is enough: it has its
-config, as has a file of tools/export.py. Prints the twelve COCO numbers and the AP of each class, and writes
-metrics.json and detections.json (COCO results). With --time it also measures what an image costs, and adds it to
-metrics.json: "milliseconds", "gflops", "parameters", "peak_memory_mb". With --report it also writes report.html: where
-the AP is lost, how sure it is, at which score to use the detector, and its worst errors.
+or python tools/eval.py CONFIG [section.key=value ...] [--checkpoint SOURCE]. The checkpoint alone is enough, also as
+--checkpoint: it has its config, as has a file of tools/export.py. Prints the twelve COCO numbers and the AP of each
+class, and writes metrics.json and detections.json (COCO results). With --time it also measures what an image costs, and
+adds it to metrics.json: "milliseconds", "gflops", "parameters", "peak_memory_mb". With --report it also writes
+report.html: where the AP is lost, how sure it is, at which score to use the detector, and its worst errors.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from retina.command_line import config_parser, exit_with_error, load_config_or_exit
 from retina.config import Config
-from retina.config_file import ConfigError, load_config, override_config
+from retina.config_file import ConfigError, changed_detector_keys, load_config, override_config
 from retina.file_suffixes import EXPORT_SUFFIXES
 from retina.parent_process import end_with_parent
 
@@ -29,12 +28,6 @@ if TYPE_CHECKING:
     from retina.data.coco import CocoDataset
     from retina.export import ExportedDetector
     from retina.model.weights import Weights
-
-# Settings that change the detections of given weights.
-DETECTOR_KEYS = re.compile(
-    r"model\.(?!weights$|frozen_stages$).*|anchors\..*|detect\.(?!tta_scales$).*|train\.precision"
-    r"|data\.(short_side|eval_short_side|max_side|resize|normalization|pad_multiple)"
-)
 
 
 def main() -> int:
@@ -58,8 +51,10 @@ def main() -> int:
     file, overrides = arguments.config, arguments.overrides
     if file and "=" in file and not Path(file).exists():  # only overrides were given
         file, overrides = None, [file, *overrides]
+    if file and arguments.checkpoint is None and Path(file).exists() and Path(file).suffix not in (".yaml", ".yml"):
+        file, arguments.config, arguments.checkpoint = None, None, file
     if file is None and arguments.checkpoint is None:
-        exit_with_error("give a CONFIG, or a trained detector as --checkpoint SOURCE")
+        exit_with_error("give a CONFIG or a CHECKPOINT")
     if arguments.detections and (arguments.checkpoint or arguments.time or arguments.tta):
         exit_with_error("--detections FILE needs no detector: --checkpoint, --time and --tta cannot be given with it")
     if arguments.output and arguments.output.exists() and not arguments.output.is_dir():
@@ -202,19 +197,18 @@ def predict_command(
     if arguments.tta or isinstance(weights, ExportedDetector):
         what = "test-time augmentation" if arguments.tta else "exported files"
         return [], f"No command is given here, because tools/predict.py has no {what}."
-    command, evaluated = ["python", "tools/predict.py"], config.flat()
-    candidates = []
+    command, candidates = ["python", "tools/predict.py"], []
     with contextlib.suppress(ConfigError):  # weights whose settings are not known
-        candidates.append(([weights.source, "IMAGE_OR_FOLDER"], library.trained_config(weights).flat()))
+        candidates.append(([weights.source, "IMAGE_OR_FOLDER"], library.trained_config(weights)))
     if arguments.config and Path(arguments.config).exists():
         words = [arguments.config, "IMAGE_OR_FOLDER", "--checkpoint", weights.source]
-        candidates.append((words, load_config(arguments.config).flat()))
+        candidates.append((words, load_config(arguments.config)))
     changed: list[str] = []
     for words, settings in candidates:
-        changed = [key for key in evaluated if DETECTOR_KEYS.fullmatch(key) and settings[key] != evaluated[key]]
+        changed = changed_detector_keys(settings, config)
         if not changed:
             return [*command, *words], ""
-    listed = ", ".join(f"{key}={evaluated[key]}" for key in changed)
+    listed = ", ".join(f"{key}={config.flat()[key]}" for key in changed)
     return [], f"The detector was evaluated with {listed}. tools/predict.py takes such settings from a CONFIG only."
 
 

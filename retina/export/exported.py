@@ -14,7 +14,7 @@ import torchvision  # noqa: F401  (a package calls its NMS)
 from numpy.typing import NDArray
 
 from retina.config import Config, Data
-from retina.config_file import config_from_yaml
+from retina.config_file import changed_detector_keys, config_from_yaml
 from retina.data.annotations import DataError
 from retina.data.augment import eval_transform
 from retina.data.coco import CocoDataset, Record, read_image
@@ -23,6 +23,8 @@ from retina.evaluate.detections import on_image
 from retina.export.program import INPUT, InputShape
 from retina.file_suffixes import EXPORT_SUFFIXES
 from retina.model.weights import Categories
+
+RESIZE_KEYS = {"data.short_side", "data.eval_short_side", "data.max_side", "data.resize"}
 
 
 class ExportError(ValueError):
@@ -74,24 +76,11 @@ class ExportedDetector:
         They are fixed in the file. Ignoring them silently would give the numbers of other settings.
         """
         before, given = self.config.flat(), config.flat()
-        of_data = (
-            "data.normalization",
-            "data.pad_multiple",
-            "data.short_side",
-            "data.eval_short_side",
-            "data.max_side",
-            "data.resize",
-        )
-        fixed = [
-            key
-            for key in before
-            if (
-                key.startswith(("model.", "anchors.", "detect."))
-                and key not in ("model.weights", "model.frozen_stages")
-            )
-            or key in of_data[: len(of_data) if self.resizes else 2]
+        changed = [
+            f"{key} is {before[key]}, given {given[key]}"
+            for key in changed_detector_keys(self.config, config)
+            if self.resizes or key not in RESIZE_KEYS
         ]
-        changed = [f"{key} is {before[key]}, given {given[key]}" for key in fixed if before[key] != given[key]]
         if changed:
             raise ExportError(
                 f"{self.file} was exported with other settings: {'; '.join(changed)}. Export it with the new ones, or "

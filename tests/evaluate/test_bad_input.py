@@ -29,7 +29,6 @@ from retina.model import WeightsError, checkpoint
 def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "arrays.npz", a=np.zeros(3))  # a zip file, as those of torch are
     (tmp_path / "model.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
-    (tmp_path / "model.onnx").write_bytes(b"\x08\x07\x12\x07pytorch" + bytes(100))
     (tmp_path / "empty.pt").write_bytes(b"")
     for file in tmp_path.iterdir():
         with pytest.raises(WeightsError, match=f"{file.name}: not readable as weights"):

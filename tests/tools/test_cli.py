@@ -188,7 +188,7 @@ def test_the_checkpoint_alone_is_enough_for_eval(trained: tuple[Path, Path], tmp
     for name in ("metrics.json", "detections.json"):
         assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "both" / name).read_bytes()
     shutil.copytree(folder, tmp_path / "moved")
-    done = run_main("eval.py", "detect.max_detections=1", "data.workers=0", "--checkpoint", tmp_path / "moved")
+    done = run_main("eval.py", tmp_path / "moved", "detect.max_detections=1", "data.workers=0")
     assert done.returncode == 0 and str(tmp_path / "moved/metrics.json") in done.stdout
     counts = Counter(entry["image_id"] for entry in json.loads((tmp_path / "moved/detections.json").read_text()))
     assert set(counts.values()) == {1}
@@ -221,8 +221,11 @@ def test_plot_draws_the_run(trained: tuple[Path, Path]) -> None:
         ("eval.py", ["CONFIG", "output_dir=OUT"], 1, "train first, or give --checkpoint"),
         ("eval.py", ["CONFIG", "--checkpoint", "CONFIG"], 1, "not readable as weights"),
         ("predict.py", ["CONFIG", "no.jpg"], 2, "no such image or folder: no.jpg"),
-        ("eval.py", [], 2, "give a CONFIG, or a trained detector as --checkpoint"),
-        ("eval.py", ["detect.nms_iou=1"], 2, "give a CONFIG, or a trained detector as --checkpoint"),
+        ("eval.py", [], 2, "give a CONFIG or a CHECKPOINT"),
+        ("eval.py", ["detect.nms_iou=1"], 2, "give a CONFIG or a CHECKPOINT"),
+        ("eval.py", ["a.yaml", "--detections", "b.json", "--time"], 2, "--detections FILE needs no detector"),
+        ("eval.py", ["best.pt", "--tta", "--time"], 2, "give one of the two"),
+        ("eval.py", ["--checkpoint", "a.onnx", "--time"], 2, "--time and --tta need a checkpoint"),
         ("eval.py", ["--checkpoint", "OUT"], 1, "no such checkpoint or run folder; torchvision's weights are COCO_V1"),
         ("predict.py", ["CONFIG", "CONFIG", "--score", "3"], 2, "--score: given 3"),
         ("predict.py", ["CONFIG", "CONFIG", "--score", "-1"], 2, "expected a number from 0 to 1"),
