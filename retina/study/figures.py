@@ -75,7 +75,7 @@ def plot_heat_map(groups: list[Group]) -> Picture | None:
 def plot_ap_curves(groups: list[Group]) -> Iterator[Picture]:
     """AP over each key with numbers, one line for each combination of the other keys, and the paper's curves."""
     keys = list(groups[0].settings)
-    names = {key: short_key(key) for key in keys}
+    names, telling = {key: short_key(key) for key in keys}, telling_keys(groups)
     for key in keys:
         values = distinct_values(groups, key)
         if len(values) < 3 or any(as_number(value) is None for value in values):
@@ -83,7 +83,7 @@ def plot_ap_curves(groups: list[Group]) -> Iterator[Picture]:
         single_line = len(values) == len(groups)  # the other keys change together with this one
         lines: dict[str, dict[int, Group]] = {}
         for group in groups:
-            others = ", ".join(f"{names[k]} {format_value(v)}" for k, v in group.settings.items() if k != key)
+            others = ", ".join(f"{names[k]} {format_value(group.settings[k])}" for k in telling if k != key)
             lines.setdefault("" if single_line else others, {})[values.index(group.settings[key])] = group
         if len(lines) > len(LINE_COLORS):
             continue
@@ -97,8 +97,19 @@ def plot_ap_curves(groups: list[Group]) -> Iterator[Picture]:
             return
 
 
+def telling_keys(groups: list[Group]) -> list[str]:
+    """The keys that vary, without those that change together with one before them; they tell the groups apart."""
+    telling: dict[str, list[str]] = {}
+    for key in groups[0].settings:
+        values = [json.dumps(group.settings[key]) for group in groups]
+        known = any(len(set(zip(before, values, strict=True))) == len(set(before)) for before in telling.values())
+        if len(set(values)) > 1 and not known:
+            telling[key] = values
+    return list(telling)
+
+
 def _plot_ap_curve(lines: dict[str, dict[int, Group]], ticks: list[str], label: str, file: str) -> Picture:
-    has_paper = any("AP" in group.paper for line in lines.values() for group in line.values())
+    has_paper = sum("AP" in group.paper for line in lines.values() for group in line.values()) > len(lines)
     figure = Figure(figsize=(11 if has_paper else 7.5, 4.4), layout="constrained")
     panels = figure.subplots(1, 2 if has_paper else 1, squeeze=False)[0]
     handles = []

@@ -23,8 +23,21 @@ from report_helpers import (
     write_study,
 )
 
+from retina.study.figures import telling_keys
 from retina.study.report import write_report
+from retina.study.results import Group
 from retina.study.study_file import load_study
+
+
+def test_lines_are_named_by_the_settings_that_tell_them_apart() -> None:
+    settings = [
+        {"loss.gamma": 0, "model.prior": prior, "train.optimizer": optimizer, "train.lr": lr}
+        for optimizer, lr in (("adamw", 0.003), ("sgd", 0.01))
+        for prior in (0.01, 0.5)
+    ]
+    assert telling_keys([Group(each, [], {}) for each in settings]) == ["model.prior", "train.optimizer"]
+    settings.append(settings[0] | {"train.lr": 0.1})
+    assert telling_keys([Group(each, [], {}) for each in settings]) == ["model.prior", "train.optimizer", "train.lr"]
 
 
 @pytest.mark.slow
