@@ -42,7 +42,8 @@ class Reliability(NamedTuple):
 
     def mean(self, values: Floats) -> float:
         """The mean of values (N,), weighted with the detections of their bins; NaN without detections."""
-        return float(np.nansum(values * self.counts) / total) if (total := self.counts.sum()) else float("nan")
+        total = self.counts.sum()
+        return float(np.nansum(values * self.counts) / total) if total else float("nan")
 
 
 class Temperature(NamedTuple):

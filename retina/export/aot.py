@@ -27,7 +27,7 @@ def check_compiler() -> None:
 
 
 def write_package(program: DetectionProgram, shape: InputShape, metadata: dict[str, str], path: Path) -> None:
-    """Compile the program, which takes one to three minutes, and write it. The name must end in .pt2."""
+    """Compile the program, which takes a minute, or several for any size, and write it. The name must end in .pt2."""
     from torch._inductor import aoti_compile_and_package
 
     with warnings.catch_warnings():
