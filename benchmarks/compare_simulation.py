@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from retina.analysis.accumulate import accumulate
 from retina.analysis.comparison import Difference, compare, seed_noise
-from retina.analysis.intervals import LEVEL, accumulate, bootstrap_weights, resample_ap
+from retina.analysis.intervals import LEVEL, bootstrap_weights, resample_ap
 from retina.analysis.matches import Matches, match_detections
 from retina.analysis.results_file import Results
 from retina.data.annotations import Annotations

@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from retina.analysis.accumulate import accumulate
 from retina.analysis.comparison import compare
-from retina.analysis.intervals import accumulate, bootstrap_weights, resample, resample_ap
+from retina.analysis.intervals import bootstrap_weights, resample, resample_ap
 from retina.analysis.matches import match_detections
 from retina.analysis.results_file import read_results, results_columns
 from retina.analysis.scoring import score, score_with_pycocotools

@@ -41,10 +41,9 @@ PACKAGES = {
     ),
     "plots": Package(["style", "result_files", "boxes", "detections", "run", "document"], []),
     "analysis": Package(
-        ["results_file", "scoring", "matches", "intervals", "errors", "thresholds", "calibration", "recall", "report",
-         "gallery", "tables", "text", "pictures", "page", "comparison", "runs", "image_errors", "compared_runs",
-         "comparison_text",
-         "comparison_page"],
+        ["results_file", "scoring", "matches", "accumulate", "intervals", "errors", "thresholds", "calibration",
+         "recall", "report", "gallery", "tables", "text", "pictures", "page", "comparison", "runs", "image_errors",
+         "compared_runs", "comparison_text", "comparison_page"],
         ["base", "data", "plots"],
     ),
     "evaluate": Package(

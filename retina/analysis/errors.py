@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask
 
-from retina.analysis.intervals import RECALLS
+from retina.analysis.accumulate import RECALLS
 from retina.analysis.matches import Bools, Floats, Ints
 from retina.analysis.results_file import Results
 from retina.data.annotations import Annotations

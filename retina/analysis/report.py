@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from retina.analysis.accumulate import accumulate
 from retina.analysis.calibration import Calibration, calibrate
 from retina.analysis.errors import Errors, LostAP, find_errors, lost_ap
-from retina.analysis.intervals import accumulate, bootstrap_weights, interval, resample
+from retina.analysis.intervals import bootstrap_weights, interval, resample
 from retina.analysis.matches import Floats, Ints, Matches, match_detections
 from retina.analysis.recall import Breakdown, break_down_recall
 from retina.analysis.results_file import Results

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from retina.analysis.accumulate import RECALLS
 from retina.analysis.calibration import BINS, Calibration, Reliability, Temperature
 from retina.analysis.errors import KINDS
 from retina.analysis.gallery import Example
-from retina.analysis.intervals import RECALLS
 from retina.analysis.report import Report
 from retina.analysis.thresholds import ScoreCurve, Threshold
 

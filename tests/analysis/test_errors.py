@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rows import columns
 
+from retina.analysis.accumulate import accumulate
 from retina.analysis.errors import (
     BACKGROUND,
     BOTH,
@@ -22,7 +23,6 @@ from retina.analysis.errors import (
     find_errors,
     lost_ap,
 )
-from retina.analysis.intervals import accumulate
 from retina.analysis.matches import match_detections
 from retina.analysis.results_file import Results
 from retina.data.annotations import Annotations

@@ -14,16 +14,8 @@ from hypothesis import strategies as st
 from rows import match
 from scipy import stats
 
-from retina.analysis.intervals import (
-    NARROW,
-    Sampled,
-    bootstrap_weights,
-    interval,
-    resample,
-    resample_ap,
-    standard_error,
-    weighted_scores,
-)
+from retina.analysis.accumulate import NARROW, weighted_scores
+from retina.analysis.intervals import Sampled, bootstrap_weights, interval, resample, resample_ap, standard_error
 from retina.analysis.matches import match_detections
 from retina.analysis.results_file import results_columns
 from retina.data.annotations import DataError
@@ -51,7 +43,7 @@ def test_a_weight_is_a_number_of_copies(case: Case, seed: int) -> None:
     for used in (weights[:1], weights):
         scores = weighted_scores(matches, used)
         expected = np.where(theirs.stats < 0, np.nan, theirs.stats)
-        np.testing.assert_allclose(scores.metrics, [expected] * len(used), rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(scores[:, :12], [expected] * len(used), rtol=1e-12, atol=1e-15)
     alone, everything = resample_ap(matches, weights), resample(matches, weights)
     columns = [0, *range(12, everything.resamples.shape[1])]
     np.testing.assert_array_equal(alone.resamples, everything.resamples[:, columns])
