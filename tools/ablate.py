@@ -75,7 +75,8 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
     machine = Machine.detect(arguments.workers, study.devices, Path(__file__).resolve().parent)
     open_cells = [cell for cell in study.cells if not study.is_done(cell)]
     num_cells = len(study.cells)
-    print(f"{study.name}: {num_cells} cells, {num_cells - len(open_cells)} finished; {machine}", flush=True)
+    num_finished = num_cells - len(open_cells)
+    print(f"{study.name}: {num_cells} cells, {num_finished} finished; {machine}", flush=True)
     if arguments.dry_run:
         for cell in study.cells:
             print(f"  {cell.key}  {cell.label}{'' if cell in open_cells else '  (finished)'}")
@@ -102,7 +103,8 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
             print(f"{step_seconds:.3f} s per step, {cell_time} for a cell of {steps} steps, without evaluation")
             seconds = step_seconds * sum(cell.config.train.steps for cell in open_cells) / machine.workers
         if seconds is not None:
-            print(f"about {timedelta(seconds=round(seconds))} for {len(open_cells)} cells", flush=True)
+            source = f", as long as the {num_finished} finished ones took" if num_finished else ""
+            print(f"about {timedelta(seconds=round(seconds))} for {len(open_cells)} cells{source}", flush=True)
         check_disk_space(study, checkpoint_bytes)
     if trial_storage is None:
         return 0

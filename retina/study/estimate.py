@@ -11,17 +11,26 @@ import uuid
 from retina.atomic_files import write_text
 from retina.study.cells import Study, StudyError
 from retina.study.launch import Machine, kill
-from retina.study.outcome import error_line
+from retina.study.outcome import error_line, last_logged_step
 
 PROBE_STEPS = 4  # steps that are timed
 MIN_FREE_BYTES = 2**26  # with less free disk space nothing is started
 
 
 def estimate_seconds(study: Study, workers: int) -> float | None:
-    """Seconds until all cells are done, from the mean of the finished ones; None while no cell is finished."""
+    """Seconds until all cells are done, from the mean of the finished ones; None while no cell is finished.
+
+    It is wrong if those were finished on another machine.
+    """
     times = [r["seconds"] for cell in study.cells if (r := cell.result()) is not None and r["seconds"] is not None]
     remaining = sum(not study.is_done(cell) for cell in study.cells)
     return sum(times) / len(times) * remaining / workers if times else None
+
+
+def remaining_steps(study: Study) -> int:
+    """The steps that the open cells still have to do."""
+    open_cells = [cell for cell in study.cells if not study.is_done(cell)]
+    return sum(cell.config.train.steps - last_logged_step(cell) for cell in open_cells)
 
 
 def measure_step_time(study: Study, machine: Machine) -> tuple[float, int]:

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from retina.atomic_files import write_text
 from retina.command_line import EXIT_FOLDER_IN_USE
 from retina.study.cells import Cell, Study, StudyError
-from retina.study.estimate import MIN_FREE_BYTES, estimate_seconds
+from retina.study.estimate import MIN_FREE_BYTES, remaining_steps
 from retina.study.launch import Machine, kill
 from retina.study.outcome import (
     checkpoint_time,
@@ -78,6 +78,8 @@ class Runner:
         self.signals: list[int] = []
         self.stopping = False
         self.last_answer = time.monotonic()  # of the storage
+        self.start_time = time.monotonic()
+        self.steps_at_start = remaining_steps(study)
         self.last_status = 0.0
         self.last_waiting_for = ""
 
@@ -278,9 +280,16 @@ class Runner:
         progress = "; ".join(
             f"{r.cell.label}: step {last_logged_step(r.cell)}/{r.cell.config.train.steps}" for r in self.running
         )
-        seconds = estimate_seconds(self.study, self.machine.workers)
-        remaining = f", about {timedelta(seconds=round(seconds))} left" if seconds is not None else ""
-        self.log(f"{num_done}/{len(self.study.cells)} done{remaining}; running: {progress}")
+        self.log(f"{num_done}/{len(self.study.cells)} done{self._time_left()}; running: {progress}")
+
+    def _time_left(self) -> str:
+        """At the pace since the start of this process, with all that others did meanwhile; empty before a step."""
+        remaining = remaining_steps(self.study)
+        done = self.steps_at_start - remaining
+        if done <= 0:
+            return ""
+        seconds = (time.monotonic() - self.start_time) * remaining / done
+        return f", about {timedelta(seconds=round(seconds))} left"
 
 
 def ap_of(result: dict[str, Any]) -> float:

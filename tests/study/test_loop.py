@@ -60,6 +60,20 @@ def test_a_loss_that_is_not_finite_is_a_result(make_study: MakeStudy) -> None:
     assert result is not None and result["diverged"] == 4 and result["metrics"] is None
 
 
+def test_the_time_left_follows_the_pace_of_this_process(make_study: MakeStudy) -> None:
+    study = make_study([0, 1, 2])
+    steps = study.cells[0].config.train.steps
+    assert steps % 2 == 0
+    study.cells[1].folder.mkdir(parents=True)
+    metrics = study.cells[1].folder / "metrics.csv"
+    metrics.write_text(f"step,loss\n{steps // 2},1\n")  # by an earlier process: half of a cell
+    runner, _ = make_runner(study)
+    assert runner._time_left() == ""
+    metrics.write_text(f"step,loss\n{steps},1\n")
+    runner.start_time = time.monotonic() - 100
+    assert runner._time_left() == ", about 0:06:40 left", "100 s for half a cell, and two cells are left"
+
+
 def test_a_study_with_milliseconds_times_the_trained_detectors(make_study: MakeStudy) -> None:
     study = make_study([0, 1])
     assert run_cells(study)
