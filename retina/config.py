@@ -8,16 +8,18 @@ published RetinaNets differ, the description of the field names who uses which v
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from omegaconf import OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+FilePath = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the home folder
 # These keys change no number of a run, so a resumed run may change them.
 KEYS_WITHOUT_EFFECT = (
     "output_dir",
@@ -28,7 +30,14 @@ KEYS_WITHOUT_EFFECT = (
     "train.keep",
 )
 # These keys a resumed run may change by --change, from the step on at which it resumes.
-KEYS_TO_CHANGE = ("train.steps", "train.lr", "train.schedule", "train.milestones")
+KEYS_TO_CHANGE = (
+    "train.steps",
+    "train.lr",
+    "train.schedule",
+    "train.milestones",
+    "train.accumulate",
+    "data.unreadable",
+)
 # In the folder of a generated data set; it identifies the data.
 SHAPES_MANIFEST = "manifest.json"
 # The twelve numbers of pycocotools, in its order.
@@ -50,10 +59,10 @@ class Section(BaseModel):
 class Data(Section):
     """COCO-format files. `num_classes` and the names come from the training annotations, not from the config."""
 
-    train_annotations: str = "data/coco/annotations/instances_train2017.json"
-    train_images: str = "data/coco/train2017"
-    val_annotations: str = "data/coco/annotations/instances_val2017.json"
-    val_images: str = "data/coco/val2017"
+    train_annotations: FilePath = "data/coco/annotations/instances_train2017.json"
+    train_images: FilePath = "data/coco/train2017"
+    val_annotations: FilePath = "data/coco/annotations/instances_val2017.json"
+    val_images: FilePath = "data/coco/val2017"
     short_side: tuple[PositiveInt, ...] = Field(
         (800,), min_length=1, description="px; one is drawn at random for each image"
     )
@@ -94,10 +103,10 @@ class Data(Section):
         "error", description="an image file that cannot be used; skip: it adds nothing to the loss"
     )
     workers: Annotated[int, Field(ge=0)] = 2
-    cache: str | None = Field(
+    cache: FilePath | None = Field(
         None, description="folder for the decoded images of a small data set, 3 bytes per pixel; null: no cache"
     )
-    shapes: str | None = Field(
+    shapes: FilePath | None = Field(
         None, description="settings file, from the current folder, of a generated data set, which is made where missing"
     )
 
@@ -116,7 +125,7 @@ class Data(Section):
 
 class Model(Section):
     backbone: Backbone = "resnet50"
-    weights: str | None = Field(
+    weights: FilePath | None = Field(
         "IMAGENET1K_V1",
         description="a torchvision weights name (IMAGENET1K_V1, COCO_V1, ...), a file, or null",
     )
@@ -211,6 +220,12 @@ class Loss(Section):
             raise ValueError("cls focal_star needs a gamma above 0")
         return self
 
+    @model_validator(mode="after")
+    def _ohem_batch_has_a_positive(self) -> Self:
+        if self.cls == "ohem_1_3" and self.ohem_batch < 4:
+            raise ValueError(f"ohem_batch {self.ohem_batch}: ohem_1_3 needs at least 4, one positive and 3 negatives")
+        return self
+
 
 class Detect(Section):
     score_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -268,7 +283,7 @@ class Config(Section):
     """Every setting of a run. Its numbers depend on these, its files, the thread count and the hardware."""
 
     name: str = Field("retina", pattern=r"^[\w.-]+$")
-    output_dir: str = ""
+    output_dir: FilePath = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: Data = Data()
     model: Model = Model()

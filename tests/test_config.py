@@ -57,6 +57,7 @@ def test_resolved_yaml_reads_back_equal(tmp_path: Path) -> None:
         ("data.zoom=[2,1]", ["data.zoom", "must not be above"]),
         ("assign.negative_iou=0.9", ["negative_iou 0.9", "positive_iou 0.5"]),
         ("train.accumulate=3", ["train.batch_size 16", "train.accumulate 3"]),
+        ("loss={cls: ohem_1_3, ohem_batch: 3}", ["loss", "ohem_batch 3", "at least 4"]),
         ("train=3", ["train", "a section", "given 3"]),
         ("train.lr", ["section.key=value"]),
     ],
@@ -83,6 +84,16 @@ def test_broken_files_are_named(tmp_path: Path, text: str, expected: str) -> Non
     with pytest.raises(ConfigError, match=expected) as error:
         load_config(write(tmp_path / "a.yaml", text))
     assert ".yaml" in str(error.value)
+
+
+def test_the_home_folder_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    config = load_config("configs/retina_r50.yaml", ["output_dir=~/run", "data.cache=~/a~b", "data.val_images=~/val"])
+    assert (config.run_dir, config.data.cache, config.data.val_images) == (
+        Path("/home/ada/run"),
+        "/home/ada/a~b",
+        "/home/ada/val",
+    )
 
 
 def test_config_is_frozen() -> None:

@@ -88,7 +88,7 @@ def train_transform(
     gives_pixels = config.resize != "torchvision"
     out = memory[: size[0], : size[1]] if memory is not None and gives_pixels else None
     crop = (max(1, round(height / zoom)), max(1, round(width / zoom))) if zoom > 1 else None
-    transform = _seeded_transform(config, crop, size if gives_pixels else None, out, int(rng.integers(2**31)))
+    transform = _seeded_transform(config, crop, size if gives_pixels else None, out, rng)
     boxes = np.concatenate([record.boxes, record.ignore]).astype(np.float64)
     result = transform(image=image, bboxes=boxes, index=np.arange(len(boxes)))
     new_image, index = result["image"], np.asarray(result["index"], dtype=np.int64)
@@ -158,12 +158,16 @@ def _seeded_transform(
     crop: tuple[int, int] | None,
     size: tuple[int, int] | None,
     out: NDArray[np.uint8] | None,
-    seed: int,
+    rng: np.random.Generator,
 ) -> Any:
-    """Flips, a crop of the size `crop`, a resize to `size` into `out`, and a change of the colors; as a new Compose."""
+    """Flips, a crop of the size `crop`, a resize to `size` into `out`, and a change of the colors; as a new Compose.
+
+    Each draws its own seed from `rng`: with one seed for all, an image would be flipped in both directions or in none.
+    """
     probabilities = config.flip, config.vertical_flip, config.photometric
     compose = _compose(*probabilities, with_crop=crop is not None, with_resize=size is not None)
     for transform in compose.transforms:
+        seed = int(rng.integers(2**31))
         transform.py_random.seed(seed)
         if crop is not None and isinstance(transform, A.RandomCrop):
             transform.height, transform.width = crop

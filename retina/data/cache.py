@@ -22,7 +22,7 @@ from retina.atomic_files import atomic_file
 from retina.data.annotations import DataError
 from retina.data.coco import Record, read_image
 
-READ_IMAGE_VERSION = 1  # increase it when `read_image` returns other pixels
+READ_IMAGE_VERSION = 2  # increase it when `read_image` returns other pixels
 
 
 class ImageCache:

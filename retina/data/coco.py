@@ -238,7 +238,8 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.ui
             stored = image.size
             if size is not None and size not in (stored, stored[::-1]):  # before decoding what may be a huge image
                 raise _size_error(path, size, stored)
-            if image.format == "JPEG" and image.mode == "RGB" and exif_orientation(image) == 1:
+            is_upright = size in (None, stored) and exif_orientation(image) == 1
+            if image.format == "JPEG" and image.mode == "RGB" and is_upright:
                 file.seek(0)
                 pixels = _decode_jpeg(file.read())
                 if pixels is not None:

@@ -174,7 +174,7 @@ class _Memories:
         return torch.from_numpy(array)  # refers to `array`, as all tensors do that are made from it
 
 
-class _BatchDataset(Dataset[_Message]):
+class _BatchDataset(Dataset[_Message | DataError]):
     """Makes the batches, in the worker processes if there are any."""
 
     def __init__(self, dataset: CocoDataset, config: Config, train: bool) -> None:
@@ -182,7 +182,13 @@ class _BatchDataset(Dataset[_Message]):
         self.cache = ImageCache(dataset.records, Path(config.data.cache)) if config.data.cache else None
         self.memories = _Memories(config.data.workers)
 
-    def __getitems__(self, keys: list[SampleKey]) -> _Message:
+    def __getitems__(self, keys: list[SampleKey]) -> _Message | DataError:
+        try:
+            return self._batch(keys)
+        except DataError as error:  # torch would put the traceback of the worker into its message
+            return error
+
+    def _batch(self, keys: list[SampleKey]) -> _Message:
         count, (height, width) = len(keys), keys[0][2:4]
         dtype = torch.float32 if self.config.data.resize == "torchvision" else torch.uint8
         memory, slot = self.memories.take(count * height * width * 3 * dtype.itemsize)
@@ -229,7 +235,14 @@ def _load(dataset: _BatchDataset, batches: Iterable[list[SampleKey]], config: Co
         worker_init_fn=_init_worker,
         pin_memory=torch.cuda.is_available(),
     )
-    for images, arrays, sizes, image_ids, unreadable, slot in loader:
+    for message in loader:
+        if isinstance(message, DataError):
+            raise DataError(
+                f"{message}; data.unreadable=skip leaves such images out, and so does "
+                "--resume --change data.unreadable=skip in a training that has begun"
+            )
+        images, arrays, sizes, image_ids, unreadable, slot = message
+        del message  # else its memory would be in use for longer than the batch
         if slot is not None and loader.pin_memory:  # a copy already
             dataset.memories.give_back(slot)
         elif slot is not None:

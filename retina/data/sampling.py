@@ -181,4 +181,9 @@ def _epoch(
     else:
         positions, copies = draw_samples(_cached_factors(dataset, threshold), seed, epoch)
     is_landscape = records.widths >= records.heights
-    return positions, copies, epoch_order(is_landscape[positions], size, seed, epoch)
+    batches = epoch_order(is_landscape[positions], size, seed, epoch)
+    if len(positions) < size:  # the one batch repeats samples: these are further copies
+        positions = positions[batches[0]]
+        copies = np.tril(positions[:, None] == positions, -1).sum(axis=1)
+        batches = [list(range(size))]
+    return positions, copies, batches

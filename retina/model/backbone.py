@@ -27,6 +27,10 @@ LEVELS = (3, 4, 5, 6, 7)
 class FrozenStatsBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm with frozen statistics and a scale and shift that train (mmdetection's `norm_eval`)."""
 
+    def __init__(self, num_features: int, eps: float) -> None:
+        super().__init__(num_features, eps)
+        self.eval()
+
     def train(self, mode: bool = True) -> FrozenStatsBatchNorm2d:
         return super().train(False)
 

@@ -22,8 +22,8 @@ def is_trained(cell: Cell) -> bool:
     entries, train = evaluations(cell), cell.config.train
     if not entries:
         return False
-    values = [entry[train.best_metric] or 0.0 for entry in entries]
-    since_best = len(values) - 1 - values.index(max(values))
+    values = [value for entry in entries if (value := entry[train.best_metric]) is not None]
+    since_best = len(values) - 1 - values.index(max(values)) if values else 0
     return bool(entries[-1]["step"] == train.steps) or 0 < train.early_stop <= since_best
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import distributed
 
 from retina.device import pick_device
+from retina.train.errors import RunError
 
 # A process waits for the others at most this long. A machine without power says nothing; an evaluation takes a while.
 TIMEOUT = timedelta(minutes=10)
@@ -24,12 +25,22 @@ def process_group() -> Iterator[tuple[int, int, torch.device]]:
     if "WORLD_SIZE" not in os.environ:
         yield 0, 1, pick_device()
         return
+    if "LOCAL_RANK" not in os.environ:
+        raise RunError(
+            "the environment has WORLD_SIZE, but not LOCAL_RANK; start several processes with torchrun, and for one "
+            "process unset WORLD_SIZE"
+        )
     device = pick_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield distributed.get_rank(), distributed.get_world_size(), device
     finally:
         distributed.destroy_process_group()
+
+
+def world_size() -> int:
+    """The number of processes of the run."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def broadcast(value: Any) -> Any:

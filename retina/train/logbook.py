@@ -207,10 +207,10 @@ class Logbook:
         return [line for line in lines[1:] if line.count(",") == len(COLUMNS) - 1]
 
 
-def check_run_folder(config: Config, resume: bool, changed_keys: Collection[str] = ()) -> None:
+def check_run_folder(config: Config, resume: bool, keys_to_change: Collection[str] = ()) -> None:
     """Raise RunFolderError if the folder is not empty or, with `resume`, if its run has other settings.
 
-    `changed_keys`: of KEYS_TO_CHANGE, those that --change was given for. They may have other values.
+    `keys_to_change`: of KEYS_TO_CHANGE, those that --change was given for. They may have other values.
     """
     folder = config.run_dir
     try:
@@ -225,19 +225,29 @@ def check_run_folder(config: Config, resume: bool, changed_keys: Collection[str]
     if not (folder / "config.yaml").exists():
         return
     try:
-        old, new = load_config(folder / "config.yaml").flat(), config.flat()
+        old = load_config(folder / "config.yaml")
     except ConfigError as error:
         raise RunFolderError(f"{folder} was started by another version of this program: {error}") from None
-    free = {*KEYS_WITHOUT_EFFECT, *changed_keys}
-    changed = [key for key in new if old.get(key) != new[key] and key not in free]
-    if changed:
-        listed = ", ".join(f"{key} was {old.get(key)}, is {new[key]}" for key in changed)
+    if changed := changed_keys(old, config, (*KEYS_WITHOUT_EFFECT, *keys_to_change)):
+        values = config.flat()
         hint = "".join(
-            f"; --change {key}={str(new[key]).replace(' ', '')} changes it from the next step on"
+            f"; --change {key}={str(values[key]).replace(' ', '')} changes it from the next step on"
             for key in changed
             if key in KEYS_TO_CHANGE
         )
         raise RunFolderError(
-            f"{folder} was started with other settings ({listed}); use the same settings, with each --change that was "
-            f"made, or another output_dir{hint}"
+            f"{folder} was started with other settings ({describe_changes(old, config, changed)}); use the same "
+            f"settings, with each --change that was made, or another output_dir{hint}"
         )
+
+
+def changed_keys(old: Config, new: Config, allowed: Collection[str]) -> list[str]:
+    """The settings that differ, but for the `allowed` ones."""
+    before, after = old.flat(), new.flat()
+    return [key for key in after if before[key] != after[key] and key not in allowed]
+
+
+def describe_changes(old: Config, new: Config, keys: Collection[str]) -> str:
+    """For a message: the old and the new value of each key."""
+    before, after = old.flat(), new.flat()
+    return ", ".join(f"{key} was {before[key]}, is {after[key]}" for key in keys)

@@ -144,12 +144,22 @@ def _catch_up(
 ) -> None:
     """What is due at the step of the checkpoint, before the next step."""
     if state.changes and state.changes[-1]["step"] == state.step:
+        _discard_later_best(state, config, log)
         _save_checkpoint(state, train_set, config, log)  # so that previous.pt is never from before the change
     if state.evaluated_step < state.step and _is_due(state.step, config.train.eval_every, config):
         _evaluate(state, val_set, config, device, log)  # the run was stopped before this evaluation
         _save_checkpoint(state, train_set, config, log)
     if state.has_ended(config.train) and config.train.keep == "weights":
         _save_checkpoint(state, train_set, config, log)  # the run had ended with train.keep=all
+
+
+def _discard_later_best(state: TrainState, config: Config, log: Logbook) -> None:
+    """Delete a best.pt of a later step than `state`: after a change, this run will not have that step again."""
+    best = config.run_dir / checkpoint.BEST
+    if broadcast(log.active and best.exists() and checkpoint.load(best)["step"] > state.step):
+        state.best, state.evaluations_since_best = -1.0, 0
+        if log.active:
+            best.unlink()
 
 
 def _save_checkpoint(state: TrainState, train_set: CocoDataset, config: Config, log: Logbook) -> None:
@@ -170,17 +180,19 @@ def _evaluate(state: TrainState, dataset: CocoDataset, config: Config, device: t
     """Evaluate on all processes; process 0 writes the result, and best.pt if it is the best so far."""
     results, unreadable = inference_on_dataset(state.eval_model, dataset, config, device)
     state.evaluated_step = state.step
-    value, metric = 0.0, config.train.best_metric
+    value, metric = None, config.train.best_metric
     if log.active:
         for reason in unreadable.values():
             log.info(f"not evaluated: {reason}")
         columns = results_columns(results, dataset.file)
         evaluation = score(dataset.file, columns, unreadable)
-        value = evaluation.metrics[metric] or 0.0
+        value = evaluation.metrics[metric]
     value = broadcast(value)
-    is_best = value > state.best
-    state.best = max(value, state.best)
-    state.evaluations_since_best = 0 if is_best else state.evaluations_since_best + 1
+    is_best = value is not None and value > state.best
+    if is_best:
+        state.best, state.evaluations_since_best = value, 0
+    elif value is not None:
+        state.evaluations_since_best += 1
     if log.active:
         if state.has_ended(config.train):
             evaluation, disagreement = confirm(evaluation, dataset.file, columns, unreadable)
@@ -190,7 +202,9 @@ def _evaluate(state: TrainState, dataset: CocoDataset, config: Config, device: t
         if is_best:
             best = {**state.state_dict(), "optimizer": {}}  # best.pt is for evaluation, a run does not resume from it
             checkpoint.save(config.run_dir / checkpoint.BEST, best | checkpoint_metadata(config, dataset))
-    if state.has_stopped_early(config.train):
+    if value is None:
+        log.info(f"no {metric}, because no validation image has an object that counts for it: no best.pt is written")
+    elif state.has_stopped_early(config.train):
         log.info(
             f"stopped early after step {state.step}: the last {config.train.early_stop} evaluations have no {metric} "
             f"above {100 * state.best:.1f}"

@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-from retina.config import KEYS_TO_CHANGE, Config, Train
+from retina.config import KEYS_TO_CHANGE, KEYS_WITHOUT_EFFECT, Config, Train
 from retina.config_file import config_from_yaml
 from retina.data.coco import CocoDataset
 from retina.device import autocast, compile_network
 from retina.model import checkpoint
 from retina.model.pretrained import load_pretrained
 from retina.model.retinanet import RetinaNet
-from retina.train.distributed import broadcast
+from retina.train.distributed import broadcast, world_size
 from retina.train.errors import RunError
-from retina.train.logbook import Logbook
-from retina.train.schedule import build_optimizer
+from retina.train.logbook import Logbook, changed_keys, describe_changes
+from retina.train.schedule import build_optimizer, learning_rate
 
 
 @dataclass
@@ -119,8 +119,8 @@ def create_train_state(
     saved, refused = checkpoint.load_newest(config.run_dir) if resume and log.active else (None, [])
     for reason in refused:
         log.info(f"refused {reason}")
-    if distributed.is_initialized():
-        saved = broadcast(saved)  # the log checks later that all see its disk
+    saved = broadcast(saved)  # the log checks later that all see its disk
+    if world_size() > 1:
         model = _synchronize_batch_norm(model, config, device)
     if saved is None:
         _initialize_weights(model, config, dataset.names, log)
@@ -141,13 +141,19 @@ def create_train_state(
             log.info(f"from step {state.step} on: {change['key']} {change['from']} -> {change['to']}")
     if config.train.compile:
         # Graphs overwrite the gradients of the micro-batch before; with several processes they have not been tried.
-        compile_network(model, device, graphs=config.train.accumulate == 1 and not distributed.is_initialized())
+        compile_network(model, device, graphs=config.train.accumulate == 1 and world_size() == 1)
     peak = config.train.lr * config.train.batch_size / config.train.reference_batch
     log.info(
         f"{device}, {state.precision}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; learning "
         f"rate {config.train.lr:g} for {config.train.reference_batch} images a step, {peak:g} for "
         f"{config.train.batch_size}"
     )
+    if config.train.warmup_steps >= config.train.steps:
+        last = learning_rate(config.train.steps - 1, config.train)
+        log.info(
+            f"the warm-up is as long as the run: the learning rate only rises, to {last:.3g} in the last of "
+            f"{config.train.steps} steps; train.warmup_steps is {config.train.warmup_steps}"
+        )
     return state
 
 
@@ -197,13 +203,20 @@ def _check_saved_state(saved: dict[str, Any], precision: str, config: Config, da
         )
     if config.train.steps < saved["step"]:
         raise RunError(f"{config.run_dir} has {saved['step']} steps done: train.steps={config.train.steps} is too few")
-    if not saved["optimizer"] and saved["step"] == config_from_yaml(saved["config"]).train.steps < config.train.steps:
+    before = config_from_yaml(saved["config"])
+    if changed := changed_keys(before, config, (*KEYS_WITHOUT_EFFECT, *KEYS_TO_CHANGE)):
         raise RunError(
-            f"{config.run_dir} ended at step {saved['step']} with train.keep=weights: without the state of the "
-            "optimizer it cannot continue; start a new run with model.weights=FILE"
+            f"the checkpoint in {config.run_dir} is of a run with other settings "
+            f"({describe_changes(before, config, changed)}); use the same settings, or another output_dir"
         )
-    changes = _changes(config_from_yaml(saved["config"]), config, saved["step"])
-    if changes and 0 < config.train.early_stop <= saved.get("since_best", 0):
+    ended_early = 0 < config.train.early_stop <= saved.get("since_best", 0)
+    if not saved["optimizer"] and saved["step"] < config.train.steps and not ended_early:
+        raise RunError(
+            f"{config.run_dir}: the checkpoint of step {saved['step']} has weights only, because the run ended with "
+            "train.keep=weights, or because it is a best.pt; without the state of the optimizer it cannot continue: "
+            "start a new run with model.weights=FILE"
+        )
+    if ended_early and _changes(before, config, saved["step"]):
         raise RunError(
             f"{config.run_dir} ended early after step {saved['step']} (train.early_stop={config.train.early_stop}), "
             "so a --change would do nothing; start a new run with model.weights=FILE"

@@ -102,6 +102,14 @@ def test_exif_rotation_follows_the_size_in_the_json(tmp_path: Path) -> None:
         read_image(path, (50, 50))
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_swapped_width_and_height_are_an_error(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (40, 30)).save(path)
+    with pytest.raises(DataError, match=r"is 30x40 in the JSON, 40x30 in the file"):
+        read_image(path, (30, 40))
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 def test_jpeg_pixels_are_those_of_pil(tmp_path: Path, subsampling: int, progressive: bool) -> None:

@@ -200,8 +200,13 @@ def test_unreadable_images_stop_the_run_or_are_skipped_with_a_reason(tiny_yaml: 
     (tmp_path / "train/0002.png").write_bytes(b"no picture")
     flags = [f"data.train_annotations={annotations}", f"data.train_images={tmp_path}/train", "train.steps=1"]
     config = load_config(tiny_yaml, flags)
-    with pytest.raises(DataError, match=r"0002\.png"):
-        list(train_batches(dataset(config), config, 0))
+    for workers in (0, 1):
+        config = load_config(tiny_yaml, [*flags, f"data.workers={workers}"])
+        with pytest.raises(DataError) as caught:
+            list(train_batches(dataset(config), config, 0))
+        message = str(caught.value)
+        assert message.startswith(f"{tmp_path}/train/0002.png: not readable as an image"), "without a traceback"
+        assert "\n" not in message and "data.unreadable=skip" in message
     config = load_config(tiny_yaml, [*flags, "data.unreadable=skip"])
     (((batch,)),) = train_batches(dataset(config), config, 0)
     assert len(batch.unreadable) == 1 and "0002.png" in next(iter(batch.unreadable.values()))

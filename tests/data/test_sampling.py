@@ -13,7 +13,14 @@ from retina.config import Config
 from retina.config_file import ConfigError, load_config
 from retina.data.coco import CocoDataset
 from retina.data.loader import step_keys
-from retina.data.sampling import class_frequencies, describe_sampling, draw_samples, epoch_order, repeat_factors
+from retina.data.sampling import (
+    class_frequencies,
+    describe_sampling,
+    draw_samples,
+    epoch_order,
+    repeat_factors,
+    step_images,
+)
 
 REPEAT = ["data.sampling=repeat_factor", "data.repeat_threshold=1"]
 
@@ -103,15 +110,6 @@ def test_steps_of_an_epoch(tiny_yaml: Path, flags: list[str]) -> None:
     assert other_order[::-1] == [step_keys(data, config, step) for step in range(6 * per_epoch)]
 
 
-def test_an_epoch_repeats_fewer_samples_than_a_batch(tiny_yaml: Path) -> None:
-    config = load_config(tiny_yaml, [*REPEAT, "train.batch_size=64"])
-    data = CocoDataset(config.data.train_annotations, config.data.train_images)
-    for step in range(3):
-        keys = step_keys(data, config, step)
-        assert len(keys) == 64 and {key.epoch for key in keys} == {step}
-        assert set(Counter((key.position, key.copy) for key in keys).values()) == {1, 2}
-
-
 def test_the_log_says_what_is_repeated(tmp_path: Path) -> None:
     data = dataset_of(tmp_path, ["rrrB", "rgg", "gb", "r", "gr", "g", "", "B", *["r"] * 8])
 
@@ -155,3 +153,15 @@ def test_an_epoch_omits_less_than_a_batch() -> None:
         2,
         3,
     )  # fewer images than a batch: repeated
+
+
+@pytest.mark.parametrize("sampling", [[], ["data.sampling=repeat_factor", "data.repeat_threshold=1"]])
+def test_fewer_images_than_a_batch_are_repeated_as_further_copies(tmp_path: Path, sampling: list[str]) -> None:
+    data = dataset_of(tmp_path, ["r", "r", "b"])
+    config = load_config("configs/shapes.yaml", [*sampling, "train.batch_size=8"])
+    for step in range(3):
+        epoch, positions, copies = step_images(data, config, step)
+        assert epoch == step and len(positions) == 8
+        pairs = sorted(zip(positions, copies, strict=True))
+        counts = Counter(positions)
+        assert pairs == [(image, copy) for image in sorted(counts) for copy in range(counts[image])]

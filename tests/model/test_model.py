@@ -100,7 +100,7 @@ def test_settings_change_the_network() -> None:
 
 
 def test_frozen_stages_and_norms() -> None:
-    model = build(norm="frozen_stats", frozen_stages=2).train()
+    model = build(norm="frozen_stats", frozen_stages=2)
     names = [n for n, p in model.named_parameters() if p.requires_grad]
     assert not any("body.conv1" in n or "body.layer1" in n or "body.layer2" in n for n in names)
     assert any("body.layer3.0.bn1.weight" in n for n in names)  # the affine part trains, as in mmdetection

@@ -19,7 +19,14 @@ from retina.train.errors import RunError
 from retina.train.loop import train
 
 pytestmark = pytest.mark.slow
-CHANGES = ("train.steps=10", "train.lr=0.004", "train.schedule=cosine", "train.milestones=[0.9]")
+CHANGES = (
+    "train.steps=10",
+    "train.lr=0.004",
+    "train.schedule=cosine",
+    "train.milestones=[0.9]",
+    "train.accumulate=2",
+    "data.unreadable=skip",
+)
 NO_EVALUATION = "train.eval_every=0"  # but after the last step
 KEYS = [change.split("=")[0] for change in CHANGES]
 EXPECTED = [
@@ -27,6 +34,8 @@ EXPECTED = [
     {"step": 3, "key": "train.lr", "from": 0.01, "to": 0.004},
     {"step": 3, "key": "train.schedule", "from": "steps", "to": "cosine"},
     {"step": 3, "key": "train.milestones", "from": [2 / 3, 8 / 9], "to": [0.9]},
+    {"step": 3, "key": "train.accumulate", "from": 1, "to": 2},
+    {"step": 3, "key": "data.unreadable", "from": "error", "to": "skip"},
 ]
 
 
@@ -142,12 +151,38 @@ def test_everything_else_is_refused(stopped: Path, tiny_yaml: Path, tmp_path: Pa
     assert weights(stopped)  # still valid
 
 
+def test_a_best_checkpoint_of_a_later_step_is_discarded(
+    changed: Path, stopped: Path, tiny_yaml: Path, tmp_path: Path
+) -> None:
+    """A run that was killed after its evaluation at step 5 goes on with a change from step 3."""
+    config = copy_of(stopped, tiny_yaml, tmp_path / "run", *CHANGES)
+    state = checkpoint.load(config.run_dir / "last.pt")
+    checkpoint.save(config.run_dir / "best.pt", state | {"step": 5, "best": 0.9})
+    state["best"] = 0.8
+    checkpoint.save(config.run_dir / "last.pt", state)
+    train(config, True, KEYS)
+    assert digest(config.run_dir) == digest(changed)
+    assert checkpoint.load(config.run_dir / "best.pt")["step"] == 10
+
+
+def test_the_checkpoint_says_which_settings_it_has(stopped: Path, tiny_yaml: Path, tmp_path: Path) -> None:
+    config = copy_of(stopped, tiny_yaml, tmp_path / "run")
+    (config.run_dir / "config.yaml").unlink()
+    other = settings(tiny_yaml, config.run_dir, NO_EVALUATION, "seed=7", "loss.gamma=0")
+    with pytest.raises(RunError, match=r"other settings \(seed was 0, is 7, loss\.gamma was 2\.0, is 0\.0\)"):
+        train(other, True)
+    train(config, True)
+    (config.run_dir / "best.pt").rename(config.run_dir / "last.pt")
+    with pytest.raises(RunError, match=r"weights only, .*because it is a best\.pt; .*model\.weights=FILE"):
+        train(settings(tiny_yaml, config.run_dir, NO_EVALUATION, "train.steps=9"), True, ["train.steps"])
+
+
 def test_weights_alone_cannot_go_on(changed: Path, tiny_yaml: Path, tmp_path: Path) -> None:
     flags = [*CHANGES, "train.keep=weights"]
     config = copy_of(changed, tiny_yaml, tmp_path / "run", *flags)
     train(config, True)
     before = digest(config.run_dir)
-    with pytest.raises(RunError, match=r"ended at step 10 with train\.keep=weights: without the state of the optimize"):
+    with pytest.raises(RunError, match=r"step 10 has weights only, because the run ended with train\.keep=weights"):
         train(settings(tiny_yaml, config.run_dir, NO_EVALUATION, *flags, "train.steps=12"), True, ["train.steps"])
     assert digest(config.run_dir) == before
 

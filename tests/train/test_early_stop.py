@@ -56,7 +56,7 @@ def steps(config: Config) -> tuple[int, int]:
         (["train.early_stop=2"], 4, 2),  # an equal AP is no new best
         (["train.early_stop=3"], 5, 2),
         (["train.early_stop=4"], 7, 6),
-        (["train.early_stop=2", "train.best_metric=AP50"], 5, 3),  # no value counts as 0
+        (["train.early_stop=2", "train.best_metric=AP50"], 6, 3),  # no value is no evaluation
         ([], 7, 6),
     ],
 )

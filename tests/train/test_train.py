@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from train_helpers import settings, stop_after, weights
+from train_helpers import free_port, settings, stop_after, weights
 
 from retina.config import Config, Train
 from retina.config_file import load_config
@@ -139,6 +139,28 @@ def test_learning_rate_by_hand() -> None:
     )
     cosine = config.model_copy(update={"schedule": "cosine"})
     assert [learning_rate(step, cosine) for step in (10, 50, 90)] == pytest.approx([0.005, 0.0025, 0.0])
+
+
+def test_a_run_that_is_all_warm_up_says_so(tiny_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(settings(tiny_yaml, tmp_path / "run", "train.steps=1", "train.warmup_steps=1"))
+    assert "the learning rate only rises, to 1e-05 in the last of 1 steps" in capsys.readouterr().out
+
+
+def test_one_process_under_torchrun_is_like_none(
+    tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("train.steps=1", "model.norm=batch")  # BatchNorm over several processes would need a card
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(RunError, match=r"WORLD_SIZE, but not LOCAL_RANK; start several processes with torchrun"):
+        train(settings(tiny_yaml, tmp_path / "a", *flags))
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}.items():
+        monkeypatch.setenv(name, str(value))
+    train(settings(tiny_yaml, tmp_path / "b", *flags))
+    for name in ("WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name)
+    train(settings(tiny_yaml, tmp_path / "c", *flags))
+    assert weights(tmp_path / "b") == weights(tmp_path / "c")
 
 
 def test_norm_layers_have_their_own_weight_decay(tiny_yaml: Path) -> None:
