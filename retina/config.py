@@ -22,22 +22,12 @@ PositiveInt = Annotated[int, Field(ge=1)]
 FilePath = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the home folder
 # These keys change no number of a run, so a resumed run may change them.
 KEYS_WITHOUT_EFFECT = (
-    "output_dir",
-    "data.workers",
-    "data.cache",
-    "data.shapes",
-    "train.checkpoint_every",
-    "train.keep",
-)
+    "output_dir", "data.workers", "data.cache", "data.shapes", "train.checkpoint_every", "train.keep",
+)  # fmt: skip
 # These keys a resumed run may change by --change, from the step on at which it resumes.
 KEYS_TO_CHANGE = (
-    "train.steps",
-    "train.lr",
-    "train.schedule",
-    "train.milestones",
-    "train.accumulate",
-    "data.unreadable",
-)
+    "train.steps", "train.lr", "train.schedule", "train.milestones", "train.accumulate", "data.unreadable",
+)  # fmt: skip
 # In the folder of a generated data set; it identifies the data.
 SHAPES_MANIFEST = "manifest.json"
 # The twelve numbers of pycocotools, in its order.
@@ -63,9 +53,7 @@ class Data(Section):
     train_images: FilePath = "data/coco/train2017"
     val_annotations: FilePath = "data/coco/annotations/instances_val2017.json"
     val_images: FilePath = "data/coco/val2017"
-    short_side: tuple[PositiveInt, ...] = Field(
-        (800,), min_length=1, description="px; one is drawn at random for each image"
-    )
+    short_side: tuple[PositiveInt, ...] = Field((800,), min_length=1, description="px; each image has a random one")
     eval_short_side: PositiveInt | None = Field(None, description="px; null: the last of short_side")
     max_side: PositiveInt = 1333
     resize: Literal["opencv", "opencv_bilinear", "pillow", "torchvision"] = Field(
@@ -169,9 +157,7 @@ class Anchors(Section):
     scales: PositiveInt = Field(3, description="per octave")
     ratios: tuple[PositiveFloat, ...] = Field((0.5, 1.0, 2.0), min_length=1, description="height / width")
     quantize: bool = Field(False, description="integer sizes, rounded corners: torchvision")
-    stride: Literal["level", "padded"] = Field(
-        "level", description="padded: padded image size // grid size, torchvision"
-    )
+    stride: Literal["level", "padded"] = Field("level", description="padded: image size // grid size, torchvision")
     offset: Probability = Field(0.0, description="offset of the centers in strides; about 0.5 in the paper")
 
 
@@ -215,13 +201,9 @@ class Loss(Section):
     ema_start: PositiveFloat = 100.0
 
     @model_validator(mode="after")
-    def _focal_star_divides_by_gamma(self) -> Self:
+    def _cls_has_what_it_needs(self) -> Self:
         if self.cls == "focal_star" and self.gamma == 0:
             raise ValueError("cls focal_star needs a gamma above 0")
-        return self
-
-    @model_validator(mode="after")
-    def _ohem_batch_has_a_positive(self) -> Self:
         if self.cls == "ohem_1_3" and self.ohem_batch < 4:
             raise ValueError(f"ohem_batch {self.ohem_batch}: ohem_1_3 needs at least 4, one positive and 3 negatives")
         return self
@@ -255,9 +237,7 @@ class Train(Section):
     reference_batch: PositiveInt = 16
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="sgd only")
     weight_decay: NonNegativeFloat = 1e-4
-    norm_weight_decay: NonNegativeFloat | None = Field(
-        None, description="of norm layers; null: the same as weight_decay"
-    )
+    norm_weight_decay: NonNegativeFloat | None = Field(None, description="of norm layers; null: as weight_decay")
     schedule: Literal["steps", "cosine"] = "steps"
     milestones: tuple[Probability, ...] = Field((2 / 3, 8 / 9), description="fractions of steps; each divides by 10")
     warmup_steps: Annotated[int, Field(ge=0)] = 1000
@@ -266,7 +246,10 @@ class Train(Section):
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="decay of the moving average (EMA) of the weights; 0 is off"
     )
-    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware supports it")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="auto: bf16 where the hardware supports it; fp32: on CUDA, convolutions in TF32 as torch does",
+    )
     compile: bool = Field(False, description="torch.compile, for 15 to 30 seconds for each image size (ResNet-50)")
     log_every: PositiveInt = 50
     eval_every: Annotated[int, Field(ge=0)] = Field(5000, description="steps; 0: only after the last step")
