@@ -39,7 +39,7 @@ def main() -> int:
         help="a checkpoint, a run folder, COCO_V1, COCO_V2, weights of another framework, or an exported file (.onnx, "
         ".pt2); default: the run of CONFIG",
     )
-    parser.add_argument("--output", type=Path, help="folder to write to; default: the run folder")
+    parser.add_argument("--output", type=Path, help="folder to write to; default: the run folder, or FILE_eval")
     parser.add_argument("--tta", action="store_true", help="also mirrored and at the sizes of detect.tta_scales: slow")
     parser.add_argument("--time", action="store_true", help="measure milliseconds, operations and memory at batch 1")
     parser.add_argument("--report", action="store_true", help="write report.html, report.json and report/*.csv, too")
@@ -86,13 +86,16 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
     try:
         if is_exported(arguments.checkpoint):
             weights = ExportedDetector(Path(arguments.checkpoint))
-            folder = None if config else weights.file.parent
+            folder = weights.file.parent / f"{weights.file.stem}_eval"
             config = config or override_config(weights.config, overrides)
         elif given is None:
             weights = library.find_weights(arguments.checkpoint or library.default_source(config))
             folder = None if config else folder_of(weights.source)
             config = config or override_config(library.trained_config(weights), overrides)
         dataset = CocoDataset(config.data.val_annotations, config.data.val_images)
+        output = arguments.output or (given.parent if given else folder or config.run_dir)
+        if arguments.output is None:
+            check_settings_of_run(output, config)
         if given is None:
             source, results, unreadable, cost = run_detector(weights, config, dataset, arguments.tta, arguments.time)
             columns = results_columns(results, dataset.file)
@@ -109,7 +112,6 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
     evaluation, disagreement = confirm(score(dataset.file, columns, unreadable), dataset.file, columns, unreadable)
     metrics = evaluation.metrics | cost
     print(f"{library.format_metrics(metrics)}\n")  # before anything is written, which may fail
-    output = arguments.output or (given.parent if given else folder or config.run_dir)
     try:
         write_results(output, metrics, results)
         print(f"{output / 'metrics.json'}\n{given or output / 'detections.json'}")
@@ -126,6 +128,21 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
     if disagreement:
         print(f"ERROR: {disagreement}", file=sys.stderr)
     return 1 if disagreement else 0
+
+
+def check_settings_of_run(output: Path, config: Config) -> None:
+    """End with a usage error if `output` is a run folder and `config` detects, or measures, something else than its run.
+
+    Its results would be overwritten, and tools/compare.py would take the new ones for those of the run.
+    """
+    if not (output / "config.yaml").exists():
+        return
+    run = load_config(output / "config.yaml")
+    before, after = run.flat(), config.flat()
+    data = [key for key in ("data.val_annotations", "data.val_images") if before[key] != after[key]]
+    if changed := [*data, *changed_detector_keys(run, config)]:
+        listed = ", ".join(f"{key}={after[key]}" for key in changed)
+        exit_with_error(f"{output} has the results of its run, which are not with {listed}; give --output FOLDER")
 
 
 def write_results(output: Path, metrics: dict[str, Any], results: list[dict[str, Any]] | None) -> None:

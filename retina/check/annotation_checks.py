@@ -29,7 +29,14 @@ OTHER_SIZE = 1.5  # ratio of the median sides of the splits
 
 def check_errors(split: Split) -> list[Finding]:
     """The errors of one file."""
-    return [*_check_listed_twice(split), *check_box_numbers(split)]
+    return [*_check_has_objects(split), *_check_listed_twice(split), *check_box_numbers(split)]
+
+
+def _check_has_objects(split: Split) -> list[Finding]:
+    if split.name != "train" or not split.file.crowd.all():
+        return []
+    text = f"{split.file.path}: no objects to train on (annotations with iscrowd 0)"
+    return [Finding("file-refused", split.name, 1, [Example(text)])]
 
 
 def check_annotations(split: Split, config: Config) -> list[Finding]:

@@ -7,6 +7,7 @@ and resumed ends with the same bits as an uninterrupted one.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -134,9 +135,21 @@ def load_datasets(config: Config, log: Logbook) -> tuple[CocoDataset, CocoDatase
         )
         for note in dataset.notes:
             log.info(f"{split}: {note}")
+    if not val_set.records.num_objects.any():
+        log.info("val: no objects, so the evaluations will have no AP")
+    if shared := _image_paths(train_set) & _image_paths(val_set):
+        log.info(
+            f"val: {len(shared)} of {len(val_set.records)} images are training images too: their AP measures what was "
+            "learned by heart"
+        )
     if sampling := describe_sampling(train_set, data):
         log.info(sampling)
     return train_set, val_set
+
+
+def _image_paths(dataset: CocoDataset) -> set[str]:
+    names, folder = dataset.file.file_names, os.path.realpath(dataset.folder)
+    return {os.path.normpath(f"{folder}/{names[position]}") for position in dataset.records.positions.tolist()}
 
 
 def _catch_up(

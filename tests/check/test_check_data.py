@@ -93,12 +93,14 @@ def test_a_check_that_cannot_run_exits_with_2(clean_root: Path, arguments: list[
     assert result.returncode == 2 and message in result.stderr and result.stdout == ""
 
 
-def test_data_without_a_training_image_that_is_used_is_refused(data: Data) -> None:
+def test_data_without_training_objects_is_refused(data: Data) -> None:
     data.train.tree["annotations"] = []
     data.write()
-    assert "file-refused" not in codes(check(data.config()))
+    result = check(data.config())
+    assert codes(result)[0] == "file-refused" and "no objects to train on" in result.findings[0].examples[0].text
     result = check(data.config("data.empty_images=drop"))
-    assert codes(result)[0] == "file-refused" and "no images to use" in result.findings[0].examples[0].text
+    refusals = [finding.examples[0].text for finding in result.findings if finding.code == "file-refused"]
+    assert len(refusals) == 2 and "no objects to train on" in refusals[0] and "no images to use" in refusals[1]
 
 
 def change(data: Data, *names: str) -> None:

@@ -188,9 +188,17 @@ def test_the_checkpoint_alone_is_enough_for_eval(trained: tuple[Path, Path], tmp
     for name in ("metrics.json", "detections.json"):
         assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "both" / name).read_bytes()
     shutil.copytree(folder, tmp_path / "moved")
-    done = run_main("eval.py", tmp_path / "moved", "detect.max_detections=1", "data.workers=0")
+    done = run_main("eval.py", tmp_path / "moved", "data.workers=0")
     assert done.returncode == 0 and str(tmp_path / "moved/metrics.json") in done.stdout
-    counts = Counter(entry["image_id"] for entry in json.loads((tmp_path / "moved/detections.json").read_text()))
+    changes = ["detect.max_detections=1", f"data.val_annotations={tmp_path}/val.json"]
+    shutil.copy(load_config(folder / "config.yaml").data.val_annotations, tmp_path / "val.json")
+    done = run_main("eval.py", tmp_path / "moved", *changes)
+    assert (
+        done.returncode == 2 and f"moved has the results of its run, which are not with {changes[1]}, " in done.stderr
+    )
+    done = run_main("eval.py", tmp_path / "moved", *changes, "--output", tmp_path / "one")
+    assert done.returncode == 0, done.stderr
+    counts = Counter(entry["image_id"] for entry in json.loads((tmp_path / "one/detections.json").read_text()))
     assert set(counts.values()) == {1}
     gone = run_main("eval.py", "--checkpoint", folder / "best.pt", "data.val_annotations=gone.json")
     assert gone.returncode == 1 and "gone.json: no such annotation file" in gone.stderr
@@ -257,7 +265,9 @@ def test_training_starts_from_a_checkpoint_and_refuses_a_damaged_one(
 
 def test_checkpoint_of_other_anchors_is_refused(trained: tuple[Path, Path]) -> None:
     config, folder = trained
-    done = run_main("eval.py", config, "anchors.octave_base=2", "--checkpoint", folder / "last.pt")
+    done = run_main(
+        "eval.py", config, "anchors.octave_base=2", "--checkpoint", folder / "last.pt", "--output", folder / "other"
+    )
     assert done.returncode == 1 and "anchors.octave_base was 4.0, is 2.0" in done.stderr
 
 
@@ -281,5 +291,6 @@ def test_checkpoint_of_other_classes_is_refused(trained: tuple[Path, Path], coco
     tree = json.loads((coco_root / "val.json").read_text())
     tree["categories"][0]["name"] = "purple"
     (tmp_path / "val.json").write_text(json.dumps(tree))
-    done = run_main("eval.py", config, f"data.val_annotations={tmp_path}/val.json", "--checkpoint", folder / "last.pt")
+    other = [f"data.val_annotations={tmp_path}/val.json", "--output", tmp_path]
+    done = run_main("eval.py", config, *other, "--checkpoint", folder / "last.pt")
     assert done.returncode == 1 and "was trained on other categories" in done.stderr

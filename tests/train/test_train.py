@@ -221,3 +221,26 @@ def test_errors_of_the_data_are_named_before_the_first_step(tiny_yaml: Path, tin
     assert "error box-negative in train: boxes with a negative width or height (1): annotation 4 of" in message
     assert "error image-missing in val: image files that do not exist (1)" in message and missing in message
     assert "python tools/check_data.py" in message and not (tmp_path / "run/metrics.csv").exists()
+
+
+def test_validation_on_training_images_or_without_objects_is_said(
+    tiny_yaml: Path, tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, flags = tiny.data, ("train.steps=1", "train.warmup_steps=0")
+    same = (f"data.val_annotations={data.train_annotations}", f"data.val_images={data.train_images}/../train")
+    train(settings(tiny_yaml, tmp_path / "same", *flags, *same))
+    assert "images are training images too: their AP measures what was learned by heart" in capsys.readouterr().out
+    tree = json.loads(Path(data.val_annotations).read_text()) | {"annotations": []}
+    empty = tmp_path / "empty.json"
+    empty.write_text(json.dumps(tree))
+    train(settings(tiny_yaml, tmp_path / "empty", *flags, f"data.val_annotations={empty}"))
+    output = capsys.readouterr().out
+    assert "val: no objects, so the evaluations will have no AP" in output and "training images too" not in output
+    assert "no AP, because no validation image has an object that counts for it: no best.pt" in output
+    assert not (tmp_path / "empty/best.pt").exists()
+    with pytest.raises(RunError, match=r"empty\.json: no objects to train on"):
+        train(
+            settings(
+                tiny_yaml, tmp_path / "none", f"data.train_annotations={empty}", f"data.train_images={data.val_images}"
+            )
+        )
