@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +43,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     ema_positives: Tensor  # float32 scalar: the moving average of the number of positive anchors
     precision: str  # of the network: bf16 or fp32; a resumed run must have the same
+    train_data: str  # `data_digest` of the training set
     step: int = 0  # steps done
     best: float = -1.0  # the highest train.best_metric of the evaluations
     evaluations_since_best: int = 0
@@ -68,6 +71,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "positives": self.ema_positives,
             "precision": self.precision,
+            "train_data": self.train_data,
             "step": self.step,
             "best": self.best,
             "since_best": self.evaluations_since_best,
@@ -97,6 +101,15 @@ def checkpoint_metadata(config: Config, dataset: CocoDataset) -> dict[str, Any]:
     `build_detector` checks both against the config and data set that it is given.
     """
     return {"config": config.to_yaml(), "categories": [list(category) for category in dataset.categories]}
+
+
+def data_digest(dataset: CocoDataset) -> str:
+    """The SHA-256 of the images and annotations that a data set was read from, without the pixels."""
+    file = dataset.file
+    digest = hashlib.sha256("\n".join(file.file_names.tolist()).encode())
+    for column in (file.image_ids, file.widths, file.heights, file.images, file.labels, file.boxes, file.crowd):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()
 
 
 def newest_step(run: Path) -> int | None:
@@ -131,11 +144,17 @@ def create_train_state(
         build_optimizer(model, config.train),
         torch.tensor(config.loss.ema_start, device=device),
         "bf16" if autocast(device, config.train.precision)._enabled else "fp32",
+        data_digest(dataset),
     )
     if saved is not None:
         _check_saved_state(saved, state.precision, config, dataset)
         state.load_state_dict(saved)
         log.info(f"resumed after step {state.step}")
+        if saved.get("train_data", state.train_data) != state.train_data:
+            log.info(
+                f"the training annotations have changed since then ({dataset.annotations}): the run goes on with the "
+                "new ones, and no longer ends as an uninterrupted run does"
+            )
         for change in _changes(config_from_yaml(saved["config"]), config, state.step):
             state.changes.append(change)
             log.info(f"from step {state.step} on: {change['key']} {change['from']} -> {change['to']}")

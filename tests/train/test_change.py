@@ -177,6 +177,25 @@ def test_the_checkpoint_says_which_settings_it_has(stopped: Path, tiny_yaml: Pat
         train(settings(tiny_yaml, config.run_dir, NO_EVALUATION, "train.steps=9"), True, ["train.steps"])
 
 
+def test_changed_annotations_are_said(
+    stopped: Path, tiny_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only where an image or a box differs, not where the file is formatted in another way."""
+    config = copy_of(stopped, tiny_yaml, tmp_path / "run")
+    file, original = Path(config.data.train_annotations), Path(config.data.train_annotations).read_text()
+    tree = json.loads(original)
+    try:
+        for step, removed in ((4, 0), (5, 1)):
+            file.write_text(json.dumps({**tree, "annotations": tree["annotations"][removed:]}, indent=3))
+            with stop_after(step):
+                train(config, True)
+            output = capsys.readouterr().out
+            assert "resumed after step" in output
+            assert ("the training annotations have changed since then" in output) == bool(removed)
+    finally:
+        file.write_text(original)
+
+
 def test_weights_alone_cannot_go_on(changed: Path, tiny_yaml: Path, tmp_path: Path) -> None:
     flags = [*CHANGES, "train.keep=weights"]
     config = copy_of(changed, tiny_yaml, tmp_path / "run", *flags)
