@@ -33,7 +33,8 @@ def check_number(name: str, value: float, low: float, high: float = math.inf, op
 
     `open_low`: `low` itself is not accepted.
     """
-    valid = isinstance(value, numbers.Real) and math.isfinite(value) and low <= value <= high
+    # Not math.isfinite: torch.compile cannot trace it for a number that changes between calls, which is symbolic there.
+    valid = isinstance(value, numbers.Real) and -math.inf < value < math.inf and low <= value <= high
     if not valid or (open_low and value == low):
         bound = f" above {low:g}" if open_low else f" of at least {low:g}" if low > -math.inf else ""
         bound = bound if high == math.inf else f" from {low:g} to {high:g}"

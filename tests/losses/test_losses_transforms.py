@@ -52,6 +52,24 @@ def test_compiles_without_a_graph_break(name: str) -> None:
     torch.testing.assert_close(value_and_gradient(compiled), value_and_gradient(LOSSES[name]))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_numbers_that_change_compile_without_a_graph_break(dynamic: bool | None) -> None:
+    """A number that changed is symbolic from its second value on, with `dynamic` from the first."""
+    losses: list[Callable[[Tensor, float], Tensor]] = [
+        lambda x, k: sigmoid_focal_loss(x, WITH_BACKGROUND, avg_factor=k),
+        lambda x, k: sigmoid_focal_loss(x, WITH_BACKGROUND, gamma=k / 2, alpha=1 / k),
+        lambda x, k: focal_star_loss(x, WITH_BACKGROUND, gamma=k, beta=-k, avg_factor=k),
+        lambda x, k: softmax_focal_loss(x, IDS, gamma=k / 2, label_smoothing=0.1 / k),
+    ]
+    for loss in losses:
+        for number in (int, float):
+            torch.compiler.reset()
+            compiled = torch.compile(loss, fullgraph=True, backend="eager", dynamic=dynamic)
+            for k in (3, 4, 5):
+                torch.testing.assert_close(compiled(LOGITS, number(k)), loss(LOGITS, number(k)))
+
+
 @each
 def test_autocast_computes_in_float32(name: str) -> None:
     layer = nn.Linear(5, 5)
