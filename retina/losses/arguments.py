@@ -28,17 +28,19 @@ def in_functorch_transform() -> bool:
     return active
 
 
-def check_number(name: str, value: float, low: float, high: float = math.inf, open_low: bool = False) -> None:
+def check_number(
+    name: str, value: float, low: float, high: float = math.inf, open_low: bool = False, hint: str = ""
+) -> None:
     """Raises ValueError unless `value` is a finite number, of Python or numpy, with low <= value <= high.
 
-    `open_low`: `low` itself is not accepted.
+    `open_low`: `low` itself is not accepted. `hint`: the end of the message.
     """
     # Not math.isfinite: torch.compile cannot trace it for a number that changes between calls, which is symbolic there.
     valid = isinstance(value, numbers.Real) and -math.inf < value < math.inf and low <= value <= high
     if not valid or (open_low and value == low):
         bound = f" above {low:g}" if open_low else f" of at least {low:g}" if low > -math.inf else ""
         bound = bound if high == math.inf else f" from {low:g} to {high:g}"
-        raise ValueError(f"{name}: given {value!r}, expected a finite number{bound}")
+        raise ValueError(f"{name}: given {value!r}, expected a finite number{bound}{hint}")
 
 
 def check_count(name: str, value: int, low: int = 1) -> None:
@@ -81,7 +83,8 @@ def check_avg_factor(avg_factor: float | Tensor | None, reduction: str) -> None:
         if not can_read_values(avg_factor):
             return
         avg_factor = float(avg_factor.detach())
-    check_number("avg_factor", avg_factor, 0, open_low=True)
+    hint = "; for a batch without objects: max(1, positives), or positives.clamp(min=1) for a tensor"
+    check_number("avg_factor", avg_factor, 0, open_low=True, hint=hint)
 
 
 def check_class_ids(targets: Tensor, num_classes: int, ignore_index: int, background: bool) -> None:
@@ -118,14 +121,37 @@ def check_labels(targets: Tensor, ignore_index: int | None = None) -> None:
         raise ValueError(f"targets: label {int(targets[index])} at {index}, expected 0, 1 or {ignore_index} (ignored)")
 
 
+def as_tensor(name: str, values: object, kind: str, dtype: torch.dtype | None = None) -> Tensor:
+    """Returns `values` as a tensor; raises ValueError for anything but a tensor, an array or a sequence of `kind`."""
+    try:
+        return torch.as_tensor(values, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name}: given {type(values).__name__}, expected a tensor, an array or a sequence of {kind} ({error})"
+        ) from error
+
+
+def dimension_hint(name: str, shape: torch.Size, logits: torch.Size) -> str:
+    """The end of a message about a wrong shape: where a dimension of size 1 is missing, as in masks of one channel."""
+    for dim, index in ((1, ":, None"), (len(shape), "..., None")):
+        if shape and (*shape[:dim], 1, *shape[dim:]) == logits:
+            return f"; add a dimension: {name}[{index}]"
+    return ""
+
+
 def per_class_tensor(
-    name: str, values: Sequence[float] | Tensor, logits: Tensor, high: float = math.inf, dim: int = -1
+    name: str,
+    values: float | Sequence[float] | Tensor,
+    logits: Tensor,
+    high: float = math.inf,
+    dim: int = -1,
+    hint: str = "",
 ) -> Tensor:
     """Returns `values` as a tensor (K,) on the device of `logits`, K = `logits.shape[dim]`; a sequence becomes float64.
 
-    Raises ValueError for a wrong shape, or for values outside 0..high (checked on the CPU only).
+    Raises ValueError for a wrong shape, or for values outside 0..high, which ends in `hint` (checked on the CPU only).
     """
-    tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64)
+    tensor = values if isinstance(values, Tensor) else as_tensor(name, values, "numbers, or one number", torch.float64)
     classes = logits.shape[dim]
     tensor = tensor.expand(classes) if tensor.dim() == 0 else tensor
     if tensor.shape != (classes,):
@@ -133,5 +159,5 @@ def per_class_tensor(
     if can_read_values(tensor) and not ((tensor >= 0) & (tensor <= high) & tensor.isfinite()).all():
         bound = "finite and at least 0" if high == math.inf else f"from 0 to {high:g}"
         smallest, largest = float(tensor.detach().min()), float(tensor.detach().max())
-        raise ValueError(f"{name}: given values from {smallest:g} to {largest:g}, expected {bound}")
+        raise ValueError(f"{name}: given values from {smallest:g} to {largest:g}, expected {bound}{hint}")
     return tensor.to(logits.device)

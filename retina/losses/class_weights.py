@@ -9,7 +9,7 @@ from typing import Literal, get_args, overload
 import torch
 from torch import Tensor
 
-from retina.losses.arguments import check_choice, check_count
+from retina.losses.arguments import as_tensor, check_choice, check_count
 
 Scheme = Literal["balanced", "inverse", "inverse_sqrt", "effective_number"]
 Zero = Literal["error", "ignore", "smooth"]
@@ -26,10 +26,10 @@ def class_counts(labels: Sequence[int] | Tensor, num_classes: int) -> Tensor:
         num_classes: K.
 
     Raises: ValueError for labels other than integers from 0 to K-1, with the values and how often they occur. Booleans
-        are refused, because they may be two classes or a one-hot matrix.
+        are refused, because they may be two classes or a one-hot matrix; so are one-hot integers (N, K).
     """
     check_count("num_classes", num_classes)
-    values = _as_tensor("labels", labels, "integers")
+    values = as_tensor("labels", labels, "integers")
     if not isinstance(labels, Tensor) and not values.numel():  # torch makes floats of []
         values = values.long()
     if values.dtype == torch.bool:
@@ -39,6 +39,12 @@ def class_counts(labels: Sequence[int] | Tensor, num_classes: int) -> Tensor:
         )
     if values.is_floating_point() or values.is_complex():
         raise ValueError(f"labels: given {values.dtype}, expected integers: labels.long() if they are class ids")
+    for dim in {1, values.dim() - 1} if values.dim() > 1 and values.numel() else ():
+        if values.shape[dim] == num_classes > 1 and _is_one_hot(values, dim):
+            raise ValueError(
+                f"labels: given shape {tuple(values.shape)}, one-hot in dimension {dim}; expected class ids: "
+                f"labels.argmax({dim}), or labels.flatten() if they are class ids"
+            )
     values = values.flatten().long().cpu()
     outside = Counter(values[(values < 0) | (values >= num_classes)].tolist())
     if outside:
@@ -116,9 +122,15 @@ _COUNTS_ONLY = (
 )
 
 
+def _is_one_hot(values: Tensor, dim: int) -> bool:
+    """Whether integers are 0, and 1 once along `dim`."""
+    values = values.long()  # the sum of uint8 values wraps around, and uint16 cannot be summed
+    return bool(((values == 0) | (values == 1)).all() and (values.sum(dim) == 1).all())
+
+
 def _check_counts(counts: Sequence[float] | Tensor) -> Tensor:
     """Returns the counts as float64 (K,) on the CPU."""
-    values = _as_tensor("counts", counts, "numbers")
+    values = as_tensor("counts", counts, "numbers")
     if values.dim() != 1 or values.dtype == torch.bool or values.is_complex():
         raise ValueError(
             f"counts: given {values.dtype} of shape {tuple(values.shape)}, expected integers or floats of shape (K,); "
@@ -133,15 +145,6 @@ def _check_counts(counts: Sequence[float] | Tensor) -> Tensor:
         given = "all are 0" if len(values) else "empty"
         raise ValueError(f"counts: {given}; weights need at least one example")
     return values
-
-
-def _as_tensor(name: str, values: object, kind: str) -> Tensor:
-    try:
-        return torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{name}: given {type(values).__name__}, expected a tensor, an array or a sequence of {kind} ({error})"
-        ) from error
 
 
 def _shorten(items: Sequence[object], most: int = 5) -> str:

@@ -42,6 +42,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import numbers
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -62,6 +63,7 @@ from retina.losses.arguments import (
     check_labels,
     check_number,
     check_tensor,
+    dimension_hint,
     in_functorch_transform,
     per_class_tensor,
 )
@@ -95,20 +97,21 @@ def sigmoid_focal_loss(
             from 0 to 1), or integers and bools, where an element equal to `ignore_index` is ignored. So a binary
             problem whose labels are 0 and 1 passes logits and labels of the same shape; as class ids of K = 1, 0 is the
             object and 1 the background.
-        alpha: weight of the positive side, 1 - alpha of the negative one, 0 to 1; a number, one value per class (K,),
-            or None for no weighting.
+        alpha: weight of the positive side, 1 - alpha of the negative one, 0 to 1; a number, one value per class (K,)
+            as a tensor, an array or a sequence, or None for no weighting.
         gamma: focusing parameter, at least 0; 0 is the (alpha-balanced) cross entropy.
         weight: a factor for each row, shape `logits.shape[:-1]`, or for each element, `logits.shape`.
         reduction: "none" keeps `logits.shape`, "sum" adds everything, "mean" divides by the number of elements,
             the ignored ones included (as mmdetection does).
-        avg_factor: what "mean" divides by instead; the number of positive anchors, in a detector.
+        avg_factor: what "mean" divides by instead, above 0; in a detector max(1, number of positive anchors).
         ignore_index: the integer target that is ignored: its loss and its gradient are exactly 0.
         impl: the implementation; see the top of this file.
 
     Returns: float32 (float64 for float64 logits): a scalar, or `logits.shape` for "none".
 
     Raises: ValueError for shapes, dtypes or values that do not fit. Values inside tensors are checked on the CPU only,
-        because the check would make the host wait for the device. Source: eq. 5 of the paper.
+        because the check would make the host wait for the device. Warns of class ids with K = 1, reduction "mean"
+        and no avg_factor, because they may be labels. Source: eq. 5 of the paper.
     """
     check_number("gamma", gamma, 0)
     alphas = _check_arguments(logits, targets, alpha, weight, reduction, avg_factor, ignore_index)
@@ -293,28 +296,52 @@ def _check_arguments(
     check_tensor("targets", targets)
     if weight is not None:
         check_tensor("weight", weight)
-    ids = not targets.is_floating_point() and targets.dtype != torch.bool
-    if targets.shape == logits.shape:
-        check_labels(targets, ignore_index)
-    elif targets.shape == logits.shape[:-1] and ids and logits.shape[-1] > 0:
-        check_class_ids(targets, logits.shape[-1], ignore_index, background=True)
-    else:
-        raise ValueError(
-            f"targets: given {targets.dtype} of shape {tuple(targets.shape)} for logits {tuple(logits.shape)}; "
-            f"expected class ids (integers) {tuple(logits.shape[:-1])} or labels from 0 to 1 {tuple(logits.shape)}"
-        )
-    if weight is not None and weight.shape not in (logits.shape, logits.shape[:-1]):
-        raise ValueError(
-            f"weight: given shape {tuple(weight.shape)}, expected {tuple(logits.shape[:-1])} (one per row) "
-            f"or {tuple(logits.shape)} (one per element)"
-        )
+    _check_shapes(logits, targets, weight, ignore_index)
     check_choice("reduction", reduction, get_args(Reduction))
     check_avg_factor(avg_factor, reduction)
+    # Only for the default reduction: a detector divides by its positives, by avg_factor or after a "sum" or "none".
+    one_class = targets.shape == logits.shape[:-1] and logits.shape[-1] == 1
+    if one_class and reduction == "mean" and avg_factor is None and not torch.compiler.is_compiling():
+        warnings.warn(_ONE_CLASS, stacklevel=3)
     if alpha is None:
         return 1.0, 1.0
-    if not isinstance(alpha, (Sequence, Tensor)):
-        check_number("alpha", alpha, 0, 1)
-        return float(alpha), 1 - float(alpha)
-    alpha_K = per_class_tensor("alpha", alpha, logits, high=1)
+    if isinstance(alpha, numbers.Real):
+        number = float(alpha)
+        check_number("alpha", number, 0, 1, hint=_ALPHA_HINT)
+        return number, 1 - number
+    alpha_K = per_class_tensor("alpha", alpha, logits, high=1, hint=_ALPHA_HINT)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     return alpha_K.to(dtype), (1 - alpha_K).to(dtype)  # cast last: 1 - alpha may need more digits than the dtype has
+
+
+_ONE_CLASS = (
+    "targets without the last dimension of the logits are class ids; with one class, 0 is the object and 1 is "
+    "background. Labels, where 1 is positive, need logits[..., 0] or targets[..., None]. For class ids, avg_factor "
+    "turns this warning off"
+)
+_ALPHA_HINT = (
+    "; None is no weighting, and a pos_weight w is alpha = w / (1 + w), see BCEWithLogitsLoss in docs/losses.md"
+)
+
+
+def _check_shapes(logits: Tensor, targets: Tensor, weight: Tensor | None, ignore_index: int) -> None:
+    """Raises ValueError for targets or weights of another shape or dtype, and for targets of wrong values."""
+    shape, rows = logits.shape, logits.shape[:-1]
+    ids = not targets.is_floating_point() and targets.dtype != torch.bool
+    if targets.shape == shape:
+        check_labels(targets, ignore_index)
+    elif targets.shape == rows and ids and shape[-1] > 0:
+        check_class_ids(targets, shape[-1], ignore_index, background=True)
+    else:
+        hint = dimension_hint("targets", targets.shape, shape)
+        if not hint and ids and targets.shape == (*shape[:1], *shape[2:]):
+            hint = "; the classes are the last dimension of the logits: logits.movedim(1, -1)"
+        raise ValueError(
+            f"targets: given {targets.dtype} of shape {tuple(targets.shape)} for logits {tuple(shape)}; "
+            f"expected class ids (integers) {tuple(rows)} or labels from 0 to 1 {tuple(shape)}{hint}"
+        )
+    if weight is not None and weight.shape not in (shape, rows):
+        raise ValueError(
+            f"weight: given shape {tuple(weight.shape)}, expected {tuple(rows)} (one per row) "
+            f"or {tuple(shape)} (one per element){dimension_hint('weight', weight.shape, shape)}"
+        )

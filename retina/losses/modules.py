@@ -13,7 +13,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from retina.losses.arguments import Reduction, check_choice
+from retina.losses.arguments import Reduction, as_tensor, check_choice
 from retina.losses.focal import Impl, focal_star_loss, sigmoid_focal_loss
 from retina.losses.mining import ohem_loss
 from retina.losses.softmax import focal_nll_loss, softmax_focal_loss
@@ -34,8 +34,9 @@ class _Loss(nn.Module):
         if values is None or isinstance(values, numbers.Real):
             self.settings[name] = values
             return 1
-        self.register_buffer(name, torch.as_tensor(values, dtype=torch.float32).clone())
-        return len(self.get_buffer(name))
+        tensor = as_tensor(name, values, "numbers, or one number", torch.float32).clone()
+        self.register_buffer(name, tensor)
+        return tensor.shape[0] if tensor.dim() else 1
 
     def arguments(self) -> dict[str, Any]:
         return self.settings | dict(self.named_buffers())
@@ -57,8 +58,8 @@ class SigmoidFocalLoss(_Loss):
         impl: Impl = "auto",
     ) -> None:
         super().__init__(gamma=gamma, reduction=reduction, ignore_index=ignore_index)
-        # Raises for invalid settings.
-        self(torch.zeros(0, self.register_per_class("alpha", alpha)), torch.zeros(0, dtype=torch.long))
+        empty = torch.zeros(0, self.register_per_class("alpha", alpha))
+        self(empty, empty)  # raises for invalid settings
         check_choice("impl", impl, get_args(Impl))
         self.settings["impl"] = impl
 
@@ -80,7 +81,8 @@ class FocalStarLoss(_Loss):
         ignore_index: int = -1,
     ) -> None:
         super().__init__(gamma=gamma, beta=beta, reduction=reduction, ignore_index=ignore_index)
-        self(torch.zeros(0, self.register_per_class("alpha", alpha)), torch.zeros(0, dtype=torch.long))
+        empty = torch.zeros(0, self.register_per_class("alpha", alpha))
+        self(empty, empty)
 
     def forward(
         self, logits: Tensor, targets: Tensor, weight: Tensor | None = None, avg_factor: float | Tensor | None = None

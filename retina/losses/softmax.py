@@ -134,9 +134,10 @@ def _check_targets(x: Tensor, targets: Tensor, ignore_index: int) -> tuple[int, 
         check_labels(targets)
         return dim, None
     if targets.is_floating_point() or targets.dtype == torch.bool or targets.shape != rows:
+        hint = f"; one-hot targets: targets.float() or targets.argmax({dim})" if targets.shape == x.shape else ""
         raise ValueError(
             f"targets: given {targets.dtype} of shape {tuple(targets.shape)} for {tuple(x.shape)}; "
-            f"expected class ids (integers) {rows} or probabilities (floats) {tuple(x.shape)}"
+            f"expected class ids (integers) {rows} or probabilities (floats) {tuple(x.shape)}{hint}"
         )
     check_class_ids(targets, x.shape[dim], ignore_index, background=False)
     return dim, targets.long() != ignore_index  # as uint8, 156 would equal -100
@@ -160,8 +161,9 @@ def _margin(x: Tensor, ids: Tensor, dim: int) -> Tensor:
     others = others.scatter(dim, column, torch.where(alone, 0, top.new_tensor(-torch.inf)))
     top = torch.where(top.isinf(), 0, top)
     rest = torch.logsumexp(others - top, dim).double()
-    margin = x.gather(dim, column).squeeze(dim).double() - top.squeeze(dim).double() - rest
-    return torch.where(alone.squeeze(dim), torch.inf, margin)
+    x_y = x.gather(dim, column).squeeze(dim).double()
+    margin = x_y - top.squeeze(dim).double() - rest
+    return torch.where(alone.squeeze(dim), x_y + torch.inf, margin)  # NaN if x_y is -inf too, as in F.cross_entropy
 
 
 def _row_weight(x: Tensor, ids: Tensor, kept: Tensor, class_weight: Sequence[float] | Tensor | None) -> Tensor:

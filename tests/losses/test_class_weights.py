@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
+from torch.nn import functional as F
 
 from retina.losses import class_counts, class_weights, prior_bias
 
@@ -55,6 +56,21 @@ def test_invalid_labels(labels: object, message: str) -> None:
         class_counts(labels, 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_classes: given 0"):
         class_counts([0], 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.uint16])
+def test_one_hot_integers_are_not_counted_as_class_ids(dtype: torch.dtype) -> None:
+    one_hot = F.one_hot(LABELS, 4).to(dtype)
+    for labels in (one_hot, one_hot.numpy(), one_hot.tolist()):
+        with pytest.raises(ValueError, match=r"shape \(100, 4\), one-hot in dimension 1; .*: labels\.argmax\(1\)"):
+            class_counts(labels, 4)
+    masks = F.one_hot(LABELS.view(4, 5, 5), 4).to(dtype)
+    for labels, dim in ((masks, 3), (masks.movedim(3, 1), 1)):
+        with pytest.raises(ValueError, match=rf"labels\.argmax\({dim}\)"):
+            class_counts(labels, 4)
+    for labels in (LABELS.view(25, 4), torch.tensor([[0, 1], [1, 1]]), torch.zeros(3, 1, dtype=torch.long)):
+        counts = class_counts(labels, labels.shape[1])  # class ids that happen to have K columns
+        assert counts.tolist() == np.bincount(labels.flatten(), minlength=labels.shape[1]).tolist()
 
 
 def test_balanced_equals_scikit_learn() -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from focal_helpers import cpu_impls
+from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal
 
-from retina.losses import focal_star_loss, sigmoid_focal_loss
+from retina.losses import FocalStarLoss, SigmoidFocalLoss, focal_star_loss, ohem_loss, sigmoid_focal_loss
 from retina.losses.focal import warn_triton_missing
 
 
@@ -54,12 +57,37 @@ def test_binary_labels_have_the_shape_of_the_logits() -> None:
             given = sigmoid_focal_loss(logits.view(shape), labels.view(shape).to(dtype))
             torch.testing.assert_close(given, expected)
     # As class ids of one class, 0 is the object and 1 the background, as for every other K.
-    torch.testing.assert_close(sigmoid_focal_loss(logits[:, None], 1 - labels), expected)
+    torch.testing.assert_close(sigmoid_focal_loss(logits[:, None], 1 - labels, avg_factor=20), expected)
     unknown = labels.clone()
     unknown[::2] = -1
     none = sigmoid_focal_loss(logits, unknown, reduction="none")
     assert not none[::2].any()
     torch.testing.assert_close(none[1::2], torchvision_focal(logits, labels.float())[1::2])
+
+
+def test_class_ids_of_one_class_warn_that_labels_have_another_meaning() -> None:
+    """Labels (N,) with logits (N, 1) train a classifier that predicts the opposite."""
+    logits, ids = torch.randn(20, 1), torch.randint(0, 2, (20,))
+    text = r"0 is the object and 1 is background\. Labels, .* need logits\[\.\.\., 0\] or targets\[\.\.\., None\]"
+    for loss in (sigmoid_focal_loss, focal_star_loss, SigmoidFocalLoss(), FocalStarLoss()):
+        with pytest.warns(UserWarning, match=text):
+            loss(logits, ids)
+    with pytest.warns(UserWarning) as caught:
+        sigmoid_focal_loss(logits, ids)
+    assert caught[0].filename == __file__  # the caller, so each place warns once
+    anchors = torch.tensor([0.0, 0.0, 9.0, 9.0]).repeat(20, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sigmoid_focal_loss(logits, ids, avg_factor=5)
+        sigmoid_focal_loss(logits, ids, reduction="sum")  # a detector divides it by the positives
+        sigmoid_focal_loss(logits, ids[:, None])
+        sigmoid_focal_loss(logits[:, 0], ids)
+        sigmoid_focal_loss(torch.randn(20, 2), ids)
+        ohem_loss(logits[None], ids[None], anchors)
+        for module in (SigmoidFocalLoss, FocalStarLoss):
+            module()
+        compiled = torch.compile(lambda x: sigmoid_focal_loss(x, ids), fullgraph=True, backend="eager")
+        assert compiled(logits).isfinite()
 
 
 def test_reductions_by_hand() -> None:
@@ -95,6 +123,22 @@ def test_reference_gives_a_gradient_to_alpha() -> None:
     torch.testing.assert_close(alpha.grad, ((2 * y - 1) * terms).sum(0))
 
 
+@pytest.mark.parametrize("loss", [sigmoid_focal_loss, focal_star_loss])
+def test_alpha_in_any_form_in_function_and_module(loss: Callable[..., Tensor]) -> None:
+    module = {sigmoid_focal_loss: SigmoidFocalLoss, focal_star_loss: FocalStarLoss}[loss]
+    logits, labels = torch.randn(6, 3), torch.randint(0, 2, (6, 3))
+    expected = loss(logits, labels, alpha=0.25)
+    one = (torch.tensor(0.25), np.array(0.25), np.float32(0.25))
+    for alpha in (*one, [0.25] * 3, (0.25,) * 3, np.full(3, 0.25), torch.full((3,), 0.25)):
+        torch.testing.assert_close(loss(logits, labels, alpha=alpha), expected)
+        torch.testing.assert_close(module(alpha=alpha)(logits, labels), expected)
+    for wrong, given in (("0.25", "str"), (["a"], "list"), ({}, "dict")):
+        message = f"alpha: given {given}, expected a tensor, an array or a sequence of numbers, or one number"
+        for call in (lambda a: loss(logits, labels, alpha=a), lambda a: module(alpha=a)):
+            with pytest.raises(ValueError, match=message):
+                call(wrong)
+
+
 @cpu_impls
 def test_result_is_a_float32_scalar_for_weights_of_any_dtype(impl: str) -> None:
     logits, ids, weight = torch.randn(2, 3), torch.tensor([0, 3]), torch.ones(2, dtype=torch.float64)
@@ -128,13 +172,13 @@ X, IDS = torch.zeros(2, 4), torch.tensor([0, 4])
         ({"gamma": math.inf}, "gamma: given inf, expected a finite number"),
         ({"targets": [0, 4]}, "targets: given list, expected a tensor"),
         ({"weight": [1.0, 1.0]}, "weight: given list, expected a tensor"),
-        ({"alpha": 2.0}, "alpha: given 2.0, expected a finite number from 0 to 1"),
+        ({"alpha": 2.0}, r"alpha: given 2.0, expected a finite number from 0 to 1; None .* pos_weight w"),
         ({"alpha": [0.5, 0.5]}, r"alpha: given shape \(2,\), expected one value for each of 4 classes"),
-        ({"alpha": [0.5, 0.5, 0.5, 1.5]}, r"alpha: given values from 0\.5 to 1\.5, expected from 0 to 1"),
+        ({"alpha": [0.5, 0.5, 0.5, 1.5]}, r"alpha: given values from 0\.5 to 1\.5, expected from 0 to 1; .*pos_weight"),
         ({"weight": torch.ones(7)}, r"weight: given shape \(7,\), expected \(2,\) .* or \(2, 4\)"),
         ({"reduction": "average"}, "reduction: given 'average', expected one of 'none', 'mean', 'sum'"),
         ({"reduction": "sum", "avg_factor": 3.0}, "avg_factor is the divisor of reduction 'mean'; .* reduction 'sum'"),
-        ({"avg_factor": 0.0}, "avg_factor: given 0.0, expected a finite number above 0"),
+        ({"avg_factor": 0.0}, r"avg_factor: given 0.0, expected a finite number above 0; .*: max\(1, positives\)"),
         ({"avg_factor": torch.tensor(0)}, "avg_factor: given 0.0"),
         ({"avg_factor": torch.ones(2)}, r"avg_factor: given shape \(2,\)"),
         ({"impl": "fast"}, "impl: given 'fast'"),
@@ -147,6 +191,25 @@ def test_error_messages(change: dict[str, object], message: str) -> None:
     arguments: dict[str, object] = {"logits": X, "targets": IDS} | change
     with pytest.raises(ValueError, match=message):
         sigmoid_focal_loss(**arguments)  # type: ignore[arg-type]
+
+
+MASKS, ONE_CHANNEL = torch.zeros(2, 8, 6), torch.zeros(2, 1, 8, 6)
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        ({"logits": ONE_CHANNEL, "targets": MASKS.long()}, "(2, 1, 8, 6); add a dimension: targets[:, None]"),
+        ({"logits": ONE_CHANNEL, "targets": MASKS}, "add a dimension: targets[:, None]"),
+        ({"logits": torch.zeros(2, 8, 6, 1), "targets": MASKS}, "add a dimension: targets[..., None]"),
+        ({"logits": torch.zeros(2, 1), "targets": torch.zeros(2)}, "add a dimension: targets[:, None]"),
+        ({"logits": torch.zeros(2, 4, 8, 6), "targets": MASKS.long()}, "logits.movedim(1, -1)"),
+        ({"logits": ONE_CHANNEL, "targets": ONE_CHANNEL, "weight": MASKS}, "add a dimension: weight[:, None]"),
+    ],
+)
+def test_a_wrong_shape_says_how_to_change_it(change: dict[str, Tensor], hint: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(hint) + "$"):
+        sigmoid_focal_loss(**change)  # type: ignore[arg-type]
 
 
 def test_triton_on_the_cpu_and_missing_triton_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ IDS = torch.randint(0, 5, (40,), generator=torch.Generator().manual_seed(1))
 WITH_BACKGROUND = torch.where(IDS == 4, 5, IDS)
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": lambda x: sigmoid_focal_loss(x, WITH_BACKGROUND, alpha=torch.linspace(0.1, 0.9, 5), gamma=1.5),
+    "sigmoid_list": lambda x: sigmoid_focal_loss(x, WITH_BACKGROUND, alpha=[0.1, 0.2, 0.3, 0.4, 0.5]),
     "sigmoid_soft": lambda x: sigmoid_focal_loss(x, LOGITS.softmax(1), gamma=0.5),
     "star": lambda x: focal_star_loss(x, WITH_BACKGROUND),
     "softmax": lambda x: softmax_focal_loss(x, IDS, class_weight=torch.linspace(0.1, 2, 5), label_smoothing=0.1),
@@ -147,6 +148,11 @@ def test_nll_module() -> None:
     module = FocalNLLLoss(gamma=0.5, class_weight=[1.0, 2, 3, 4, 5], ignore_index=2)
     expected = focal_nll_loss(log_probs, IDS, gamma=0.5, class_weight=[1, 2, 3, 4, 5], ignore_index=2)
     torch.testing.assert_close(module(log_probs, IDS), expected)
+
+
+def test_modules_take_one_weight_for_all_classes() -> None:
+    one = SoftmaxFocalLoss(class_weight=torch.tensor(2.0), reduction="sum")(LOGITS, IDS)
+    torch.testing.assert_close(one, 2 * softmax_focal_loss(LOGITS, IDS, reduction="sum"))
 
 
 def test_weights_are_buffers_and_settings_are_shown() -> None:

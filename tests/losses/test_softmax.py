@@ -125,6 +125,18 @@ def test_true_class_with_zero_probability_has_an_infinite_loss_and_a_finite_grad
             assert loss.item() == math.inf and torch.autograd.grad(loss, logits)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_row_without_a_finite_logit_is_nan_as_in_cross_entropy(classes: int) -> None:
+    logits = torch.full((2, classes), -torch.inf, requires_grad=True)
+    ids = torch.zeros(2, dtype=torch.long)
+    assert F.cross_entropy(logits, ids).isnan()
+    for gamma in (0.0, 0.5, 2.0):
+        for targets in (ids, F.one_hot(ids, 3).float()) if classes == 3 else (ids,):
+            loss = softmax_focal_loss(logits, targets, gamma=gamma)
+            assert loss.isnan() and torch.autograd.grad(loss, logits)[0][:, 0].isnan().all()
+        assert softmax_focal_loss(logits, ids - 1, gamma=gamma, ignore_index=-1) == 0
+
+
 def test_a_single_class_has_loss_zero() -> None:
     logits = torch.randn(3, 1, requires_grad=True)
     for gamma in (0.0, 0.5, 2.0):
@@ -170,7 +182,8 @@ X, IDS = torch.zeros(2, 3), torch.tensor([0, 2])
     ("change", "message"),
     [
         ({"targets": torch.tensor([0, 3])}, r"class id 3 at \(1,\), expected 0\.\.2 or -100"),
-        ({"targets": torch.zeros(2, 3, dtype=torch.int64)}, r"targets: given torch.int64 of shape \(2, 3\)"),
+        ({"targets": F.one_hot(IDS, 3)}, r"given torch.int64 .* targets\.float\(\) or targets\.argmax\(1\)"),
+        ({"class_weight": "1"}, "class_weight: given str, expected a tensor, an array or a sequence of numbers"),
         ({"targets": torch.zeros(2)}, r"targets: given torch.float32 of shape \(2,\) .* class ids \(integers\) \(2,\)"),
         ({"targets": torch.full((2, 3), -0.1)}, "labels from -0.1"),
         ({"gamma": -1}, "gamma: given -1"),
