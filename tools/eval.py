@@ -131,7 +131,7 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
 
 
 def check_settings_of_run(output: Path, config: Config) -> None:
-    """End with a usage error if `output` is a run folder and `config` detects, or measures, something else than its run.
+    """End with a usage error if `output` is the folder of a run with other settings of the detector or the data.
 
     Its results would be overwritten, and tools/compare.py would take the new ones for those of the run.
     """
