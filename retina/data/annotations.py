@@ -139,6 +139,7 @@ def _columns(path: Path, file: _File) -> Annotations:
     errors = [
         *_repeated("images", images),
         *_repeated("categories", in_file),
+        *(() if images or not len(ids) else ["images: the list is empty, expected the images of the annotations"]),
         *(() if categories else ["categories: the list is empty, expected at least one category"]),
         *(
             f"images[{i}].file_name: given {image.file_name!r}, expected the path of a file in the image folder"
@@ -148,11 +149,13 @@ def _columns(path: Path, file: _File) -> Annotations:
         *(
             f"annotations[{i}].image_id: given {of_image[i]}, which is not the id of an image"
             for i in np.flatnonzero(~known_image)
+            if images
         ),
         *(
             f"annotations[{i}].category_id: given {of_category[i]}, which is not the id of a category; "
             f"known: {_first(category_ids.tolist())}"
             for i in np.flatnonzero(~known_category)
+            if categories
         ),
     ]
     if errors:

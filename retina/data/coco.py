@@ -199,7 +199,10 @@ class CocoDataset:
                 self.notes.append(f"{empty} images without objects dropped (data.empty_images=drop)")
             self.records = self.records.take(with_objects)
         if not self.records:
-            raise DataError(f"{self.annotations}: no images to use")
+            reason = (
+                "none has objects (data.empty_images=drop)" if len(self.file.image_ids) else "its `images` is empty"
+            )
+            raise DataError(f"{self.annotations}: no images to use: {reason}")
 
     @property
     def num_classes(self) -> int:

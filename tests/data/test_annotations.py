@@ -145,6 +145,26 @@ def test_several_errors_are_reported_together(tmp_path: Path) -> None:
         read_annotations(write(tmp_path, changed("annotations", to=entries)))
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("images", "expected the images of the annotations"), ("categories", "expected at least one category")],
+)
+def test_an_empty_list_is_named_once(tmp_path: Path, name: str, reason: str) -> None:
+    """Not once more for each annotation that refers to it."""
+    with pytest.raises(DataError) as error:
+        read_annotations(write(tmp_path, changed(name, to=[])))
+    assert str(error.value) == f"{tmp_path}/a.json: {name}: the list is empty, {reason}"
+
+
+def test_a_file_without_images_is_named(tmp_path: Path) -> None:
+    file = write(tmp_path, {**TREE, "images": [], "annotations": []})
+    with pytest.raises(DataError, match=r"a.json: no images to use: its `images` is empty$"):
+        CocoDataset(file, tmp_path)
+    file = write(tmp_path, {**TREE, "annotations": []})
+    with pytest.raises(DataError, match=r"no images to use: none has objects \(data.empty_images=drop\)$"):
+        CocoDataset(file, tmp_path, empty_images="drop")
+
+
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere.json: no such annotation file"):
         read_annotations(tmp_path / "nowhere.json")
