@@ -7,6 +7,7 @@ reads and merges, pydantic checks. This file never imports torch, so a mistyped 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from importlib import resources
 from pathlib import Path
@@ -104,15 +105,18 @@ def _read_files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict
         return [(str(path), tree)]
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base: given {base!r}, expected a file name")
-    return [*_read_files(path.parent / base, (*seen, path.resolve())), (str(path), tree)]
+    base = os.path.expanduser(base)  # noqa: PTH111 - Path.expanduser raises for an unknown user
+    base_file = path.parent / base
+    if not base_file.is_file():
+        rule = "" if Path(base).is_absolute() else f"{base} is relative to the folder of {path.name}; "
+        raise ConfigError(f"{path}: base: {rule}{_why_no_file(base_file.absolute(), 'configuration file')}")
+    return [*_read_files(base_file, (*seen, path.resolve())), (str(path), tree)]
 
 
 def read_yaml(path: Path, kind: str, expected: str, error_type: type[ConfigError] = ConfigError) -> dict[str, Any]:
     """The mapping in a YAML file. Raises `error_type`, which says what `kind` of file and which content is expected."""
     if not path.is_file():
-        others = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f"; the folder has {', '.join(others)}" if others else ""
-        raise error_type(f"{path}: no such {kind}{hint}")
+        raise error_type(_why_no_file(path, kind))
     try:
         tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
@@ -120,6 +124,16 @@ def read_yaml(path: Path, kind: str, expected: str, error_type: type[ConfigError
     if not isinstance(tree, dict):
         raise error_type(f"{path}: expected {expected}, given {type(tree).__name__}")
     return tree  # type: ignore[return-value]
+
+
+def _why_no_file(path: Path, kind: str) -> str:
+    """The message for a path that is no file, with the files that may be meant: those in it, or those beside it."""
+    if path.is_dir():
+        inside = [path / "config.yaml"] if (path / "config.yaml").is_file() else sorted(path.glob("*.yaml"))
+        hint = f"; give {' or '.join(map(str, inside))}" if inside else ""
+        return f"{path}: a folder, expected a {kind}{hint}"
+    others = sorted(map(str, path.parent.glob("*.yaml"))) if path.parent.is_dir() else []
+    return f"{path}: no such {kind}" + (f"; the folder has {', '.join(others)}" if others else "")
 
 
 def _read_overrides(overrides: list[str], source: str) -> list[tuple[str, dict[str, Any]]]:

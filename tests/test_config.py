@@ -86,6 +86,33 @@ def test_broken_files_are_named(tmp_path: Path, text: str, expected: str) -> Non
     assert ".yaml" in str(error.value)
 
 
+def test_a_missing_base_names_both_files_and_the_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "mine.yaml", "base: configs/bccd.yaml")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        load_config("mine.yaml")
+    assert str(error.value) == (
+        f"mine.yaml: base: configs/bccd.yaml is relative to the folder of mine.yaml; {tmp_path}/configs/bccd.yaml: "
+        "no such configuration file"
+    )
+    write(tmp_path / "mine.yaml", f"base: {tmp_path}/gone.yaml")
+    with pytest.raises(ConfigError, match=rf"^mine.yaml: base: {tmp_path}/gone.yaml: no such .* has {tmp_path}/mine"):
+        load_config("mine.yaml")
+
+
+def test_a_folder_in_place_of_a_file_names_the_file_to_give(tmp_path: Path) -> None:
+    run, configs, empty = (tmp_path / name for name in ("run", "configs", "empty"))
+    for folder in (run, configs, empty):
+        folder.mkdir()
+    for path in (run / "config.yaml", run / "other.yaml", configs / "a.yaml", configs / "b.yaml"):
+        write(path, "{}")
+    for folder, hint in ((run, f"; give {run}/config.yaml"), (configs, f"; give {configs}/a.yaml or {configs}/b.yaml"),
+                         (empty, "")):  # fmt: skip
+        with pytest.raises(ConfigError) as error:
+            load_config(folder)
+        assert str(error.value) == f"{folder}: a folder, expected a configuration file{hint}"
+
+
 def test_the_home_folder_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     config = load_config("configs/retina_r50.yaml", ["output_dir=~/run", "data.cache=~/a~b", "data.val_images=~/val"])
@@ -94,6 +121,13 @@ def test_the_home_folder_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
         "/home/ada/a~b",
         "/home/ada/val",
     )
+
+
+def test_the_home_folder_in_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    write(tmp_path / "home/base.yaml", "train: {steps: 7}")
+    assert load_config(write(tmp_path / "a.yaml", "base: ~/base.yaml")).train.steps == 7
 
 
 def test_config_is_frozen() -> None:
