@@ -77,27 +77,38 @@ def read_weights(source: str, backbone: str = "resnet50") -> Weights:
 
     Args:
         source: a weights name of torchvision's classifier `backbone` (IMAGENET1K_V1, ...); COCO_V1 or COCO_V2 for
-            torchvision's RetinaNets; or a file: a checkpoint of this project, torchvision's, detectron2's (also .pkl)
-            or mmdetection's weights, or safetensors with the keys of any of these.
-        backbone: `model.backbone`, for the names of classifiers.
+            torchvision's RetinaNets, with resnet50 only; or a file: a checkpoint of this project, torchvision's,
+            detectron2's (also .pkl) or mmdetection's weights, or safetensors with the keys of any of these.
+        backbone: `model.backbone`, for the names.
 
     Raises:
-        FileNotFoundError: `source` is unknown or cannot be downloaded; the message explains what to do.
+        FileNotFoundError: `source` is a folder, is unknown for this backbone, or cannot be downloaded; the message
+            explains what to do.
         WeightsError: the file cannot be read, or has keys of another framework.
         CheckpointError: a damaged checkpoint of this project.
         ConfigError: the settings in a checkpoint do not fit this version of the program.
     """
-    if Path(source).is_file():
-        return _from_content(read_file(Path(source)), Path(source))
-    if source in TORCHVISION_DETECTORS:
-        return _from_tensors(_download(TORCHVISION_DETECTORS[source]), source, {})
-    known = {} if backbone == "resnet10" else torchvision.models.get_model_weights(backbone).__members__
+    path = Path(source)
+    if path.is_file():
+        return _from_content(read_file(path), path)
+    known: dict[str, Any] = {}
+    if backbone != "resnet10":
+        known |= torchvision.models.get_model_weights(backbone).__members__
+    if backbone == "resnet50":
+        known |= TORCHVISION_DETECTORS
     if source not in known:
-        choices = ", ".join([*known, *TORCHVISION_DETECTORS]) if known else "it has none; use model.weights=null"
-        raise FileNotFoundError(
-            f"model.weights: {source!r} is neither a file nor a weights name of {backbone}: {choices}"
-        )
+        raise FileNotFoundError(f"model.weights: {_why_unknown(path, backbone, list(known))}")
     return _from_tensors(_download(known[source]), source, {})
+
+
+def _why_unknown(path: Path, backbone: str, known: list[str]) -> str:
+    if path.is_dir():
+        names = (checkpoint.BEST, checkpoint.LAST, "model.safetensors")  # of a run, and of save_pretrained
+        inside = [str(path / name) for name in names if (path / name).is_file()]
+        return f"{path} is a folder, expected a file of weights" + (f"; give {inside[0]}" if inside else " or a name")
+    choices = ", ".join(known) or "it has none; use model.weights=null"
+    of_resnet50 = f" ({path} is a RetinaNet with resnet50)" if str(path) in TORCHVISION_DETECTORS else ""
+    return f"{str(path)!r} is neither a file nor a weights name of {backbone}: {choices}{of_resnet50}"
 
 
 def network_settings(state: dict[str, Tensor]) -> dict[str, Any]:

@@ -211,6 +211,45 @@ def test_classifiers_of_torchvision(tmp_path: Path) -> None:
         retina.load(tmp_path / "resnet18.pth", config())
 
 
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [
+        ("resnet18", "resnet18: IMAGENET1K_V1, DEFAULT (COCO_V1 is a RetinaNet with resnet50)"),
+        ("resnet10", "resnet10: it has none; use model.weights=null (COCO_V1 is a RetinaNet with resnet50)"),
+    ],
+)
+def test_detectors_of_another_backbone_are_not_downloaded(
+    monkeypatch: pytest.MonkeyPatch, backbone: str, expected: str
+) -> None:
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda *_, **__: pytest.fail("a download"))
+    with pytest.raises(FileNotFoundError) as error:
+        load_pretrained(build(config(backbone=backbone), 1), config(backbone=backbone), "COCO_V1", ["a"])
+    assert str(error.value) == f"model.weights: 'COCO_V1' is neither a file nor a weights name of {expected}"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "names"),
+    [("resnet34", "IMAGENET1K_V1, DEFAULT"), ("resnet50", "IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT, COCO_V1, COCO_V2")],
+)
+def test_only_names_of_the_backbone_are_offered(backbone: str, names: str) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=rf"'COCO' is neither a file nor a weights name of {backbone}: {names}$"
+    ):
+        read_weights("COCO", backbone)
+
+
+def test_a_folder_in_place_of_a_file_names_the_file_to_give(tmp_path: Path) -> None:
+    """The one that `retina.load` takes. The identity of a study's runs needs a file."""
+    expected = f"model.weights: {tmp_path} is a folder, expected a file of weights"
+    for name in (None, "model.safetensors", "last.pt", "best.pt"):
+        if name is not None:
+            save_own(tmp_path / name, build(config(), 1), config(), ["a"])
+        with pytest.raises(FileNotFoundError) as error:
+            load_pretrained(build(config(), 1), config(), str(tmp_path), ["a"])
+        assert str(error.value) == expected + (f"; give {tmp_path / name}" if name else " or a name")
+    assert retina.load(tmp_path, device="cpu").file == tmp_path / "best.pt"
+
+
 def test_msras_classifier(tmp_path: Path) -> None:
     """detectron2 maps its names to its own (the fixture has what it gave), and its table maps those to ours."""
     with np.load(FIXTURES / "detectron2.npz") as file:
