@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -14,13 +15,19 @@ from retina.config_file import ConfigError, load_config
 EXIT_FOLDER_IN_USE = 75
 
 
+def file_path(text: str) -> Path:
+    """The `type` of an argument that is a path. `~` is the home folder, also where quotes keep it from the shell."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for an unknown user
+
+
 def config_parser(description: str | None, config_is_optional: bool = False) -> argparse.ArgumentParser:
     """A parser for `CONFIG [section.key=value ...]`, to which a command adds its flags.
 
     Call `parse_intermixed_args` on it: the flags may stand between the overrides.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", nargs="?" if config_is_optional else None, help="a YAML file of configs/")
+    nargs = "?" if config_is_optional else None
+    parser.add_argument("config", type=os.path.expanduser, nargs=nargs, help="a YAML file of configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that come last")
     return parser
 

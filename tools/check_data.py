@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from retina.command_line import config_parser, exit_with_error, load_config_or_exit
+from retina.command_line import config_parser, exit_with_error, file_path, load_config_or_exit
 
 
 def main() -> int:
@@ -22,7 +22,9 @@ def main() -> int:
     pixels = parser.add_mutually_exclusive_group()
     pixels.add_argument("--pixels", action="store_true", default=None, help="decode every image (default below 20,000)")
     pixels.add_argument("--no-pixels", dest="pixels", action="store_false", help="read only the headers of the images")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write the result as one page with pictures")
+    parser.add_argument(
+        "--html", type=file_path, metavar="FILE", help="also write the result as one page with pictures"
+    )
     arguments = parser.parse_intermixed_args()
     config = load_config_or_exit(arguments.config, arguments.overrides)
     for key in ("train_annotations", "val_annotations"):

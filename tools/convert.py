@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from retina.atomic_files import write_text
+from retina.command_line import file_path
 from retina.convert import convert_voc, convert_yolo
 
 
@@ -24,17 +25,19 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     formats = parser.add_subparsers(dest="format", required=True)
     voc = formats.add_parser("voc", help="Pascal VOC: XML files")
-    voc.add_argument("root", type=Path, metavar="VOC_ROOT", help="contains Annotations/, ImageSets/, JPEGImages/")
+    voc.add_argument("root", type=file_path, metavar="VOC_ROOT", help="contains Annotations/, ImageSets/, JPEGImages/")
     voc.add_argument("--split", required=True, help="the name of a list: ImageSets/Main/<split>.txt")
     voc.add_argument("--categories", nargs="+", metavar="NAME", help="classes to keep, in the order of their ids")
     yolo = formats.add_parser("yolo", help="YOLO: a text file of labels for each image")
-    yolo.add_argument("root", type=Path, metavar="YOLO_ROOT", help="a data.yaml, or a folder with images and labels")
+    yolo.add_argument(
+        "root", type=file_path, metavar="YOLO_ROOT", help="a data.yaml, or a folder with images and labels"
+    )
     yolo.add_argument("--split", help="train, val or test of data.yaml; or a folder such as images/<split>")
     yolo.add_argument(
         "--categories", nargs="+", metavar="NAME", help="names of the classes 0, 1, ..., if no file has them"
     )
     for subparser in (voc, yolo):
-        subparser.add_argument("--output", required=True, type=Path, metavar="FILE", help="COCO JSON to write")
+        subparser.add_argument("--output", required=True, type=file_path, metavar="FILE", help="COCO JSON to write")
     return parser.parse_args()
 
 

@@ -1,9 +1,9 @@
 """Detect on images: python tools/predict.py CHECKPOINT_OR_CONFIG IMAGE_OR_FOLDER ... [--output DIR] [--score 0.3].
 
-Folders are searched with all folders in them. Writes each image with its boxes drawn, and predictions.json: a COCO file
-with the images, their detections as annotations (with "score") and the categories, which annotation tools can import.
-Its file names are relative to the folder that has all inputs. A file that cannot be read is named at the end; the
-others are done.
+Folders are searched with all folders in them, without the output folder. Writes each image with its boxes drawn, and
+predictions.json: a COCO file with the images, their detections as annotations (with "score") and the categories, which
+annotation tools can import. Its file names are relative to the folder that has all inputs. A file that cannot be read
+is named at the end; the others are done.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retina.analysis.thresholds import ScoreThresholds, score_thresholds
-from retina.command_line import exit_with_error, load_config_or_exit
+from retina.command_line import exit_with_error, file_path, load_config_or_exit
 from retina.config_file import ConfigError
 from retina.data.annotations import distinct_names
 from retina.file_suffixes import IMAGE_SUFFIXES
@@ -31,19 +31,30 @@ SMALLEST_SCORE = 1e-6  # a detector takes scores above 0 only
 
 
 def main() -> int:
-    """Exit status: 0 with all images written, 1 if one could not be read or the weights cannot be used, 2 for a usage
-    error."""
+    """Exit status: 0 with all images written, 1 if one could not be read or written or the weights cannot be used, 2
+    for a usage error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "detector",
+        type=os.path.expanduser,
         metavar="CHECKPOINT_OR_CONFIG",
         help="a checkpoint, a run folder, COCO_V1, COCO_V2; or the YAML file of a run, with its best.pt or last.pt",
     )
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
-    parser.add_argument("--checkpoint", metavar="SOURCE", help="with a CONFIG: these weights, not those of its run")
-    parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder to write to (%(default)s)")
+    parser.add_argument("inputs", nargs="+", type=file_path, metavar="IMAGE_OR_FOLDER")
     parser.add_argument(
-        "--score", default="0.3", help="show those above it (%(default)s), or metrics.json of eval.py --report"
+        "--checkpoint",
+        type=os.path.expanduser,
+        metavar="SOURCE",
+        help="with a CONFIG: these weights, not those of its run",
+    )
+    parser.add_argument(
+        "--output", type=file_path, default=Path("predictions"), help="folder to write to (%(default)s)"
+    )
+    parser.add_argument(
+        "--score",
+        type=os.path.expanduser,
+        default="0.3",
+        help="show those above it (%(default)s), or metrics.json of eval.py --report",
     )
     arguments = parser.parse_intermixed_args()
     is_config = Path(arguments.detector).suffix in (".yaml", ".yml")
@@ -52,6 +63,7 @@ def main() -> int:
         exit_with_error("--checkpoint needs a CONFIG before the images; a checkpoint alone takes its place")
     thresholds = score_thresholds_or_exit(arguments.score)
     files, root = find_images(arguments.inputs, arguments.output)
+    check_output(arguments.output, files, root, [path for path in arguments.inputs if path.is_dir()])
 
     from retina.atomic_files import write_text  # torch is imported late, so that a usage error is reported at once
     from retina.evaluate import default_source, load
@@ -65,10 +77,14 @@ def main() -> int:
         return 1
     print(detector.source)
     check_classes(thresholds, arguments.score, detector)
-    images, results, unreadable = detect(detector, files, root, arguments.output, thresholds)
-    contents = coco_file(detector.source, images, results, detector.categories)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    write_text(arguments.output / "predictions.json", json.dumps(contents, indent=1))
+    try:
+        images, results, unreadable = detect(detector, files, root, arguments.output, thresholds)
+        contents = coco_file(detector.source, images, results, detector.categories)
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        write_text(arguments.output / "predictions.json", json.dumps(contents, indent=1))
+    except OSError as error:
+        print(f"error: --output: {error.filename or arguments.output}: {error.strerror}", file=sys.stderr)
+        return 1
     print(arguments.output / "predictions.json")
     if unreadable:
         print(f"{len(unreadable)} of {len(files)} files could not be read:", *unreadable, sep="\n", file=sys.stderr)
@@ -151,6 +167,23 @@ def find_images(inputs: list[Path], output: Path) -> tuple[list[Path], Path]:
     if not files:
         exit_with_error(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, inputs))}")
     return list(files), Path(os.path.commonpath([path if path.is_dir() else path.parent for path in inputs]))
+
+
+def check_output(output: Path, files: list[Path], root: Path, folders: list[Path]) -> None:
+    """Exit if `output` cannot be a folder, or if a later search of `folders` would find the drawings.
+
+    A folder for the output that is in a folder of images is not searched.
+    """
+    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        exit_with_error(f"--output: {existing} is a file, expected a folder")
+    to_search = {folder.resolve() for folder in folders} - set(output.resolve().parents)
+    places = {output.resolve() / file.relative_to(root).parent for file in files}
+    if searched := {folder for place in places for folder in (place, *place.parents)} & to_search:
+        exit_with_error(
+            f"--output: drawings would be written between the images in {min(searched)}, and a later call would take "
+            f"them for images; give another folder, such as {output / 'predictions'}"
+        )
 
 
 def score_thresholds_or_exit(given: str) -> ScoreThresholds:
