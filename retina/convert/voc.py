@@ -17,6 +17,7 @@ Categories are the sorted class names of all annotation files, not of the split 
 the same ids. The ids count from 1. The XML's `filename` is not read, because it is often wrong or has no suffix.
 """
 
+import difflib
 import os
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
@@ -43,8 +44,8 @@ def convert_voc(root: Path, split: str, categories: list[str] | None = None) -> 
         root: the folder with Annotations/, ImageSets/Main/ and JPEGImages/.
         split: the images listed in ImageSets/Main/<split>.txt. If a line has two columns (class-specific lists),
             the first one is used.
-        categories: class names in the order of their ids, which count from 1. Objects of other classes are
-            excluded. None: the sorted names in all annotation files of the folder.
+        categories: class names in the order of their ids, which count from 1. Each must be in an annotation file, of
+            any split. Objects of other classes are excluded. None: the sorted names in all annotation files.
 
     Returns:
         The COCO dictionary (info, images, annotations, categories), with `file_name` relative to JPEGImages/ and
@@ -55,7 +56,8 @@ def convert_voc(root: Path, split: str, categories: list[str] | None = None) -> 
     Raises:
         FileNotFoundError: not a VOC folder, no such split, or a line of the split without annotation or image.
         ValueError: an annotation file or an image that is not readable, a stem with two images, or categories that
-            are empty or repeated. Several problems are reported together: their count and the first ten.
+            are empty, repeated or in no annotation file. Several problems are reported together: their count and the
+            first ten.
     """
     split_file = _check_folder(root, split)
     image_files = _find_images(root / "JPEGImages")
@@ -68,6 +70,7 @@ def convert_voc(root: Path, split: str, categories: list[str] | None = None) -> 
     annotations: list[dict[str, Any]] = []
     notes: list[str] = []
     problems: list[ValueError | OSError] = []
+    found: set[str] = set()
     excluded: Counter[str] = Counter()
     for where, stem in _read_split(split_file, root / "Annotations", notes):
         try:
@@ -78,6 +81,7 @@ def convert_voc(root: Path, split: str, categories: list[str] | None = None) -> 
         image["id"] = len(images) + 1
         images.append(image)
         for name, box, difficult, description in objects:
+            found.add(name)
             if name not in category_ids:
                 excluded[name] += 1
                 continue
@@ -90,6 +94,8 @@ def convert_voc(root: Path, split: str, categories: list[str] | None = None) -> 
             if clipped is not None:
                 checks.add_annotation(annotations, image["id"], category_ids[name], clipped, difficult)
     checks.raise_together(problems, root)
+    if not found.issuperset(categories):  # the files of the other splits may have the rest
+        _check_known(categories, root / "Annotations")
 
     for name, count in sorted(excluded.items()):
         notes.append(f"excluded: {count} objects of class {shorten(name)}, which is not one of {categories}")
@@ -190,6 +196,19 @@ def _class_names(annotation_folder: Path) -> list[str]:
     if not names:
         raise ValueError(f"{annotation_folder}: no object in any annotation file, so there are no categories")
     return sorted(names)
+
+
+def _check_known(categories: list[str], annotation_folder: Path) -> None:
+    """Raise for each category that no annotation file has, with the name that may be meant."""
+    known = _class_names(annotation_folder)
+    problems: list[ValueError | OSError] = []
+    for name in categories:
+        if name not in known:
+            similar = [other for other in known if other.casefold() == name.casefold()]
+            similar += difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {shorten(similar[0])}?" if similar else f"known: {checks.first_names(known)}"
+            problems.append(ValueError(f"{annotation_folder}: no object of class {shorten(name)} in any file; {hint}"))
+    checks.raise_together(problems, annotation_folder)
 
 
 class _NoDoctype(ET.TreeBuilder):

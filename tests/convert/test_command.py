@@ -83,6 +83,16 @@ def test_bad_input_gives_one_message_and_writes_nothing(voc: Path, tmp_path: Pat
     assert done.returncode == 2 and not output.parent.exists() and done.stderr.count("\n") == 1
 
 
+def test_a_misspelt_category_writes_nothing(voc: Path, yolo: Path, tmp_path: Path) -> None:
+    file = tmp_path / "out/train.json"
+    done = run_main("convert.py", "voc", voc, "--split", "train", "--output", file, "--categories", "Dog")
+    assert done.returncode == 2 and done.stdout == "" and not file.parent.exists()
+    assert done.stderr.count("\n") == 1 and "no object of class 'Dog' in any file; did you mean 'dog'?" in done.stderr
+    done = run_main("convert.py", "yolo", yolo, "--split", "val", "--output", file, "--categories", "Dog")
+    assert done.returncode == 2 and done.stdout == "" and not file.parent.exists()
+    assert "has the class names dog; leave out --categories" in done.stderr
+
+
 @pytest.mark.parametrize("target", ["images/val/a.png", "labels/val/a.txt", "classes.txt", "labels", "mine.json"])
 def test_a_file_that_the_command_did_not_write_is_never_replaced(yolo: Path, target: str) -> None:
     (yolo / "mine.json").write_text('{"images": [], "annotations": [], "categories": []}')

@@ -73,6 +73,7 @@ def test_boxes_ids_and_categories(tmp_path: Path) -> None:
 
 def test_given_categories_keep_their_order_and_exclude_others(tmp_path: Path) -> None:
     write_image(tmp_path, "a", "".join(voc_object(name, (1, 1, 9, 9)) for name in ("ant", "bee", "cat", "ant")))
+    write_image(tmp_path, "b", voc_object("yak", (1, 1, 9, 9)))  # of another split
     write_split(tmp_path, "train", "a")
     coco, notes, _ = convert_voc(tmp_path, "train", ["cat", "bee", "yak"])
     assert [(c["id"], c["name"]) for c in coco["categories"]] == [(1, "cat"), (2, "bee"), (3, "yak")]
@@ -81,6 +82,25 @@ def test_given_categories_keep_their_order_and_exclude_others(tmp_path: Path) ->
     for invalid in ([], ["cat", "cat"]):
         with pytest.raises(ValueError, match=r"distinct class names"):
             convert_voc(tmp_path, "train", invalid)
+
+
+@pytest.mark.parametrize(
+    ("categories", "expected"),
+    [
+        (["rbc", "WBC"], "Annotations: no object of class 'rbc' in any file; did you mean 'RBC'?"),
+        (["RBC", "Platelet"], "Annotations: no object of class 'Platelet' in any file; did you mean 'Platelets'?"),
+        (["dog"], "Annotations: no object of class 'dog' in any file; known: Platelets, RBC, WBC"),
+    ],
+)
+def test_a_category_that_no_file_has_is_refused(tmp_path: Path, categories: list[str], expected: str) -> None:
+    write_image(tmp_path, "a", voc_object("RBC", (1, 1, 9, 9)) + voc_object("WBC", (1, 1, 9, 9)))
+    write_image(tmp_path, "b", voc_object("Platelets", (1, 1, 9, 9)))
+    write_split(tmp_path, "train", "a")
+    with pytest.raises(ValueError) as error:
+        convert_voc(tmp_path, "train", categories)
+    assert str(error.value) == f"{tmp_path}/{expected}"
+    with pytest.raises(ValueError, match=r"2 problems:\n.*'x' in any file.*\n.*'y' in any file"):
+        convert_voc(tmp_path, "train", ["x", "y"])
 
 
 def test_boxes_without_area_or_outside_are_dropped_with_a_note(tmp_path: Path) -> None:

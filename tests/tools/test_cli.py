@@ -250,29 +250,6 @@ def test_error_messages(
     assert done.returncode == status and expected in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
-def test_the_home_folder_in_arguments(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shell leaves a quoted ~ as it is, and so does it within an argument such as --output=~/out."""
-    home = tmp_path / "home"
-    (home / "images").mkdir(parents=True)
-    Image.new("RGB", (4, 4)).save(home / "images/a.png")
-    (home / "images/a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
-    shutil.copy(tiny_yaml, home / "mine.yaml")
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.chdir(tmp_path)
-    done = run_main("convert.py", "yolo", "~/images", "--categories", "x", "--output", "~/new/train.json")
-    assert done.returncode == 0 and (home / "new/train.json").is_file(), done.stderr
-    for tool, arguments, expected in (
-        ("plot.py", ["~/mine.yaml", "output_dir=~/run"], f"{home}/run"),
-        ("check_data.py", ["~/mine.yaml", "--html=~/gone/page.html"], f"--html: no folder {home}/gone"),
-        ("predict.py", ["~/mine.yaml", "~/images", "--output=~/images"], f"images in {home}/images, "),
-        ("predict.py", ["~/best.pt", "~/images"], f"{home}/best.pt: no such checkpoint"),
-        ("predict.py", ["~/mine.yaml", "~/images", "--checkpoint=~/a.pt"], f"{home}/a.pt: no such checkpoint"),
-        ("predict.py", ["~/mine.yaml", "~/images", "--score=~/a.json"], f"{home}/a.json"),
-    ):
-        assert expected in run_main(tool, *arguments).stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["home"]
-
-
 def test_training_starts_from_a_checkpoint_and_refuses_a_damaged_one(
     trained: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -294,39 +271,6 @@ def test_checkpoint_of_other_anchors_is_refused(trained: tuple[Path, Path]) -> N
         "eval.py", config, "anchors.octave_base=2", "--checkpoint", folder / "last.pt", "--output", folder / "other"
     )
     assert done.returncode == 1 and "anchors.octave_base was 4.0, is 2.0" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("inputs", "output", "place"),
-    [
-        (["a"], "a", "a"),
-        (["a"], "b/../a", "a"),
-        (["a", "b"], "", "a"),  # the drawings of a are written to a
-        (["b", "b/deep"], "b/deep", "b/deep"),
-        (["a", "b/deep/0.png"], "", "a"),
-    ],
-)
-def test_predict_does_not_draw_between_the_images(tmp_path: Path, inputs: list[str], output: str, place: str) -> None:
-    """A later call would take the drawings for images."""
-    for name in ("a/0.png", "b/deep/0.png"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        Image.new("RGB", (4, 4)).save(tmp_path / name)
-    before = sorted(tmp_path.rglob("*"))
-    done = run_main("predict.py", "best.pt", *(tmp_path / name for name in inputs), "--output", tmp_path / output)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and sorted(tmp_path.rglob("*")) == before
-    assert f"--output: drawings would be written between the images in {tmp_path / place}, " in done.stderr
-    other = tmp_path / output / "predictions"
-    assert done.stderr.endswith(f"; give another folder, such as {other}\n")
-    done = run_main("predict.py", "best.pt", *(tmp_path / name for name in inputs), "--output", other)
-    assert done.returncode == 1 and "best.pt: no such checkpoint" in done.stderr, "the advice is accepted"
-
-
-def test_predict_names_a_folder_that_cannot_be_written(trained: tuple[Path, Path], tmp_path: Path) -> None:
-    (tmp_path / "out").symlink_to(tmp_path / "gone/disk")
-    image = Image.new("RGB", (40, 40))
-    image.save(tmp_path / "a.png")
-    done = run_main("predict.py", trained[1], tmp_path / "a.png", "--output", tmp_path / "out")
-    assert done.returncode == 1 and done.stderr.endswith(f"error: --output: {tmp_path}/out: File exists\n")
 
 
 def test_images_of_the_same_name_do_not_overwrite_each_other(trained: tuple[Path, Path], tmp_path: Path) -> None:
