@@ -61,6 +61,12 @@ def test_predict_does_not_draw_between_the_images(tmp_path: Path, inputs: list[s
     assert done.returncode == 1 and "best.pt: no such checkpoint" in done.stderr, "the advice is accepted"
 
 
+def test_predict_names_a_file_in_place_of_the_output_folder(tiny_yaml: Path) -> None:
+    for output in (tiny_yaml, tiny_yaml / "a/b"):
+        done = run_main("predict.py", "best.pt", tiny_yaml, "--output", output)
+        assert (done.returncode, done.stderr) == (2, f"error: --output: {tiny_yaml} is a file, expected a folder\n")
+
+
 def test_predict_names_a_folder_that_cannot_be_written(tiny_yaml: Path, tmp_path: Path) -> None:
     save_random_detector(tmp_path / "best.pt", load_config(tiny_yaml))
     (tmp_path / "out").symlink_to(tmp_path / "gone/disk")

@@ -238,8 +238,6 @@ def test_plot_draws_the_run(trained: tuple[Path, Path]) -> None:
         ("predict.py", ["CONFIG", "CONFIG", "--score", "3"], 2, "--score: given 3"),
         ("predict.py", ["CONFIG", "CONFIG", "--score", "-1"], 2, "expected a number from 0 to 1"),
         ("predict.py", ["best.pt", "CONFIG", "--checkpoint", "last.pt"], 2, "--checkpoint needs a CONFIG"),
-        ("predict.py", ["best.pt", "CONFIG", "--output", "CONFIG"], 2, ".yaml is a file, expected a folder\n"),
-        ("predict.py", ["best.pt", "CONFIG", "--output", "CONFIG/a/b"], 2, ".yaml is a file, expected a folder\n"),
     ],
 )
 def test_error_messages(
