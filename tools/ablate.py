@@ -14,7 +14,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from retina.command_line import exit_with_error
+from retina.command_line import exit_with_error, file_path
 from retina.config_file import ConfigError
 from retina.shapes.settings import load_settings
 from retina.study import Study, StudyError, load_study
@@ -27,9 +27,9 @@ def main() -> int:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that come last in every cell"
     )
-    parser.add_argument("--base", type=Path, help="config to vary instead of the study's")
+    parser.add_argument("--base", type=file_path, help="config to vary instead of the study's")
     parser.add_argument("--workers", type=int, help="runs at a time; default: one for each GPU, or one")
-    parser.add_argument("--output", type=Path, default=Path("runs/ablations"), help="folder (%(default)s)")
+    parser.add_argument("--output", type=file_path, default=Path("runs/ablations"), help="folder (%(default)s)")
     parser.add_argument(
         "--storage",
         help="URL of the trial storage: postgresql://, mysql+pymysql://, redis://, sqlite:///; default: a file",

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from retina.command_line import exit_with_error
+from retina.command_line import exit_with_error, file_path
 
 MAX_CLASSES = 30  # in the terminal
 
@@ -20,14 +20,18 @@ def main() -> int:
     """Exit status: 0 with the table printed, whatever it says; 1 if another scorer gives other numbers; 2 if the runs
     cannot be compared."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="A and B")
+    parser.add_argument("runs", nargs="*", type=file_path, metavar="RUN", help="A and B")
     parser.add_argument(
-        "--a", nargs="+", type=Path, metavar="RUN", default=[], help="trainings that differ in the seed"
+        "--a", nargs="+", type=file_path, metavar="RUN", default=[], help="trainings that differ in the seed"
     )
-    parser.add_argument("--b", nargs="+", type=Path, metavar="RUN", default=[], help="those of the other side")
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="default: those of the runs' config.yaml")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="for the pictures; default: as for --annotations")
-    parser.add_argument("--output", type=Path, default=Path("runs/compare"), help="folder to write to (%(default)s)")
+    parser.add_argument("--b", nargs="+", type=file_path, metavar="RUN", default=[], help="those of the other side")
+    parser.add_argument("--annotations", type=file_path, metavar="FILE", help="default: as in the runs' config.yaml")
+    parser.add_argument(
+        "--images", type=file_path, metavar="FOLDER", help="for the pictures; default: as for --annotations"
+    )
+    parser.add_argument(
+        "--output", type=file_path, default=Path("runs/compare"), help="folder to write to (%(default)s)"
+    )
     arguments = parser.parse_args()
     a, b = arguments.a, arguments.b
     if arguments.runs and (a or b):

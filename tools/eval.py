@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retina.command_line import config_parser, exit_with_error, load_config_or_exit
+from retina.command_line import config_parser, exit_with_error, file_path, load_config_or_exit
 from retina.config import Config
 from retina.config_file import ConfigError, changed_detector_keys, load_config, override_config
 from retina.file_suffixes import EXPORT_SUFFIXES
@@ -35,15 +36,16 @@ def main() -> int:
     parser = config_parser(__doc__, config_is_optional=True)
     parser.add_argument(
         "--checkpoint",
+        type=os.path.expanduser,
         metavar="SOURCE",
         help="a checkpoint, a run folder, COCO_V1, COCO_V2, weights of another framework, or an exported file (.onnx, "
         ".pt2); default: the run of CONFIG",
     )
-    parser.add_argument("--output", type=Path, help="folder to write to; default: the run folder, or FILE_eval")
+    parser.add_argument("--output", type=file_path, help="folder to write to; default: the run folder, or FILE_eval")
     parser.add_argument("--tta", action="store_true", help="also mirrored and at the sizes of detect.tta_scales: slow")
     parser.add_argument("--time", action="store_true", help="measure milliseconds, operations and memory at batch 1")
     parser.add_argument("--report", action="store_true", help="write report.html, report.json and report/*.csv, too")
-    parser.add_argument("--detections", type=Path, help="COCO results to evaluate instead of running a detector")
+    parser.add_argument("--detections", type=file_path, help="COCO results to evaluate instead of running a detector")
     parser.add_argument("--end-with-parent", action="store_true", help="end when standard input closes, for ablate.py")
     arguments = parser.parse_intermixed_args()
     if arguments.end_with_parent:

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from retina.command_line import exit_with_error
+from retina.command_line import exit_with_error, file_path
 from retina.file_suffixes import EXPORT_SUFFIXES
 
 
@@ -23,7 +22,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, a run folder, COCO_V1, COCO_V2")
     parser.add_argument("--format", required=True, choices=list(EXPORT_SUFFIXES))
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="ends in .onnx or .pt2")
+    parser.add_argument("--output", required=True, type=file_path, metavar="FILE", help="ends in .onnx or .pt2")
     parser.add_argument(
         "--size", type=side, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the images, or any; default: any any"
     )
@@ -32,13 +31,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: torch only (%(default)s)")
     parser.add_argument(
         "--calibrate",
-        type=Path,
+        type=file_path,
         metavar="DIR",
         help="int8, torch only: images of --size, a hundred of the training set",
     )
     parser.add_argument(
         "--images",
-        type=Path,
+        type=file_path,
         metavar="DIR",
         help="to compare on; default: those of --calibrate or of the checkpoint's data",
     )

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from retina.command_line import exit_with_error
+from retina.command_line import exit_with_error, file_path
 from retina.losses import focal_star_loss, sigmoid_focal_loss
 from retina.plots import PALETTE
 
@@ -99,7 +99,9 @@ def _finish(
 def main() -> int:
     """Exit status: 0 with the path printed, 2 for a usage error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("docs/results"), help="folder of the picture (%(default)s)")
+    parser.add_argument(
+        "--output", type=file_path, default=Path("docs/results"), help="folder of the picture (%(default)s)"
+    )
     arguments = parser.parse_args()
     try:
         arguments.output.mkdir(parents=True, exist_ok=True)

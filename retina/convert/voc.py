@@ -44,8 +44,8 @@ def convert_voc(root: Path, split: str, categories: list[str] | None = None) -> 
         root: the folder with Annotations/, ImageSets/Main/ and JPEGImages/.
         split: the images listed in ImageSets/Main/<split>.txt. If a line has two columns (class-specific lists),
             the first one is used.
-        categories: class names in the order of their ids, which count from 1. Each must be in an annotation file, of
-            any split. Objects of other classes are excluded. None: the sorted names in all annotation files.
+        categories: class names in the order of their ids, which count from 1. At least one must be in an annotation
+            file, of any split. Objects of other classes are excluded. None: the sorted names in all annotation files.
 
     Returns:
         The COCO dictionary (info, images, annotations, categories), with `file_name` relative to JPEGImages/ and
@@ -56,8 +56,8 @@ def convert_voc(root: Path, split: str, categories: list[str] | None = None) -> 
     Raises:
         FileNotFoundError: not a VOC folder, no such split, or a line of the split without annotation or image.
         ValueError: an annotation file or an image that is not readable, a stem with two images, or categories that
-            are empty, repeated or in no annotation file. Several problems are reported together: their count and the
-            first ten.
+            are empty, repeated, all in no annotation file, or not written as there. Several problems are reported
+            together: their count and the first ten.
     """
     split_file = _check_folder(root, split)
     image_files = _find_images(root / "JPEGImages")
@@ -95,7 +95,7 @@ def convert_voc(root: Path, split: str, categories: list[str] | None = None) -> 
                 checks.add_annotation(annotations, image["id"], category_ids[name], clipped, difficult)
     checks.raise_together(problems, root)
     if not found.issuperset(categories):  # the files of the other splits may have the rest
-        _check_known(categories, root / "Annotations")
+        notes += _check_known(categories, root / "Annotations")
 
     for name, count in sorted(excluded.items()):
         notes.append(f"excluded: {count} objects of class {shorten(name)}, which is not one of {categories}")
@@ -198,17 +198,24 @@ def _class_names(annotation_folder: Path) -> list[str]:
     return sorted(names)
 
 
-def _check_known(categories: list[str], annotation_folder: Path) -> None:
-    """Raise for each category that no annotation file has, with the name that may be meant."""
-    known = _class_names(annotation_folder)
+def _check_known(categories: list[str], annotation_folder: Path) -> list[str]:
+    """A note for each category that no annotation file has: it may be a class of the other data of a project.
+
+    Raises ValueError where the files have no category at all, or one that differs by case only.
+    """
+    known, notes = _class_names(annotation_folder), []
     problems: list[ValueError | OSError] = []
-    for name in categories:
-        if name not in known:
-            similar = [other for other in known if other.casefold() == name.casefold()]
-            similar += difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {shorten(similar[0])}?" if similar else f"known: {checks.first_names(known)}"
-            problems.append(ValueError(f"{annotation_folder}: no object of class {shorten(name)} in any file; {hint}"))
+    none_known = not set(categories) & set(known)
+    for name in [name for name in categories if name not in known]:
+        same = [other for other in known if other.casefold() == name.casefold()]
+        similar = same or difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {shorten(similar[0])}?" if similar else f"known: {checks.first_names(known)}"
+        text = f"no object of class {shorten(name)} in any file; {hint}"
+        if same or none_known:
+            problems.append(ValueError(f"{annotation_folder}: {text}"))
+        notes.append(text)
     checks.raise_together(problems, annotation_folder)
+    return notes
 
 
 class _NoDoctype(ET.TreeBuilder):

@@ -88,11 +88,11 @@ def test_given_categories_keep_their_order_and_exclude_others(tmp_path: Path) ->
     ("categories", "expected"),
     [
         (["rbc", "WBC"], "Annotations: no object of class 'rbc' in any file; did you mean 'RBC'?"),
-        (["RBC", "Platelet"], "Annotations: no object of class 'Platelet' in any file; did you mean 'Platelets'?"),
+        (["Platelet"], "Annotations: no object of class 'Platelet' in any file; did you mean 'Platelets'?"),
         (["dog"], "Annotations: no object of class 'dog' in any file; known: Platelets, RBC, WBC"),
     ],
 )
-def test_a_category_that_no_file_has_is_refused(tmp_path: Path, categories: list[str], expected: str) -> None:
+def test_categories_that_no_file_has_are_refused(tmp_path: Path, categories: list[str], expected: str) -> None:
     write_image(tmp_path, "a", voc_object("RBC", (1, 1, 9, 9)) + voc_object("WBC", (1, 1, 9, 9)))
     write_image(tmp_path, "b", voc_object("Platelets", (1, 1, 9, 9)))
     write_split(tmp_path, "train", "a")
@@ -101,6 +101,10 @@ def test_a_category_that_no_file_has_is_refused(tmp_path: Path, categories: list
     assert str(error.value) == f"{tmp_path}/{expected}"
     with pytest.raises(ValueError, match=r"2 problems:\n.*'x' in any file.*\n.*'y' in any file"):
         convert_voc(tmp_path, "train", ["x", "y"])
+    # A class of the other data of a project keeps its id.
+    coco, notes, _ = convert_voc(tmp_path, "train", ["dog", "RBC"])
+    assert [category["name"] for category in coco["categories"]] == ["dog", "RBC"]
+    assert "no object of class 'dog' in any file; known: Platelets, RBC, WBC" in notes
 
 
 def test_boxes_without_area_or_outside_are_dropped_with_a_note(tmp_path: Path) -> None:
