@@ -41,7 +41,9 @@ def main() -> int:
         help="a checkpoint, a run folder, COCO_V1, COCO_V2, weights of another framework, or an exported file (.onnx, "
         ".pt2); default: the run of CONFIG",
     )
-    parser.add_argument("--output", type=file_path, help="folder to write to; default: the run folder, or FILE_eval")
+    parser.add_argument(
+        "--output", type=file_path, help="folder to write to; default: the run folder; of an exported FILE: FILE_eval"
+    )
     parser.add_argument("--tta", action="store_true", help="also mirrored and at the sizes of detect.tta_scales: slow")
     parser.add_argument("--time", action="store_true", help="measure milliseconds, operations and memory at batch 1")
     parser.add_argument("--report", action="store_true", help="write report.html, report.json and report/*.csv, too")
@@ -88,7 +90,7 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
     try:
         if is_exported(arguments.checkpoint):
             weights = ExportedDetector(Path(arguments.checkpoint))
-            folder = weights.file.parent / f"{weights.file.stem}_eval"
+            folder = weights.file.parent / f"{weights.file.name}_eval"
             config = config or override_config(weights.config, overrides)
         elif given is None:
             weights = library.find_weights(arguments.checkpoint or library.default_source(config))
@@ -97,7 +99,8 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
         dataset = CocoDataset(config.data.val_annotations, config.data.val_images)
         output = arguments.output or (given.parent if given else folder or config.run_dir)
         if arguments.output is None:
-            check_settings_of_run(output, config)
+            own = None if weights is None or isinstance(weights, ExportedDetector) else weights.source
+            check_own_results(output, config, own, arguments.tta)
         if given is None:
             source, results, unreadable, cost = run_detector(weights, config, dataset, arguments.tta, arguments.time)
             columns = results_columns(results, dataset.file)
@@ -132,8 +135,8 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
     return 1 if disagreement else 0
 
 
-def check_settings_of_run(output: Path, config: Config) -> None:
-    """End with a usage error if `output` is the folder of a run with other settings of the detector or the data.
+def check_own_results(output: Path, config: Config, source: str | None, tta: bool) -> None:
+    """End with a usage error if `output` is the folder of a run with another detector, other settings or other data.
 
     Its results would be overwritten, and tools/compare.py would take the new ones for those of the run.
     """
@@ -141,10 +144,15 @@ def check_settings_of_run(output: Path, config: Config) -> None:
         return
     run = load_config(output / "config.yaml")
     before, after = run.flat(), config.flat()
-    data = [key for key in ("data.val_annotations", "data.val_images") if before[key] != after[key]]
-    if changed := [*data, *changed_detector_keys(run, config)]:
-        listed = ", ".join(f"{key}={after[key]}" for key in changed)
-        exit_with_error(f"{output} has the results of its run, which are not with {listed}; give --output FOLDER")
+    data = ("data.val_annotations", "data.val_images")
+    changed = [key for key in data if os.path.realpath(before[key]) != os.path.realpath(after[key])]
+    different = [f"{key}={after[key]}" for key in (*changed, *changed_detector_keys(run, config))]
+    if source is not None and Path(source).resolve().parent != output.resolve():
+        different.append(f"the weights {source}")
+    if tta:
+        different.append("--tta")
+    if different:
+        exit_with_error(f"{output} has the results of its run; for those with {', '.join(different)} give --output")
 
 
 def write_results(output: Path, metrics: dict[str, Any], results: list[dict[str, Any]] | None) -> None:

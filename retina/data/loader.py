@@ -55,7 +55,7 @@ class SampleKey(NamedTuple):
     epoch: int
     height: int
     width: int
-    copy: int = 0  # with data.sampling=repeat_factor an epoch may have more of the same image: 1, 2, ...
+    copy: int = 0  # an epoch may have more of the same image, see sampling.py: 1, 2, ...
 
 
 def train_batches(
@@ -237,10 +237,7 @@ def _load(dataset: _BatchDataset, batches: Iterable[list[SampleKey]], config: Co
     )
     for message in loader:
         if isinstance(message, DataError):
-            raise DataError(
-                f"{message}; data.unreadable=skip leaves such images out, and so does "
-                "--resume --change data.unreadable=skip in a training that has begun"
-            )
+            raise DataError(f"{message}; data.unreadable=skip leaves such images out")
         images, arrays, sizes, image_ids, unreadable, slot = message
         del message  # else its memory would be in use for longer than the batch
         if slot is not None and loader.pin_memory:  # a copy already

@@ -174,7 +174,7 @@ def _samples_per_epoch(dataset: CocoDataset, threshold: float | None) -> int:
 def _epoch(
     dataset: CocoDataset, threshold: float | None, size: int, seed: int, epoch: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[list[int]]]:
-    """The samples of an epoch, as `draw_samples` returns them, and its batches: lists of indices into the samples."""
+    """The samples of an epoch: their images, their numbers of copies, and the batches, lists of indices into both."""
     records = dataset.records
     if threshold is None:
         positions, copies = np.arange(len(records)), np.zeros(len(records), dtype=np.int64)

@@ -69,9 +69,11 @@ def _power(
 @triton.jit
 def _terms(x_t, gamma, remainder, HALVES: tl.constexpr, HAS_REMAINDER: tl.constexpr, INTERPRETED: tl.constexpr):
     """(1 - p_t)^gamma, -log(p_t) and gamma p_t (-log p_t) + 1 - p_t, from x_t (eq. 4 and 10 of the paper)."""
-    one_minus_p_t = _reciprocal(1.0 + _exp2(x_t * 1.4426950408889634, INTERPRETED), INTERPRETED)
-    # Rounded to 6e-8, not to its own last digits. Where it is small, it is added to larger numbers.
-    p_t = 1.0 - one_minus_p_t
+    # exp(x_t), finite, so that it may be multiplied by 0. A NaN stays NaN.
+    e = _exp2(tl.minimum(x_t * 1.4426950408889634, 127.0, propagate_nan=tl.PropagateNan.ALL), INTERPRETED)
+    one_minus_p_t = _reciprocal(1.0 + e, INTERPRETED)
+    # 0 instead of 1 for x_t > 87, where 1 - p_t is 0: harmless, as it only multiplies -log(p_t), which is 0 too.
+    p_t = e * one_minus_p_t
     # -log(p_t) = max(-x_t, 0) - log(1 - m), with m <= 1/2. A series in m stays accurate for a small m, which a
     # logarithm of 1 - m does not; these nine coefficients fit to 2.3e-8.
     m = tl.minimum(p_t, one_minus_p_t)

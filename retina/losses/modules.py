@@ -35,6 +35,8 @@ class _Loss(nn.Module):
             self.settings[name] = values
             return 1
         tensor = as_tensor(name, values, "numbers, or one number", torch.float32).clone()
+        if not tensor.numel():
+            raise ValueError(f"{name}: given no values, expected one number or one per class")
         self.register_buffer(name, tensor)
         return tensor.shape[0] if tensor.dim() else 1
 

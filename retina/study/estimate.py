@@ -27,10 +27,15 @@ def estimate_seconds(study: Study, workers: int) -> float | None:
     return sum(times) / len(times) * remaining / workers if times else None
 
 
-def remaining_steps(study: Study) -> int:
-    """The steps that the open cells still have to do."""
-    open_cells = [cell for cell in study.cells if not study.is_done(cell)]
-    return sum(cell.config.train.steps - last_logged_step(cell) for cell in open_cells)
+def count_steps(study: Study) -> tuple[int, int]:
+    """The steps that all cells have done, and those that the open ones still have to do."""
+    done = [last_logged_step(cell) for cell in study.cells]
+    remaining = [
+        cell.config.train.steps - steps
+        for cell, steps in zip(study.cells, done, strict=True)
+        if not study.is_done(cell)
+    ]
+    return sum(done), sum(remaining)
 
 
 def measure_step_time(study: Study, machine: Machine) -> tuple[float, int]:

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from retina.atomic_files import write_text
 from retina.command_line import EXIT_FOLDER_IN_USE
 from retina.study.cells import Cell, Study, StudyError
-from retina.study.estimate import MIN_FREE_BYTES, remaining_steps
+from retina.study.estimate import MIN_FREE_BYTES, count_steps
 from retina.study.launch import Machine, kill
 from retina.study.outcome import (
     checkpoint_time,
@@ -79,7 +79,7 @@ class Runner:
         self.stopping = False
         self.last_answer = time.monotonic()  # of the storage
         self.start_time = time.monotonic()
-        self.steps_at_start = remaining_steps(study)
+        self.steps_at_start = count_steps(study)[0]
         self.last_status = 0.0
         self.last_waiting_for = ""
 
@@ -284,11 +284,11 @@ class Runner:
 
     def _time_left(self) -> str:
         """At the pace since the start of this process, with all that others did meanwhile; empty before a step."""
-        remaining = remaining_steps(self.study)
-        done = self.steps_at_start - remaining
-        if done <= 0:
+        done, remaining = count_steps(self.study)
+        own = done - self.steps_at_start
+        if own <= 0:
             return ""
-        seconds = (time.monotonic() - self.start_time) * remaining / done
+        seconds = (time.monotonic() - self.start_time) * remaining / own
         return f", about {timedelta(seconds=round(seconds))} left"
 
 

@@ -40,7 +40,7 @@ def train(config: Config, resume: bool = False, changed_keys: Collection[str] = 
 
     Under torchrun every process calls it. SIGTERM and Ctrl-C write a checkpoint and end cleanly. `resume` continues
     from the newest valid checkpoint of the folder, if there is one. Then `changed_keys`, of KEYS_TO_CHANGE, may have
-    other values than before: from the next step on the learning rate is that of a run with the new values.
+    other values than before, which hold from the next step on.
     Raises RunError, DataError, and what `load_pretrained` raises. Each message explains what to do.
     """
     check_run_folder(config, resume, changed_keys)  # before the processes join, so that none sees new files of another
@@ -157,8 +157,11 @@ def _catch_up(
 ) -> None:
     """What is due at the step of the checkpoint, before the next step."""
     if state.changes and state.changes[-1]["step"] == state.step:
-        _discard_later_best(state, config, log)
+        if best_is_later := broadcast(log.active and _best_is_later(state, config)):
+            state.best, state.evaluations_since_best = -1.0, 0
         _save_checkpoint(state, train_set, config, log)  # so that previous.pt is never from before the change
+        if best_is_later and log.active:  # last, because a run that is killed before it comes here again
+            (config.run_dir / checkpoint.BEST).unlink()
     if state.evaluated_step < state.step and _is_due(state.step, config.train.eval_every, config):
         _evaluate(state, val_set, config, device, log)  # the run was stopped before this evaluation
         _save_checkpoint(state, train_set, config, log)
@@ -166,13 +169,15 @@ def _catch_up(
         _save_checkpoint(state, train_set, config, log)  # the run had ended with train.keep=all
 
 
-def _discard_later_best(state: TrainState, config: Config, log: Logbook) -> None:
-    """Delete a best.pt of a later step than `state`: after a change, this run will not have that step again."""
+def _best_is_later(state: TrainState, config: Config) -> bool:
+    """Whether best.pt is of a step that this run, which was changed, will not have again; or is damaged."""
     best = config.run_dir / checkpoint.BEST
-    if broadcast(log.active and best.exists() and checkpoint.load(best)["step"] > state.step):
-        state.best, state.evaluations_since_best = -1.0, 0
-        if log.active:
-            best.unlink()
+    if not best.exists():
+        return False
+    try:
+        return bool(checkpoint.load(best)["step"] > state.step)
+    except checkpoint.CheckpointError:
+        return True
 
 
 def _save_checkpoint(state: TrainState, train_set: CocoDataset, config: Config, log: Logbook) -> None:

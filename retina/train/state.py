@@ -155,6 +155,8 @@ def create_train_state(
                 f"the training annotations have changed since then ({dataset.annotations}): the run goes on with the "
                 "new ones, and no longer ends as an uninterrupted run does"
             )
+            change = {"key": "train_data", "from": saved["train_data"], "to": state.train_data}
+            state.changes.append({"step": state.step} | change)
         for change in _changes(config_from_yaml(saved["config"]), config, state.step):
             state.changes.append(change)
             log.info(f"from step {state.step} on: {change['key']} {change['from']} -> {change['to']}")

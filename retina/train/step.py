@@ -18,6 +18,7 @@ from retina.criterion import count_positives, detection_loss, normalizer, positi
 from retina.data.batch import Batch
 from retina.device import autocast
 from retina.model.anchors import make_anchors
+from retina.train.distributed import world_size
 from retina.train.schedule import learning_rate
 
 
@@ -50,7 +51,7 @@ def train_step(
         finite (0 if the loss or its gradient is not finite; then no weight was updated, and the run should end) and
         stop (above 0 if any process asked for it).
     """
-    world = distributed.get_world_size() if distributed.is_initialized() else 1
+    world = world_size()
     anchors = [make_anchors(config.anchors, *batch.images.shape[2:], batch.images.device) for batch in batches]
     assignments = [
         assign(level_anchors, batch.targets, batch.sizes, num_classes, config.assign)

@@ -13,6 +13,7 @@ from study_helpers import MakeStudy, make_runner, num_starts, run_cells, trial_s
 
 from retina.study import loop
 from retina.study.cells import StudyError
+from retina.study.outcome import write_result
 from retina.study.trial_storage import TrialStorage
 
 pytestmark = pytest.mark.slow
@@ -72,6 +73,10 @@ def test_the_time_left_follows_the_pace_of_this_process(make_study: MakeStudy) -
     metrics.write_text(f"step,loss\n{steps},1\n")
     runner.start_time = time.monotonic() - 100
     assert runner._time_left() == ", about 0:06:40 left", "100 s for half a cell, and two cells are left"
+    study.cells[2].folder.mkdir()
+    (study.cells[2].folder / "nonfinite_step_1.json").write_text('{"step": 1}')
+    assert write_result(study.cells[2], 1.0, None)
+    assert runner._time_left() == ", about 0:03:20 left", "a cell that ended early is not counted as done in full"
 
 
 def test_a_study_with_milliseconds_times_the_trained_detectors(make_study: MakeStudy) -> None:

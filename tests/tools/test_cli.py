@@ -192,12 +192,14 @@ def test_the_checkpoint_alone_is_enough_for_eval(trained: tuple[Path, Path], tmp
     assert done.returncode == 0 and str(tmp_path / "moved/metrics.json") in done.stdout
     changes = ["detect.max_detections=1", f"data.val_annotations={tmp_path}/val.json"]
     shutil.copy(load_config(folder / "config.yaml").data.val_annotations, tmp_path / "val.json")
-    done = run_main("eval.py", tmp_path / "moved", *changes)
-    assert (
-        done.returncode == 2 and f"moved has the results of its run, which are not with {changes[1]}, " in done.stderr
-    )
-    done = run_main("eval.py", tmp_path / "moved", *changes, "--output", tmp_path / "one")
-    assert done.returncode == 0, done.stderr
+    of_run = ["eval.py", tmp_path / "moved/config.yaml", f"output_dir={tmp_path}/moved"]
+    other, words = ["--checkpoint", folder / "best.pt"], (", ".join(changes[::-1]), "--tta", "the weights /")
+    for arguments, different in zip((changes, ["--tta"], other), words, strict=True):
+        done = run_main(*of_run, *arguments)
+        assert (
+            done.returncode == 2 and f"moved has the results of its run; for those with {different}" in done.stderr
+        )
+    assert run_main(*of_run, *changes, "--output", tmp_path / "one").returncode == 0
     counts = Counter(entry["image_id"] for entry in json.loads((tmp_path / "one/detections.json").read_text()))
     assert set(counts.values()) == {1}
     gone = run_main("eval.py", "--checkpoint", folder / "best.pt", "data.val_annotations=gone.json")
@@ -265,9 +267,7 @@ def test_training_starts_from_a_checkpoint_and_refuses_a_damaged_one(
 
 def test_checkpoint_of_other_anchors_is_refused(trained: tuple[Path, Path]) -> None:
     config, folder = trained
-    done = run_main(
-        "eval.py", config, "anchors.octave_base=2", "--checkpoint", folder / "last.pt", "--output", folder / "other"
-    )
+    done = run_main("eval.py", config, "anchors.octave_base=2", "--checkpoint", folder / "last.pt", "--output", folder)
     assert done.returncode == 1 and "anchors.octave_base was 4.0, is 2.0" in done.stderr
 
 

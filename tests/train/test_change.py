@@ -151,15 +151,25 @@ def test_everything_else_is_refused(stopped: Path, tiny_yaml: Path, tmp_path: Pa
     assert weights(stopped)  # still valid
 
 
+@pytest.mark.parametrize("damaged", [False, True])
 def test_a_best_checkpoint_of_a_later_step_is_discarded(
-    changed: Path, stopped: Path, tiny_yaml: Path, tmp_path: Path
+    changed: Path, stopped: Path, tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
 ) -> None:
-    """A run that was killed after its evaluation at step 5 goes on with a change from step 3."""
+    """A run that was killed after its evaluation at step 5 goes on with a change from step 3, at the second try."""
     config = copy_of(stopped, tiny_yaml, tmp_path / "run", *CHANGES)
     state = checkpoint.load(config.run_dir / "last.pt")
     checkpoint.save(config.run_dir / "best.pt", state | {"step": 5, "best": 0.9})
     state["best"] = 0.8
     checkpoint.save(config.run_dir / "last.pt", state)
+    if damaged:
+        (config.run_dir / "best.pt").write_bytes(b"damaged")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "_save_checkpoint", killed)
+        train(config, True, KEYS)
     train(config, True, KEYS)
     assert digest(config.run_dir) == digest(changed)
     assert checkpoint.load(config.run_dir / "best.pt")["step"] == 10
