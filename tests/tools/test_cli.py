@@ -196,9 +196,7 @@ def test_the_checkpoint_alone_is_enough_for_eval(trained: tuple[Path, Path], tmp
     other, words = ["--checkpoint", folder / "best.pt"], (", ".join(changes[::-1]), "--tta", "the weights /")
     for arguments, different in zip((changes, ["--tta"], other), words, strict=True):
         done = run_main(*of_run, *arguments)
-        assert (
-            done.returncode == 2 and f"moved has the results of its run; for those with {different}" in done.stderr
-        )
+        assert done.returncode == 2 and f"moved has the results of its run; for those with {different}" in done.stderr
     assert run_main(*of_run, *changes, "--output", tmp_path / "one").returncode == 0
     counts = Counter(entry["image_id"] for entry in json.loads((tmp_path / "one/detections.json").read_text()))
     assert set(counts.values()) == {1}
