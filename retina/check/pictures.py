@@ -86,7 +86,7 @@ def _pixels(size: NDArray[np.float64]) -> tuple[int, int]:
 def training_sheet(dataset: CocoDataset, config: Config) -> Sheet:
     """The first SHEET images that the training gets: augmented, and padded to the size of their batch.
 
-    An image that cannot be read is left out. Up to MAX_LOOKED_AT images are looked at.
+    An image that cannot be read is left out. Up to MAX_LOOKED_AT samples are looked at.
     """
     data = config.data.model_copy(update={"workers": 0, "cache": None, "unreadable": "skip"})
     train = config.train.model_copy(update={"accumulate": 1, "steps": MAX_LOOKED_AT})
@@ -95,12 +95,7 @@ def training_sheet(dataset: CocoDataset, config: Config) -> Sheet:
     looked_at = 0
     names = dict(zip(dataset.file.image_ids.tolist(), dataset.file.file_names.tolist(), strict=True))
     for (batch,) in train_batches(dataset, config.model_copy(update={"data": data, "train": train}), 0, 0, processes):
-        drawn: set[tuple[int, bytes]] = set()
         for i, image_id in enumerate(batch.image_ids):
-            sample = image_id, batch.images[i].numpy().tobytes()
-            if sample in drawn:  # few images are repeated to fill a batch; repeat_factor augments each copy anew
-                continue
-            drawn.add(sample)
             looked_at += 1
             if image_id in batch.unreadable:
                 if batch.unreadable[image_id] not in sheet.unreadable:

@@ -114,7 +114,7 @@ def test_two_processes_equal_one(
     assert two["gradients"].keys() == one["gradients"].keys()
     for index, gradient in one["gradients"].items():
         difference = (two["gradients"][index] - gradient).norm() / gradient.norm().clamp(min=1e-12)
-        assert difference < 1e-5 or gradient.norm() < 1e-7, f"parameter {index}: {difference}"
+        assert difference < 5e-5 or gradient.norm() < 1e-7, f"parameter {index}: {difference}"
 
 
 @pytest.mark.parametrize("only_first", [False, True])
