@@ -35,7 +35,8 @@ class RecordGradients(torch.optim.SGD):
 
 def one_step(config: Config, data: CocoDataset, rank: int, world: int, only_first: bool) -> dict[str, Any]:
     torch.manual_seed(0)
-    plain = RetinaNet(config, data.num_classes)
+    plain = RetinaNet(config, data.num_classes).double()  # else the rounding of the sums is as large as the bound
+    plain.register_forward_pre_hook(lambda _, images: tuple(each.double() for each in images))
     model: nn.Module = DistributedDataParallel(plain) if world > 1 else plain
     optimizer = RecordGradients(plain.parameters(), lr=1.0, fused=True)
     (batches,) = train_batches(data, config, 0, rank, world)
@@ -114,7 +115,7 @@ def test_two_processes_equal_one(
     assert two["gradients"].keys() == one["gradients"].keys()
     for index, gradient in one["gradients"].items():
         difference = (two["gradients"][index] - gradient).norm() / gradient.norm().clamp(min=1e-12)
-        assert difference < 5e-5 or gradient.norm() < 1e-7, f"parameter {index}: {difference}"
+        assert difference < 1e-9 or gradient.norm() < 1e-12, f"parameter {index}: {difference}"
 
 
 @pytest.mark.parametrize("only_first", [False, True])
