@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -59,8 +60,13 @@ def override_config(config: Config, overrides: list[str]) -> Config:
 
 def changed_detector_keys(old: Config, new: Config) -> list[str]:
     """The keys of the settings that change the detections of given weights, and differ."""
+    return [key for key in changed_keys(old, new) if _DETECTOR_KEYS.fullmatch(key)]
+
+
+def changed_keys(old: Config, new: Config, allowed: Collection[str] = ()) -> list[str]:
+    """The keys of the settings that differ, but for the `allowed` ones."""
     before, after = old.flat(), new.flat()
-    return [key for key in before if _DETECTOR_KEYS.fullmatch(key) and before[key] != after[key]]
+    return [key for key in after if before[key] != after[key] and key not in allowed]
 
 
 def _merge(start: dict[str, Any], trees: list[tuple[str, dict[str, Any]]], start_name: str) -> Config:

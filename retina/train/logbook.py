@@ -35,7 +35,7 @@ from tqdm import tqdm
 from retina.analysis.scoring import Evaluation
 from retina.atomic_files import named_errors, write_text
 from retina.config import KEYS_TO_CHANGE, KEYS_WITHOUT_EFFECT, Config
-from retina.config_file import ConfigError, load_config
+from retina.config_file import ConfigError, changed_keys, load_config
 from retina.data.batch import Batch
 from retina.data.coco import CocoDataset
 from retina.evaluate.coco import format_metrics
@@ -239,12 +239,6 @@ def check_run_folder(config: Config, resume: bool, keys_to_change: Collection[st
             f"{folder} was started with other settings ({describe_changes(old, config, changed)}); use the same "
             f"settings, with each --change that was made, or another output_dir{hint}"
         )
-
-
-def changed_keys(old: Config, new: Config, allowed: Collection[str]) -> list[str]:
-    """The settings that differ, but for the `allowed` ones."""
-    before, after = old.flat(), new.flat()
-    return [key for key in after if before[key] != after[key] and key not in allowed]
 
 
 def describe_changes(old: Config, new: Config, keys: Collection[str]) -> str:

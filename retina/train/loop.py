@@ -137,7 +137,7 @@ def load_datasets(config: Config, log: Logbook) -> tuple[CocoDataset, CocoDatase
             log.info(f"{split}: {note}")
     if not val_set.records.num_objects.any():
         log.info("val: no objects, so the evaluations will have no AP")
-    if shared := _image_paths(train_set) & _image_paths(val_set):
+    if log.active and (shared := _image_paths(train_set) & _image_paths(val_set)):
         log.info(
             f"val: {len(shared)} of {len(val_set.records)} images are training images too: their AP measures what was "
             "learned by heart"

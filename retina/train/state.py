@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from retina.config import KEYS_TO_CHANGE, KEYS_WITHOUT_EFFECT, Config, Train
-from retina.config_file import config_from_yaml
+from retina.config_file import changed_keys, config_from_yaml
 from retina.data.coco import CocoDataset
 from retina.device import autocast, compile_network
 from retina.model import checkpoint
@@ -30,7 +30,7 @@ from retina.model.pretrained import load_pretrained
 from retina.model.retinanet import RetinaNet
 from retina.train.distributed import broadcast, world_size
 from retina.train.errors import RunError
-from retina.train.logbook import Logbook, changed_keys, describe_changes
+from retina.train.logbook import Logbook, describe_changes
 from retina.train.schedule import build_optimizer, learning_rate
 
 
