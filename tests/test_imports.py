@@ -29,7 +29,8 @@ PACKAGES = {
         [],
     ),
     "data": Package(
-        ["annotations", "coco", "cache", "normalization", "batch", "augment", "sampling", "loader"], ["base"]
+        ["annotations", "coco", "cache", "normalization", "batch", "batch_memory", "augment", "sampling", "loader"],
+        ["base"],
     ),
     "model": Package(
         ["fused", "backbone", "anchors", "retinanet", "weights_file", "checkpoint", "key_tables", "weights",

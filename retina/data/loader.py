@@ -5,8 +5,8 @@ The seed and the step determine a batch: which images (sampling.py), how they ar
 The annotations contain the size of every image, so the padded size of a *global* batch is known before any pixel is
 read. Every process and every micro-batch pads to it. So a global batch gives the same numbers however it is split.
 
-In training, a worker process resizes the images into the memory of their batch, which it shares with the run. It uses
-this memory again when the training process has freed the batch: the pages of new memory cost more time than the resize.
+In training, a worker process resizes the images into the memory of their batch (batch_memory.py), which it shares with
+the run.
 
 Which images are not trained on or evaluated:
 
@@ -25,7 +25,6 @@ Which images are not trained on or evaluated:
 from __future__ import annotations
 
 import signal
-import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,12 +34,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from retina.config import Config, Data
 from retina.data.annotations import DataError
 from retina.data.augment import eval_transform, random_short_side, resized_size, train_transform
 from retina.data.batch import Batch, Target
+from retina.data.batch_memory import BatchMemory, Slot
 from retina.data.cache import ImageCache
 from retina.data.coco import CocoDataset, read_image
 from retina.data.sampling import step_images
@@ -132,46 +132,7 @@ class _Message(NamedTuple):
     sizes: list[tuple[int, int]]
     image_ids: list[int]
     unreadable: dict[int, str]
-    slot: tuple[int, int] | None  # of the memory of the images
-
-
-class _Memories:
-    """Memory for the images of batches, which a worker takes and the training process gives back.
-
-    Each worker, or the training process if there is none, has a few slots. A byte for each, which all processes see, is
-    1 while a batch uses its memory.
-    """
-
-    def __init__(self, workers: int) -> None:
-        with torch.inference_mode(False):  # `give_back` may be called outside of the inference that made the batch
-            self._used = torch.zeros(max(1, workers), 8, dtype=torch.uint8)
-        self._used.share_memory_()  # type: ignore[no-untyped-call]
-        self._slots: dict[int, Tensor] = {}  # of this process
-
-    def take(self, size: int) -> tuple[Tensor, tuple[int, int] | None]:
-        """uint8 (size,) with any content, and its slot: None if all are in use."""
-        memory = torch.empty(size, dtype=torch.uint8)  # has no pages before it is written
-        info = get_worker_info()
-        worker = 0 if info is None else info.id
-        free = (self._used[worker] == 0).nonzero()
-        if not len(free):
-            return memory, None
-        slot = int(free[0])
-        if slot not in self._slots or len(self._slots[slot]) < size:
-            self._slots[slot] = memory
-            if info is not None:
-                memory.share_memory_()  # type: ignore[no-untyped-call]
-        self._used[worker, slot] = 1
-        return self._slots[slot][:size], (worker, slot)
-
-    def give_back(self, slot: tuple[int, int]) -> None:
-        self._used[slot[0], slot[1]] = 0
-
-    def give_back_with(self, images: Tensor, slot: tuple[int, int]) -> Tensor:
-        """The same images; the slot is free when no tensor or array uses their memory any more."""
-        array = images.numpy()
-        weakref.finalize(array, self.give_back, slot).atexit = False
-        return torch.from_numpy(array)  # refers to `array`, as all tensors do that are made from it
+    slot: Slot | None  # of the memory of the images
 
 
 class _BatchDataset(Dataset[_Message | DataError]):
@@ -180,7 +141,7 @@ class _BatchDataset(Dataset[_Message | DataError]):
     def __init__(self, dataset: CocoDataset, config: Config, train: bool) -> None:
         self.dataset, self.config, self.train = dataset, config, train
         self.cache = ImageCache(dataset.records, Path(config.data.cache)) if config.data.cache else None
-        self.memories = _Memories(config.data.workers)
+        self.memory = BatchMemory(config.data.workers)
 
     def __getitems__(self, keys: list[SampleKey]) -> _Message | DataError:
         try:
@@ -191,7 +152,7 @@ class _BatchDataset(Dataset[_Message | DataError]):
     def _batch(self, keys: list[SampleKey]) -> _Message:
         count, (height, width) = len(keys), keys[0][2:4]
         dtype = torch.float32 if self.config.data.resize == "torchvision" else torch.uint8
-        memory, slot = self.memories.take(count * height * width * 3 * dtype.itemsize)
+        memory, slot = self.memory.take(count * height * width * 3 * dtype.itemsize)
         images = memory.view(dtype).view(count, height, width, 3)
         samples = [self._sample(key, own.numpy()) for key, own in zip(keys, images, strict=True)]
         batch = _collate(samples, images, self.config.data)
@@ -241,9 +202,9 @@ def _load(dataset: _BatchDataset, batches: Iterable[list[SampleKey]], config: Co
         images, arrays, sizes, image_ids, unreadable, slot = message
         del message  # else its memory would be in use for longer than the batch
         if slot is not None and loader.pin_memory:  # a copy already
-            dataset.memories.give_back(slot)
+            dataset.memory.give_back(slot)
         elif slot is not None:
-            images = dataset.memories.give_back_with(images, slot)
+            images = dataset.memory.give_back_with(images, slot)
         targets = [Target(*(torch.from_numpy(part) for part in target)) for target in arrays]
         normalization = config.data.normalization
         batch = Batch(images.permute(0, 3, 1, 2), sizes, targets, image_ids, unreadable, normalization)
