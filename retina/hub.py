@@ -25,7 +25,9 @@ from retina.model.weights import Weights
 try:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData, ModelHubMixin, snapshot_download
 except ImportError as error:
-    raise ImportError("retina.hub needs huggingface_hub and safetensors: pip install 'retina[hub]'") from error
+    raise ImportError(
+        "retina.hub needs huggingface_hub and safetensors: pip install huggingface_hub safetensors"
+    ) from error
 
 
 class HubDetector(Detector, ModelHubMixin):
@@ -96,7 +98,7 @@ def model_card(detector: HubDetector) -> str:
             f"A RetinaNet ({config.model.backbone}, focal loss) that finds {len(names)} classes: {', '.join(names)}.",
             "",
             "```python",
-            "from retina.hub import HubDetector  # pip install 'retina[hub]'",
+            "from retina.hub import HubDetector  # needs huggingface_hub and safetensors",
             "",
             'detector = HubDetector.from_pretrained("OWNER/NAME")',
             "detections = detector(image)  # a path, a PIL image, a uint8 RGB array or tensor, or a list of them",

@@ -33,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
         "--calibrate",
         type=file_path,
         metavar="DIR",
-        help="int8, torch only: images of --size, a hundred of the training set",
+        help="int8, torch only: images of --size from the training set; 64 of them are used",
     )
     parser.add_argument(
         "--images",

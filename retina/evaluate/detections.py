@@ -54,7 +54,7 @@ class ImageDetections:
         try:
             import supervision
         except ImportError as error:
-            raise ImportError("to_supervision needs supervision: pip install 'retina[supervision]'") from error
+            raise ImportError("to_supervision needs supervision: pip install supervision") from error
         return supervision.Detections(
             xyxy=self.boxes.numpy(),
             confidence=self.scores.numpy(),

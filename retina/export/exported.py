@@ -36,7 +36,7 @@ def needs(package: str, purpose: str) -> Any:
     try:
         return import_module(package)
     except ImportError as error:
-        raise ExportError(f"{purpose} needs {package} ({error}): pip install 'retina[export]'") from None
+        raise ExportError(f"{purpose} needs {package} ({error}): pip install {package}") from None
 
 
 class ExportedDetector:

@@ -39,7 +39,7 @@ def save_folder(folder: Path, weights: Weights, metrics: dict[str, Any]) -> None
     try:
         from safetensors.torch import save_file
     except ImportError as error:
-        raise ImportError("saving a detector needs safetensors: pip install 'retina[hub]'") from error
+        raise ImportError("saving a detector needs safetensors: pip install safetensors") from error
     config = config_from_flat(weights.settings)
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"config": config.to_yaml(), "categories": json.dumps(weights.categories), "format": "pt"}

@@ -175,7 +175,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
-        raise WeightsError(f"{path}: safetensors files need the package: pip install 'retina[safetensors]'") from None
+        raise WeightsError(f"{path}: safetensors files need the package: pip install safetensors") from None
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
