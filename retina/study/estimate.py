@@ -7,13 +7,16 @@ import shutil
 import signal
 import time
 import uuid
+from itertools import pairwise
+from statistics import median
 
 from retina.atomic_files import write_text
 from retina.study.cells import Study, StudyError
 from retina.study.launch import Machine, kill
 from retina.study.outcome import error_line, last_logged_step
 
-PROBE_STEPS = 4  # steps that are timed
+PROBE_STEPS = 12  # steps that are timed, or fewer if they take longer than PROBE_SECONDS, but at least 4
+PROBE_SECONDS = 20.0
 MIN_FREE_BYTES = 2**26  # with less free disk space nothing is started
 
 
@@ -41,6 +44,8 @@ def count_steps(study: Study) -> tuple[int, int]:
 def measure_step_time(study: Study, machine: Machine) -> tuple[float, int]:
     """Run a few steps of the first open cell in a temporary folder: (seconds per step, bytes of a checkpoint).
 
+    The seconds are the median, because a few steps take much longer: the first ones, and those with a new image size.
+
     Raises StudyError with the error message of the run if it cannot train.
     """
     config = next(cell.config for cell in study.cells if not study.is_done(cell))
@@ -59,14 +64,14 @@ def measure_step_time(study: Study, machine: Machine) -> tuple[float, int]:
                 log.write(line)
                 if re.match(rb"step \d+/", line):
                     step_times.append(time.monotonic())
-                    if len(step_times) > PROBE_STEPS:
+                    if len(step_times) > (4 if step_times[-1] - step_times[0] > PROBE_SECONDS else PROBE_STEPS):
                         break
             process.send_signal(signal.SIGTERM)  # the run writes a checkpoint and ends
             log.write(process.stdout.read())
         process.wait()
         if len(step_times) < 2 or not (folder / "last.pt").exists():
             raise StudyError(f"a cell of {study.file} does not train: {error_line(folder / 'log.txt')}")
-        seconds = (step_times[-1] - step_times[0]) / (len(step_times) - 1)
+        seconds = median(after - before for before, after in pairwise(step_times))
         return seconds, (folder / "last.pt").stat().st_size
     finally:
         if process is not None:
