@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from train_helpers import settings, stop_after, weights
 
 from retina.config import Config
@@ -108,6 +109,25 @@ def test_a_stop_before_an_evaluation_changes_nothing(tiny: Config, finished_run:
     train(tiny, resume=True)
     assert (tiny.run_dir / "eval.json").read_text() == (finished_run / "eval.json").read_text()
     assert weights(tiny.run_dir) == weights(finished_run)
+
+
+@pytest.mark.parametrize("norm", ["frozen", "frozen_stats"])
+def test_a_stopped_run_from_pretrained_weights_resumes_exactly(tiny_yaml: Path, tmp_path: Path, norm: str) -> None:
+    """The statistics of the weights stay, before and after an evaluation and in a resumed run."""
+    pretrained = settings(tiny_yaml, tmp_path / "pretrained", "model.norm=batch", "train.ema=0", "train.eval_every=0")
+    train(pretrained)
+    source = pretrained.run_dir / checkpoint.LAST
+    flags = [f"model.weights={source}", f"model.norm={norm}", "model.frozen_stages=1"]
+    whole, stopped = (settings(tiny_yaml, tmp_path / name, *flags) for name in ("whole", "stopped"))
+    train(whole)
+    with stop_after(2):  # before the first evaluation, which puts the network into evaluation mode and back
+        train(stopped)
+    train(stopped, resume=True)
+    assert weights(stopped.run_dir) == weights(whole.run_dir)
+    before, after = (checkpoint.load(path)["model"] for path in (source, whole.run_dir / checkpoint.LAST))
+    statistics = [key for key in after if key.endswith(("running_mean", "running_var"))]
+    assert statistics and all(torch.equal(before[key], after[key]) for key in statistics)
+    assert not torch.equal(before["cls_logits.weight"], after["cls_logits.weight"])
 
 
 def test_a_signal_to_the_whole_process_group_stops_cleanly(tiny_yaml: Path, tmp_path: Path) -> None:
