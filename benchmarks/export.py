@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import platform
 import statistics
 import time
@@ -91,8 +92,9 @@ def make_rows(arguments: argparse.Namespace, eager: Detector, size: tuple[int, .
         "torch.compile, bf16": pytorch(compiled, "bf16"),
     }
     for suffix, precision in ((".onnx", "fp32"), (".pt2", "fp32"), (".pt2", "bf16"), (".pt2", "int8")):
-        file = arguments.output / f"{arguments.checkpoint.parent.name}_{precision}_{batch}{suffix}"
-        if not file.exists() or file.stat().st_mtime < arguments.checkpoint.stat().st_mtime:
+        digest = hashlib.sha256(arguments.checkpoint.read_bytes()).hexdigest()[:8]
+        file = arguments.output / f"{arguments.checkpoint.parent.name}_{digest}_{precision}_{batch}{suffix}"
+        if not file.exists():
             export(
                 Job(
                     source=str(arguments.checkpoint),

@@ -98,9 +98,8 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
             config = config or override_config(library.trained_config(weights), overrides)
         dataset = CocoDataset(config.data.val_annotations, config.data.val_images)
         output = arguments.output or (given.parent if given else folder or config.run_dir)
-        if arguments.output is None:
-            own = None if weights is None or isinstance(weights, ExportedDetector) else weights.source
-            check_own_results(output, config, own, arguments.tta)
+        file = weights.file if isinstance(weights, ExportedDetector) else given or weights.source
+        check_own_results(output, config, file, arguments.tta)
         if given is None:
             source, results, unreadable, cost = run_detector(weights, config, dataset, arguments.tta, arguments.time)
             columns = results_columns(results, dataset.file)
@@ -115,7 +114,8 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
     for reason in unreadable.values():
         print(f"not evaluated: {reason}")
     evaluation, disagreement = confirm(score(dataset.file, columns, unreadable), dataset.file, columns, unreadable)
-    metrics = evaluation.metrics | cost
+    excluded = {"excluded_images": len(unreadable)} if unreadable else {}
+    metrics = evaluation.metrics | cost | excluded
     print(f"{library.format_metrics(metrics)}\n")  # before anything is written, which may fail
     try:
         write_results(output, metrics, results)
@@ -135,10 +135,11 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
     return 1 if disagreement else 0
 
 
-def check_own_results(output: Path, config: Config, source: str | None, tta: bool) -> None:
+def check_own_results(output: Path, config: Config, source: str | Path, tta: bool) -> None:
     """End with a usage error if `output` is the folder of a run with another detector, other settings or other data.
 
-    Its results would be overwritten, and tools/compare.py would take the new ones for those of the run.
+    Its results would be overwritten, and tools/compare.py would take the new ones for those of the run. `source` is
+    what is evaluated: a checkpoint, an exported file, or COCO results.
     """
     if not (output / "config.yaml").exists():
         return
@@ -147,12 +148,15 @@ def check_own_results(output: Path, config: Config, source: str | None, tta: boo
     data = ("data.val_annotations", "data.val_images")
     changed = [key for key in data if os.path.realpath(before[key]) != os.path.realpath(after[key])]
     different = [f"{key}={after[key]}" for key in (*changed, *changed_detector_keys(run, config))]
-    if source is not None and Path(source).resolve().parent != output.resolve():
-        different.append(f"the weights {source}")
+    file = Path(source).resolve()
+    if file.parent != output.resolve() or (file.suffix != ".pt" and file.name != "detections.json"):
+        different.append(str(source))
     if tta:
         different.append("--tta")
     if different:
-        exit_with_error(f"{output} has the results of its run; for those with {', '.join(different)} give --output")
+        exit_with_error(
+            f"{output} has the results of its run; for those with {', '.join(different)} give another --output"
+        )
 
 
 def write_results(output: Path, metrics: dict[str, Any], results: list[dict[str, Any]] | None) -> None:

@@ -19,13 +19,19 @@ def main() -> int:
     parser.add_argument("--score", type=float, default=0.3, help="lowest score to show, 0 to 1 (%(default)s)")
     arguments = parser.parse_intermixed_args()
     config = load_config_or_exit(arguments.config, arguments.overrides)
+    from retina.data.coco import read_image  # imports torch: late, so that a usage error is reported at once
+
     run, annotations, images = config.run_dir, Path(config.data.val_annotations), Path(config.data.val_images)
     try:
         print(plot_run(run, run / "results.png"))
         detections, picture = run / "detections.json", run / "detections.png"
-        print(plot_detections(annotations, images, detections, picture, count=arguments.count, score=arguments.score))
+        count, score = arguments.count, arguments.score
+        print(plot_detections(annotations, images, detections, picture, read_image, count=count, score=score))
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or run}: {error.strerror}", file=sys.stderr)
         return 1
     return 0
 

@@ -154,11 +154,11 @@ def find_images(inputs: list[Path], output: Path) -> tuple[list[Path], Path]:
     """
     if missing := [str(path) for path in inputs if not path.exists()]:
         exit_with_error(f"no such image or folder: {', '.join(missing)}")
-    inputs = [path.absolute() for path in inputs]
+    inputs = [path.resolve() if path.is_dir() else path.parent.resolve() / path.name for path in inputs]
     files = {path: None for path in inputs if path.is_file()}  # without repetitions, in order
     folders = [path for path in inputs if path.is_dir()]
     for folder in folders:
-        results = output.absolute() if folder in output.absolute().parents else None
+        results = output.resolve() if folder in output.resolve().parents else None
         files |= {
             file: None
             for file in sorted(folder.rglob("*"))

@@ -13,12 +13,13 @@ from PIL import Image, ImageDraw
 
 from retina.analysis.compared_runs import LETTERS, Comparison, image_rows, rows_of, run_rows
 from retina.analysis.comparison_text import HEAD, describe_sides, limits, table_rows, verdict
-from retina.analysis.gallery import ReadImage, corners
+from retina.analysis.gallery import corners
 from retina.analysis.tables import MAX_ROWS, Row, to_csv
 from retina.atomic_files import write_text
 from retina.config import COCO_METRICS
 from retina.data.annotations import DataError
 from retina.plots.boxes import draw_boxes, load_font
+from retina.plots.detections import ReadImage
 from retina.plots.document import Block, Bullets, Heading, Paragraph, Picture, Table, figure_picture, photo, to_html
 from retina.plots.style import PALETTE, clean_text, plain, style_axes
 

@@ -11,6 +11,7 @@ from retina.analysis.intervals import CONSTANT
 from retina.analysis.tables import Row
 from retina.analysis.text import percent
 
+SAME_AP = 1e-9  # of equal detections, by another scorer
 HEAD = ["", "A", "B", "B - A", "95 % interval", "p"]
 
 
@@ -62,16 +63,37 @@ def limits(comparison: Comparison) -> list[str]:
         )
         if 1 in counts:
             seeds += f" {LETTERS[counts.index(1)]} has one training; its seed noise is taken to be that of the other."
+    remarks = [*_other_checkpoints(comparison), *_other_settings(comparison)]
     images = "Other images means images drawn like these. Data of another kind may order A and B differently."
     rows = len(rows_of(comparison)) - 1
     if rows < 1:
-        return [seeds, images]
+        return [*remarks, seeds, images]
     return [
+        *remarks,
         seeds,
         images,
         f"The rows below AP are {rows} more comparisons. Among {rows} true zeros about {rows / 20:.1f} would leave out "
         "0 by chance, so one of them alone proves little.",
     ]
+
+
+def _other_checkpoints(comparison: Comparison) -> list[str]:
+    """A sentence for each run whose detections are not those of its last evaluation."""
+    return [
+        f"{Path(run.name).as_posix()}: its last evaluation had an AP of {100 * run.last_ap:.2f}, these detections have "
+        f"{100 * ap:.2f}. tools/eval.py writes those of best.pt, which was chosen on these images and so has an "
+        f"advantage over a last.pt. For those of the last weights: tools/eval.py {Path(run.name).as_posix()}/last.pt"
+        for side in comparison.sides
+        for run, ap in zip(side.runs, side.ap, strict=True)
+        if run.last_ap is not None and abs(run.last_ap - ap) > SAME_AP
+    ]
+
+
+def _other_settings(comparison: Comparison) -> list[str]:
+    keys = comparison.data.differences
+    if not keys:
+        return []
+    return [f"The trainings of one side differ in {', '.join(keys)}, and not only in the seed."]
 
 
 def format_p(p: float) -> str:

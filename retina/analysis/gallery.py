@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from retina.analysis.errors import BACKGROUND, BOTH, CLASS, DUPLICATE, KINDS, LOCATION, MISSED
 from retina.analysis.matches import Floats, Ints
 from retina.analysis.report import Report
 from retina.plots.boxes import draw_boxes
+from retina.plots.detections import ReadImage
 from retina.plots.document import Link, Picture, photo
 from retina.plots.style import clean_text
 
@@ -27,8 +26,6 @@ MIN_SIDE = 96  # pixels of the image that are shown at least
 MAX_BOXES = 40  # other boxes that are drawn
 FAR = 1e6  # pixels; the largest coordinate that is drawn
 MARGIN = 12  # pixels of the drawn part, more than the width of a line
-
-ReadImage = Callable[[Path, tuple[int, int]], NDArray[np.uint8]]  # RGB (H, W, 3) of a file, with width and height
 
 TITLES = {
     "background": "Detections of nothing",

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from retina.analysis.gallery import TITLES, Example, ReadImage, choose_examples, draw_example
+from retina.analysis.gallery import TITLES, Example, choose_examples, draw_example
 from retina.analysis.pictures import (
     plot_calibration,
     plot_class_ap,
@@ -25,6 +25,7 @@ from retina.analysis.tables import MAX_ROWS, TABLE_TEXTS, Row, make_tables, to_c
 from retina.analysis.text import GALLERY_TEXTS, KIND_TEXTS, METRIC_TEXTS, calibration_sentences, percent, span, summary
 from retina.atomic_files import write_text
 from retina.data.annotations import DataError
+from retina.plots.detections import ReadImage
 from retina.plots.document import (
     Block,
     Bullets,

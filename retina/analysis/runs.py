@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from retina.analysis.results_file import Results, ResultsError, read_results
-from retina.config_file import load_config
+from retina.config import KEYS_WITHOUT_EFFECT
+from retina.config_file import ConfigError, changed_keys, load_config
 from retina.data.annotations import Annotations, read_annotations
 
-DETECTIONS = "detections.json"
+DETECTIONS, EVALUATIONS = "detections.json", "eval.json"
 
 
 class Run(NamedTuple):
@@ -20,6 +24,7 @@ class Run(NamedTuple):
 
     name: str
     results: Results
+    last_ap: float | None = None  # of the last evaluation of the training, from 0 to 1; None where it is not known
 
 
 class RunData(NamedTuple):
@@ -28,6 +33,7 @@ class RunData(NamedTuple):
     annotations: Annotations
     images: Path | None  # folder of the image files
     sides: list[list[Run]]
+    differences: list[str]  # keys of the settings other than the seed that differ between trainings of one side
 
 
 def read_runs(sides: Sequence[Sequence[Path]], annotations: Path | None, images: Path | None) -> RunData:
@@ -39,7 +45,8 @@ def read_runs(sides: Sequence[Sequence[Path]], annotations: Path | None, images:
         images: their folder; None uses that of the first run's config.yaml, if there is one.
 
     Raises:
-        ResultsError: a run has no detections, or detections that cannot be scored; the runs are on different data sets.
+        ResultsError: a run has no detections, or detections that cannot be scored; the runs are on different data sets;
+            two trainings of one side have the same seed.
         DataError: the annotations cannot be read.
         ConfigError: a config.yaml cannot be read.
     """
@@ -50,9 +57,10 @@ def read_runs(sides: Sequence[Sequence[Path]], annotations: Path | None, images:
     for other in others:
         _check_equal(first, files[data[first][0]], other, files[data[other][0]])
     file = files[data[first][0]]
-    read = {path: Run(str(path), read_results(_detections_of(path), file)) for path in paths}
+    read = {path: Run(str(path), read_results(_detections_of(path), file), _last_ap(path)) for path in paths}
     folder = next((folder for _, folder in data.values() if folder), None)
-    return RunData(file, folder, [[read[p] for p in side] for side in sides])
+    differences = sorted({key for side in sides for key in _differing_settings(side)})
+    return RunData(file, folder, [[read[p] for p in side] for side in sides], differences)
 
 
 def repeated_run(paths: Sequence[Path]) -> Path | None:
@@ -83,6 +91,31 @@ def _data_of(path: Path, annotations: Path | None, images: Path | None) -> tuple
         raise ResultsError(f"{path}: no config.yaml beside the detections; give --annotations FILE for their images")
     data = load_config(folder / "config.yaml").data
     return annotations or Path(data.val_annotations), images or Path(data.val_images)
+
+
+def _last_ap(path: Path) -> float | None:
+    """AP of the last evaluation of a run folder."""
+    file = path / EVALUATIONS
+    evaluations = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    return evaluations[-1]["AP"] if evaluations else None
+
+
+def _differing_settings(side: Sequence[Path]) -> set[str]:
+    """The keys other than the seed in which the trainings of a side differ. ResultsError for two equal trainings."""
+    files = [_detections_of(path).parent / "config.yaml" for path in side]
+    configs = []
+    for path, file in zip(side, files, strict=True):
+        with suppress(ConfigError):  # of another version of the program
+            configs += [(path, load_config(file))] if file.is_file() else []
+    differing: set[str] = set()
+    for (one, first), (two, second) in combinations(configs, 2):
+        keys = changed_keys(first, second, (*KEYS_WITHOUT_EFFECT, "name"))
+        if not keys:
+            raise ResultsError(
+                f"{one} and {two} have the same settings and the same seed; a side has trainings with different seeds"
+            )
+        differing |= {*keys} - {"seed"}
+    return differing
 
 
 def _check_equal(first: Path, a: Annotations, other: Path, b: Annotations) -> None:

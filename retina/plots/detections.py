@@ -1,19 +1,29 @@
 """A picture of ground truth and detections side by side."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from retina.plots.boxes import draw_boxes, load_font
 from retina.plots.result_files import read_json
 
+ReadImage = Callable[[Path, tuple[int, int]], NDArray[np.uint8]]  # RGB (H, W, 3) of a file, with width and height
 TILE = 640  # longest side of an image in the picture, pixels
 
 
 def plot_detections(
-    annotations: Path, images: Path, detections: Path, output: Path, *, count: int = 8, score: float = 0.3
+    annotations: Path,
+    images: Path,
+    detections: Path,
+    output: Path,
+    read_image: ReadImage,
+    *,
+    count: int = 8,
+    score: float = 0.3,
 ) -> Path:
     """Write a PNG of image pairs: ground truth left, detections right; crowd boxes are dashed.
 
@@ -25,6 +35,8 @@ def plot_detections(
         images: the folder of its `file_name`s.
         detections: COCO results JSON: a list of {image_id, category_id, bbox (xywh, pixels), score}.
         output: the file to write; its folder is created.
+        read_image: reads the pixels of a file, given its (width, height) in the annotations. An image for which it
+            raises ValueError is gray, and its caption says that it cannot be read.
         count: the largest number of pairs.
         score: the lowest score that is shown.
 
@@ -61,9 +73,12 @@ def plot_detections(
         path = images / image["file_name"]
         if not path.is_file():
             raise FileNotFoundError(f"no {path}, which {annotations} names: is {images} its image folder?")
-        with Image.open(path) as opened:
-            pixels = opened.convert("RGB")
-        tiles.append(_tile(pixels, gt, names, f"{path.name}: {len(gt)} objects"))
+        size = image["width"], image["height"]
+        try:
+            pixels, caption = Image.fromarray(read_image(path, size)), f"{path.name}: {len(gt)} objects"
+        except ValueError:
+            pixels, caption = Image.new("RGB", size, "#dddddd"), f"{path.name} cannot be read"
+        tiles.append(_tile(pixels, gt, names, caption))
         tiles.append(_tile(pixels, shown, names, f"{len(shown)} detections, score ≥ {score:g}"))
     output.parent.mkdir(parents=True, exist_ok=True)
     _sheet(tiles, columns=2 if len(chunks) <= 4 else 4).save(output, format="PNG")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # Windows programs write a byte order mark
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
 

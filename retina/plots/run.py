@@ -131,13 +131,13 @@ def _plot_class_ap(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
     positions = range(len(names))
     if len(names) > MANY_CLASSES:
         bars = axes.bar(positions, heights, color=PALETTE[4])
-        axes.set_xticks(positions, names, rotation=90, fontsize=8)
+        axes.set_xticks(positions, list(map(plain, names)), rotation=90, fontsize=8)
         axes.set_xlim(-0.7, len(names) - 0.3)
         axes.bar_label(bars, [text.removeprefix("0") for text in texts], fontsize=6.5, padding=1)
         axes.set_ylim(0, 1)
     elif names:
         bars = axes.barh(positions, heights, 0.7, color=[class_color(name) for name in names])
-        axes.set_yticks(positions, names)
+        axes.set_yticks(positions, list(map(plain, names)))
         margin = max(0.0, (5 - len(names)) / 2)  # a few bars do not fill the panel
         axes.set_ylim(len(names) - 0.5 + margin, -0.5 - margin)
         axes.bar_label(bars, texts, fontsize=9, padding=3)

@@ -10,6 +10,8 @@ from typing import Any
 from retina.config import KEYS_WITHOUT_EFFECT, SHAPES_MANIFEST, Config
 from retina.config_file import ConfigError
 
+DEFAULT_OUTPUT = Path("runs/ablations")
+LEDGER = "ledger.jsonl"  # in the folder of a study: its trials, where no other storage is given
 Settings = dict[str, Any]  # values by their keys, as on the command line: {"loss.gamma": 2.0}
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from retina.plots.document import Picture, figure_picture
 from retina.plots.result_files import read_metrics
-from retina.plots.style import MANY_CLASSES, PALETTE, style_axes, style_log_y, style_step_axis
+from retina.plots.style import MANY_CLASSES, PALETTE, plain, style_axes, style_log_y, style_step_axis
 from retina.study.cells import format_value, short_key
 from retina.study.results import Group, as_number, best_of, distinct_values, mean, sd, with_ap
 
@@ -157,7 +157,8 @@ def plot_classes(chosen: list[Group], counts: dict[str, int]) -> Picture:
         style = {"color": LINE_COLORS[index], "marker": MARKERS[index], "markersize": 3 if many else 5}
         x, means = [i + shift for i in range(len(classes))], [mean(values) for values in values_by_class]
         handles.append(_plot_error_bars(axes, x, means, [sd(values) for values in values_by_class], style))
-    ticks = [f"{name}{' ' if many else chr(10)}({counts[name]:,})" if name in counts else name for name in classes]
+    gap = " " if many else "\n"
+    ticks = [f"{plain(name)}{gap}({counts[name]:,})" if name in counts else plain(name) for name in classes]
     crowded = many or max(map(len, ticks), default=0) > 16
     axes.set_xticks(range(len(classes)), ticks, rotation=90 if crowded else 0, fontsize=8 if many else 10)
     axes.set(xlim=(-0.6, len(classes) - 0.4), xlabel="class (training objects), from frequent to rare", ylabel="AP")

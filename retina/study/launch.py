@@ -55,8 +55,9 @@ class Machine:
         return self._start([*(launcher if self.devices > 1 else []), *tool], worker, log)
 
     def start_timing(self, folder: Path, worker: int, log: Path) -> subprocess.Popen[bytes]:
-        """Evaluate the trained detector of `folder` and measure its milliseconds per image."""
-        tool = [str(self.tools / "eval.py"), str(folder / "config.yaml"), "--time", "--end-with-parent"]
+        """Measure the milliseconds per image of the last weights of `folder`, which have the AP of the cell."""
+        checkpoint = ["--checkpoint", str(folder / "last.pt")]
+        tool = [str(self.tools / "eval.py"), str(folder / "config.yaml"), *checkpoint, "--time", "--end-with-parent"]
         return self._start(tool, worker, log)
 
     def _start(self, command: list[str], worker: int, log: Path | None) -> subprocess.Popen[bytes]:

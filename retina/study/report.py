@@ -24,7 +24,7 @@ from retina.analysis.intervals import RESAMPLES
 from retina.atomic_files import atomic_file, write_text
 from retina.config import COCO_METRICS
 from retina.plots.document import Block, Code, Heading, Paragraph, Picture, Table, to_html, to_markdown, to_text
-from retina.study.cells import Study, format_value, short_key
+from retina.study.cells import DEFAULT_OUTPUT, Study, format_value, short_key
 from retina.study.figures import plot_ap_curves, plot_classes, plot_heat_map, plot_losses
 from retina.study.paper import paper_tables
 from retina.study.results import (
@@ -35,6 +35,7 @@ from retina.study.results import (
     distinct_values,
     group_cells,
     mean,
+    number_of_images,
     sd,
     select_for_plots,
     with_ap,
@@ -79,6 +80,8 @@ def _blocks(study: Study, groups: list[Group]) -> Iterator[Block]:
     yield Heading(1, study.name)
     yield Paragraph(_introduction(study, groups, runs))
     again = ["tools/ablate.py", study.file.as_posix(), *study.overrides, "--base", study.base.as_posix()]
+    if study.folder.parent != DEFAULT_OUTPUT:
+        again += ["--output", study.folder.parent.as_posix()]
     yield Code(f"python {shlex.join(again)}")
     yield Heading(2, "Average precision")
     yield _main_table(groups, metrics_with_sd=MAIN_METRICS)
@@ -88,7 +91,8 @@ def _blocks(study: Study, groups: list[Group]) -> Iterator[Block]:
         if heat_map := plot_heat_map(groups):
             yield heat_map
         yield from plot_ap_curves(groups)
-        _, counts = count_images_and_objects(study.cells[0].config.data.train_annotations)
+        training_sets = {cell.config.data.train_annotations for cell in study.cells}
+        counts = count_images_and_objects(training_sets.pop())[1] if len(training_sets) == 1 else {}
         yield Heading(2, "Classes and losses")
         if len(chosen) < len(with_ap(groups)):
             labels = "; ".join(group.label for group in chosen)
@@ -113,15 +117,14 @@ def _blocks(study: Study, groups: list[Group]) -> Iterator[Block]:
 
 def _introduction(study: Study, groups: list[Group], runs: list[Run]) -> str:
     configs = [cell.config for cell in study.cells]
-    data = configs[0].data
     varied = "; ".join(f"{key} {', '.join(map(format_value, distinct_values(groups, key)))}" for key in study.keys)
     steps, batch = (
         " or ".join(map(str, sorted({getattr(config.train, name) for config in configs})))
         for name in ("steps", "batch_size")
     )
     images = (
-        f"{'an unknown number of' if (number := count_images_and_objects(path)[0]) is None else number} {what} images"
-        for path, what in ((data.train_annotations, "training"), (data.val_annotations, "validation"))
+        f"{number_of_images([getattr(config.data, name) for config in configs])} {what} images"
+        for name, what in (("train_annotations", "training"), ("val_annotations", "validation"))
     )
     seeds = ", ".join(map(str, sorted({cell.seed for cell in study.cells})))
     statuses = Counter(run.status for run in runs)
@@ -208,14 +211,17 @@ def _remark(group: Group, best: Group | None, verdicts: Verdicts) -> str:
     total = len(group.runs)
     counts = {status: group.count(status) for status in ("diverged", "failed")}
     remarks += [status if n == total else f"{n} of {total} {status}" for status, n in counts.items() if n]
-    return "; ".join(remarks) or ("" if group.values() else "waiting")
+    if not remarks and not group.values():
+        remarks.append("no AP" if group.count("finished") == total else "waiting")  # no objects to find
+    return "; ".join(remarks)
 
 
 def _is_worse(group: Group, best: Group | None, verdicts: Verdicts) -> bool | None:
     """Whether the difference to the best exceeds the noise; None if that is unknown."""
     if group is best or best is None or verdicts.noise is None or not group.values() or group.count("diverged"):
         return None
-    return bool(verdicts.difference(group, best).low[0] > 0)
+    low = verdicts.difference(group, best).low[0]
+    return None if math.isnan(low) else bool(low > 0)
 
 
 def _speed_table(groups: list[Group]) -> Table:

@@ -83,7 +83,12 @@ def with_ap(groups: list[Group]) -> list[Group]:
 
 
 def best_of(groups: list[Group]) -> Group | None:
-    """The group with the highest mean AP among those that did not diverge with any seed."""
+    """The group with the highest mean AP among those that did not diverge with any seed.
+
+    None also if the groups were measured on different images.
+    """
+    if len({run.cell.config.data.val_annotations for group in with_ap(groups) for run in group.runs}) > 1:
+        return None
     return max((group for group in with_ap(groups) if not group.count("diverged")), key=Group.mean, default=None)
 
 
@@ -102,11 +107,17 @@ def count_images_and_objects(annotations: str) -> tuple[int | None, dict[str, in
     path = Path(annotations)
     if not path.is_file():
         return None, {}
-    tree = json.loads(path.read_text(encoding="utf-8"))
+    tree = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows programs write a byte order mark
     counts = Counter(item["category_id"] for item in tree["annotations"] if not item.get("iscrowd"))
     categories = [(entry["id"], entry["name"]) for entry in tree["categories"]]
     classes = dict(zip(distinct_names(categories), (counts[number] for number, _ in categories), strict=True))
     return len(tree["images"]), dict(sorted(classes.items(), key=lambda item: -item[1]))
+
+
+def number_of_images(files: Sequence[str]) -> str:
+    """Of the annotation files of the cells, as text: 200, or 50 or 200."""
+    numbers = {count_images_and_objects(file)[0]: None for file in files}
+    return "an unknown number of" if None in numbers else " or ".join(map(str, numbers))
 
 
 def mean(values: Sequence[float]) -> float:

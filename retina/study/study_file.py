@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from retina import __version__
 from retina.config import KEYS_WITHOUT_EFFECT, SHAPES_MANIFEST, Config
 from retina.config_file import load_config, read_yaml
-from retina.study.cells import Cell, Settings, Study, StudyError
+from retina.study.cells import DEFAULT_OUTPUT, Cell, Settings, Study, StudyError
 from retina.study.paper import paper_tables
 
 DEFAULTS = Config().flat()
@@ -65,7 +65,7 @@ def load_study(
     file: str | Path,
     base: str | Path | None = None,
     overrides: Sequence[str] = (),
-    output: Path = Path("runs/ablations"),
+    output: Path = DEFAULT_OUTPUT,
 ) -> Study:
     """Read a study file; `base` replaces its own, `overrides` (section.key=value) come last in every cell.
 
@@ -78,10 +78,10 @@ def load_study(
     varied = at_base if at_base.axes is not None or at_base.cells is not None else study_file
     combinations = _combinations(path, varied)
     _check_keys(path, [*combinations[0], *study_file.set, *at_base.set], list(combinations[0]), overrides)
-    shared = [f"{key}={json.dumps(value)}" for key, value in (study_file.set | at_base.set).items()]
+    shared = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in (study_file.set | at_base.set).items()]
     configs: list[tuple[Settings, Config]] = []
     for settings in combinations:
-        flags = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+        flags = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
         config = load_config(base_path, [*shared, *flags], overrides_source=str(path))
         config = load_config(base_path, [*shared, *flags, *overrides]) if overrides else config
         flat = config.flat()

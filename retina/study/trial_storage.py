@@ -34,7 +34,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from retina.study.cells import Cell, Study, StudyError
+from retina.study.cells import LEDGER, Cell, Study, StudyError
 
 
 class _Journal(JournalFileBackend):
@@ -70,7 +70,7 @@ class TrialStorage:
         self.study, self.lease = study, lease
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         parsed = _parse_url(url) if url else None
-        self.location = parsed.render_as_string(hide_password=True) if parsed else str(study.folder / "ledger.jsonl")
+        self.location = parsed.render_as_string(hide_password=True) if parsed else str(study.folder / LEDGER)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         for tries_left in (2, 1, 0):
             try:

@@ -9,6 +9,7 @@ import pytest
 from command_helpers import loaded_by
 from PIL import Image, ImageColor
 
+from retina.data.coco import read_image
 from retina.plots.boxes import draw_boxes
 from retina.plots.detections import plot_detections
 from retina.plots.result_files import read_metrics
@@ -150,7 +151,7 @@ def scenes(tmp_path: Path) -> Path:
 
 def render(scenes: Path, detections: str = "detections.json", **settings: float) -> np.ndarray:
     output = plot_detections(
-        scenes / "gt.json", scenes / "images", scenes / detections, scenes / "new/out.png", **settings
+        scenes / "gt.json", scenes / "images", scenes / detections, scenes / "new/out.png", read_image, **settings
     )
     assert output == scenes / "new/out.png"
     with Image.open(output) as image:
@@ -184,6 +185,19 @@ def test_images_with_several_objects_are_preferred(scenes: Path) -> None:
     assert columns.min() == 20 * 640 // 90
     assert columns.max() == (20 + 40) * 640 // 90
     assert np.ptp(rows[columns == columns.max()]) + 1 == pytest.approx(30 * 640 / 90, abs=1.5)
+
+
+def test_images_are_read_as_for_the_detector(scenes: Path) -> None:
+    """Rotated by their EXIF tag; a file that cannot be read is gray, and its caption says so."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored 60x90, shown 90x60
+    Image.new("RGB", (60, 90), (255, 0, 0)).save(scenes / "images/5.jpg", exif=exif)
+    red = (render(scenes, count=1)[:, :, :2] == (254, 0)).all(axis=2)
+    assert red.any(axis=0).sum() > 1200  # both pictures are as wide as they can be
+    (scenes / "images/5.jpg").write_bytes(b"no image")
+    picture = render(scenes, count=1)
+    assert (picture == (0xDD, 0xDD, 0xDD)).all(axis=2).sum() > 300_000
+    (scenes / "images/5.jpg").unlink()
 
 
 def test_crowds_are_dashed(scenes: Path) -> None:
@@ -239,7 +253,7 @@ def test_run_at_every_stage_and_with_missing_values(tmp_path: Path) -> None:
         "one step": write_run(tmp_path / "1", 1),
         "no evaluation": write_run(tmp_path / "2", 120),
         "an empty list": write_run(tmp_path / "3", 120, []),
-        "one": write_run(tmp_path / "4", 120, [evaluation(100, {"a": 0.5, "b": 0.2, "c": None})]),
+        "one": write_run(tmp_path / "4", 120, [evaluation(100, {"a": 0.5, "$5_$10_": 0.2, "c": None})]),
         "nulls": write_run(
             tmp_path / "5", 120, [evaluation(100, {"a": None}, None), evaluation(120, {"a": None}, None)]
         ),

@@ -12,7 +12,7 @@ from retina.study.cells import Cell, Study
 from retina.study.report import write_report
 from retina.study.study_file import load_study
 
-UNSAFE_NAME = "a<b|c"
+UNSAFE_NAME = "a<b|c $1_$2_"  # matplotlib cannot read it as mathematics
 COUNTS = {"rare": 1, "often": 6, UNSAFE_NAME: 3}  # objects of each class; the crowd region of "rare" is not counted
 ALPHAS = "axes: {loss.alpha: [0.25, 0.5, 0.75, 0.9, 0.99]}\nset: {loss.gamma: 0}\npaper: [table1a]\n"
 GRID = "axes: {loss.gamma: [0, 1, 2], loss.alpha: [0.25, 0.75]}\n"
@@ -32,7 +32,7 @@ def write_study(root: Path, text: str) -> Study:
     data = []
     for split in ("train", "val"):
         (root / split).mkdir(exist_ok=True)
-        (root / f"{split}.json").write_text(json.dumps(tree))
+        (root / f"{split}.json").write_text(json.dumps(tree), encoding="utf-8-sig")  # with a byte order mark
         data += [f"{split}_annotations: {root}/{split}.json", f"{split}_images: {root}/{split}"]
     (root / "base.yaml").write_text(f"data: {{{', '.join(data)}}}\ntrain: {{steps: 60, batch_size: 8}}\n")
     (root / "study.yaml").write_text(f"base: base.yaml\n{text}")

@@ -155,6 +155,10 @@ def test_a_copied_study_on_other_data(tiny_yaml: Path, tmp_path: Path) -> None:
     assert len(csv) == 3 and all(",finished," in line for line in csv[1:])
     again = run_main("ablate.py", tmp_path / "mine.yaml", "--output", tmp_path / "out", "train.steps=3", "--report")
     assert again.returncode == 0 and again.stdout.splitlines()[-3:] == lines[-3:]
+    page = (folder / "report.html").read_bytes()
+    forgotten = run_main("ablate.py", tmp_path / "mine.yaml", "--output", tmp_path / "out", "--report")
+    assert forgotten.returncode == 2 and "train.steps was 3, is 6" in forgotten.stderr, forgotten.stderr
+    assert (folder / "report.html").read_bytes() == page
 
 
 def test_a_cell_on_two_processes(tiny_yaml: Path, tmp_path: Path) -> None:

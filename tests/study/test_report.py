@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 from report_helpers import (
@@ -62,8 +63,39 @@ def test_settings_of_the_command_line_are_named_and_in_the_command_to_run_it_aga
     assert f"{tmp_path}/base.yaml with train.compile=true loss.alpha=0.5: 60 steps" in text
     command = (
         f"python tools/ablate.py {tmp_path}/study.yaml train.compile=true loss.alpha=0.5 --base {tmp_path}/base.yaml"
+        f" --output {study.folder.parent}"
     )
     assert f"    {command}\n" in text
+
+
+def test_different_data(tmp_path: Path) -> None:
+    """On different validation images no cell is best; the numbers of both training sets are named."""
+    study = write_study(tmp_path, ALPHAS + THREE_SEEDS)
+    small = tmp_path / "small.json"
+    tree = json.loads((tmp_path / "train.json").read_text(encoding="utf-8-sig"))
+    small.write_text(json.dumps(tree | {"images": tree["images"][:1]}))
+    for split, expected in (("train", "1 or 2 training images and 2 val"), ("val", "2 training images and 1 or 2 val")):
+        axes = f"{{data.{split}_annotations: [{small}, {tmp_path}/{split}.json]}}"
+        study = write_study(tmp_path, f"axes: {axes}\nseeds: [0, 1]\n")
+        for cell, percent in zip(study.cells, (40, 30, 41, 31), strict=True):
+            write_finished(cell, percent)
+        markdown = report_markdown(study)
+        assert expected in markdown
+        remarks = [row[-1].strip("*") for row in table_rows(markdown, "Average precision")]
+        assert remarks == (["best", "worse"] if split == "train" else ["", ""])
+
+
+def test_seeds_without_any_noise_decide_nothing(tmp_path: Path) -> None:
+    study = write_study(tmp_path, "axes: {loss.gamma: [0, 1]}\nseeds: [0, 1]\n")
+    for cell in study.cells:
+        write_finished(cell, 20 + 10 * cell.settings["loss.gamma"])
+    assert [row[-1].strip("*") for row in table_rows(report_markdown(study), "Average precision")] == ["", "best"]
+
+
+def test_a_run_without_objects_to_find_is_not_waiting(tmp_path: Path) -> None:
+    study = write_study(tmp_path, "axes: {loss.gamma: [0, 1]}\n")
+    write_result(study.cells[0], metrics=dict.fromkeys(COCO_METRICS) | {"per_class": {}})
+    assert [row[-1] for row in table_rows(report_markdown(study), "Average precision")] == ["no AP", "waiting"]
 
 
 def test_bound_depends_on_the_finished_seeds(tmp_path: Path) -> None:
@@ -127,7 +159,7 @@ def test_diverged_failed_and_waiting_together(tmp_path: Path) -> None:
     assert len(failures) == 6 and failures[0] == [
         "gamma 0, alpha 0.25, seed 0", "diverged at step 7", f"../cells/{cells[0, 0.25, 0].key}/log.txt"
     ]  # fmt: skip
-    assert [row[1] for row in failures if "gamma 2" in row[0]] == [r"No a\<b\|c after 3 trials"]
+    assert [row[1] for row in failures if "gamma 2" in row[0]] == [r"No a\<b\|c $1\_$2\_ after 3 trials"]
     assert (study.folder / failures[0][2]).parent.resolve() == cells[0, 0.25, 0].folder.resolve()
     page = (study.folder / "report.html").read_text()
     assert "No a&lt;b|c" in page and UNSAFE_NAME not in page

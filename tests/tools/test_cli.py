@@ -193,7 +193,7 @@ def test_the_checkpoint_alone_is_enough_for_eval(trained: tuple[Path, Path], tmp
     changes = ["detect.max_detections=1", f"data.val_annotations={tmp_path}/val.json"]
     shutil.copy(load_config(folder / "config.yaml").data.val_annotations, tmp_path / "val.json")
     of_run = ["eval.py", tmp_path / "moved/config.yaml", f"output_dir={tmp_path}/moved"]
-    other, words = ["--checkpoint", folder / "best.pt"], (", ".join(changes[::-1]), "--tta", "the weights /")
+    other, words = ["--checkpoint", folder / "best.pt"], (", ".join(changes[::-1]), "--tta", folder / "best.pt")
     for arguments, different in zip((changes, ["--tta"], other), words, strict=True):
         done = run_main(*of_run, *arguments)
         assert done.returncode == 2 and f"moved has the results of its run; for those with {different}" in done.stderr
@@ -263,9 +263,10 @@ def test_training_starts_from_a_checkpoint_and_refuses_a_damaged_one(
     assert done.returncode == 1 and "damaged.pt: " in done.stderr and "Traceback" not in done.stderr
 
 
-def test_checkpoint_of_other_anchors_is_refused(trained: tuple[Path, Path]) -> None:
+def test_checkpoint_of_other_anchors_is_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:
     config, folder = trained
-    done = run_main("eval.py", config, "anchors.octave_base=2", "--checkpoint", folder / "last.pt", "--output", folder)
+    arguments = ["anchors.octave_base=2", "--checkpoint", folder / "last.pt", "--output", tmp_path]
+    done = run_main("eval.py", config, *arguments)
     assert done.returncode == 1 and "anchors.octave_base was 4.0, is 2.0" in done.stderr
 
 

@@ -12,51 +12,12 @@ import numpy as np
 import pytest
 from browser import inspect_page, needs_chromium
 from command_helpers import run_main
+from compare_helpers import detections, write_run
 
 from retina.analysis import compared_runs
 from retina.config import COCO_METRICS
-from retina.config_file import load_config
 
 pytestmark = pytest.mark.slow
-Entries = list[dict[str, Any]]
-
-
-def detections(truth: dict[str, Any], shift: float, seed: int = 0) -> Entries:
-    """Every object with a box that is misplaced by `shift` of its size, on average, and a few boxes of nothing."""
-    rng = np.random.default_rng(seed)
-    results = []
-    for annotation in truth["annotations"]:
-        x, y, w, h = annotation["bbox"]
-        dx, dy = rng.normal(0, shift, 2) * (w, h)
-        found = {"image_id": annotation["image_id"], "category_id": annotation["category_id"]}
-        results.append({**found, "bbox": [x + dx, y + dy, w, h], "score": float(rng.uniform(0.4, 0.9))})
-    for image in truth["images"]:
-        found = {"image_id": image["id"], "category_id": truth["categories"][0]["id"]}
-        results.append({**found, "bbox": [1.0, 2.0, 9.0, 9.0], "score": float(rng.uniform(0.1, 0.5))})
-    return results
-
-
-def write_run(folder: Path, yaml: Path, results: Entries, *overrides: str) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(load_config(yaml, [f"output_dir={folder}", *overrides]).to_yaml())
-    (folder / "detections.json").write_text(json.dumps(results))
-    return folder
-
-
-@pytest.fixture
-def truth(coco_root: Path) -> dict[str, Any]:
-    tree: dict[str, Any] = json.loads((coco_root / "val.json").read_text())
-    return tree
-
-
-@pytest.fixture
-def runs(tmp_path: Path, tiny_yaml: Path, truth: dict[str, Any]) -> dict[str, Path]:
-    """Two seeds of a worse and of a better detector."""
-    shifts = {"worse_s0": 0.3, "worse_s1": 0.32, "better_s0": 0.02, "better_s1": 0.03}
-    return {
-        name: write_run(tmp_path / name, tiny_yaml, detections(truth, shift, seed))
-        for seed, (name, shift) in enumerate(shifts.items())
-    }
 
 
 @needs_chromium
@@ -104,6 +65,33 @@ def test_several_seeds_on_a_side(runs: dict[str, Path], tmp_path: Path) -> None:
         assert f"standard deviation of {100 * pooled:.2f} over seeds (2 degrees of freedom)" in text
     one = run_main("compare.py", *sides[:2], *sides[3:], "--output", tmp_path / "out")
     assert "A has one training; its seed noise is taken to be that of the other." in one.stdout
+
+
+def test_a_side_has_one_training_of_each_seed(
+    runs: dict[str, Path], tmp_path: Path, tiny_yaml: Path, truth: dict[str, Any]
+) -> None:
+    copied = shutil.copytree(runs["better_s0"], tmp_path / "copied")
+    sides = ["--a", runs["better_s0"], copied, "--b", runs["worse_s0"], "--output", tmp_path / "out"]
+    done = run_main("compare.py", *sides)
+    assert done.returncode == 2 and "copied have the same settings and the same seed" in done.stderr
+    other = write_run(tmp_path / "other", tiny_yaml, detections(truth, 0.02, 9), "seed=9", "loss.gamma=1")
+    done = run_main("compare.py", *sides[:2], other, *sides[3:])
+    assert done.returncode == 0
+    assert "The trainings of one side differ in loss.gamma, and not only in the seed." in done.stdout
+    assert "The trainings of one side" in (tmp_path / "out/comparison.html").read_text()
+
+
+def test_detections_of_another_checkpoint_are_named(runs: dict[str, Path], tmp_path: Path) -> None:
+    arguments = [runs["worse_s0"], runs["better_s0"], "--output", tmp_path / "out"]
+    run_main("compare.py", *arguments)
+    aps = [row["AP"] for row in json.loads((tmp_path / "out/comparison.json").read_text())["runs"]]
+    for (name, last), ap in zip({"worse_s0": 0.0, "better_s0": -0.25}.items(), aps, strict=True):
+        entries = [{"step": 3, "AP": ap}, {"step": 6, "AP": ap + last}]
+        (runs[name] / "eval.json").write_text(json.dumps(entries))
+    done = run_main("compare.py", *arguments)
+    assert "worse_s0: its last evaluation" not in done.stdout
+    expected = f"better_s0: its last evaluation had an AP of {100 * (aps[1] - 0.25):.2f}, these detections have"
+    assert f"{expected} {100 * aps[1]:.2f}. tools/eval.py writes those of best.pt" in done.stdout
 
 
 def test_equal_quality_is_not_called_different(tmp_path: Path, tiny_yaml: Path, truth: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 folder = Path(sys.argv[1]).parent
-assert sys.argv[2:] == ["--time", "--end-with-parent"]
+assert sys.argv[2:] == ["--checkpoint", str(folder / "last.pt"), "--time", "--end-with-parent"]
 if not (folder / "timed").exists():
     (folder / "timed").touch()
     sys.exit("error: out of memory")
