@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -183,3 +184,14 @@ def test_packages_of_fast_commands_import_no_torch(package: str) -> None:
         new = (targets & PATHS.keys()) - seen
         seen |= new
         waiting += new
+
+
+def test_pip_installs_every_package_and_file() -> None:
+    """Also py.typed, without which the annotations do not count for those who use the package (PEP 561)."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "retina").rglob("__init__.py")}
+    assert set(settings["packages"]) == packages | {"retina_tools", "retina_presets"}
+    data = {path.relative_to(ROOT) for path in (ROOT / "retina").rglob("*.*") if path.is_file()}
+    listed = {Path(*package.split("."), name) for package, names in settings["package-data"].items() for name in names}
+    others = {path for path in data if path.suffix not in (".py", ".pyc")}
+    assert Path("retina/py.typed") in others and others == {path for path in listed if path.parts[0] == "retina"}
