@@ -93,7 +93,8 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
             folder = weights.file.parent / f"{weights.file.name}_eval"
             config = config or override_config(weights.config, overrides)
         elif given is None:
-            weights = library.find_weights(arguments.checkpoint or library.default_source(config))
+            known = [config.model.backbone] if config else []  # otherwise the weights say it
+            weights = library.find_weights(arguments.checkpoint or library.default_source(config), *known)
             folder = None if config else folder_of(weights.source)
             config = config or override_config(library.trained_config(weights), overrides)
         dataset = CocoDataset(config.data.val_annotations, config.data.val_images)

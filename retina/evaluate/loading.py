@@ -43,11 +43,12 @@ def load(
         ConfigError: no such config or device, or settings of another version of the program.
     """
     settings = load_config(Path(config)) if isinstance(config, str | os.PathLike) else config
-    return build_detector(find_weights(source), settings, device=device)
+    weights = find_weights(source, settings.model.backbone) if settings else find_weights(source)
+    return build_detector(weights, settings, device=device)
 
 
-def find_weights(source: str | os.PathLike[str]) -> Weights:
-    """Read the weights of a detector; `source` as for `load`."""
+def find_weights(source: str | os.PathLike[str], backbone: str = "resnet50") -> Weights:
+    """Read the weights of a detector; `source` as for `load`. Published weights of another backbone are an error."""
     path = Path(source)
     if path.is_file() and path.suffix in EXPORT_SUFFIXES.values():
         raise WeightsError(
@@ -59,7 +60,7 @@ def find_weights(source: str | os.PathLike[str]) -> Weights:
     elif path.is_dir():
         weights = read_weights(str(find_checkpoint(path)))
     elif path.is_file() or str(source) in TORCHVISION_DETECTORS:
-        weights = read_weights(str(source))
+        weights = read_weights(str(source), backbone)
     else:
         raise FileNotFoundError(
             f"{path}: no such checkpoint or run folder; torchvision's weights are {', '.join(TORCHVISION_DETECTORS)}"

@@ -188,3 +188,5 @@ def test_torchvisions_names_explain_a_failed_download(monkeypatch: pytest.Monkey
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"cannot download .*\nFetch .* elsewhere and put it at"):
         retina.load("COCO_V1")
+    with pytest.raises(FileNotFoundError, match=r"weights name of resnet18: .*COCO_V1 is a RetinaNet with resnet50"):
+        retina.load("COCO_V1", load_config(CONFIGS / "bccd.yaml"))  # before anything is downloaded
