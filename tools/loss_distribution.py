@@ -106,9 +106,13 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     summary = distribution.summary()
-    write_text(output / "loss_distribution.json", json.dumps({"checkpoint": source, **summary}, indent=1))
-    picture = draw(distribution, output / "loss_distribution.png")
-    print(f"\n{table(summary)}\n\n{picture}\n{output / 'loss_distribution.json'}")
+    print(f"\n{table(summary)}\n")  # before anything is written, which may fail
+    try:
+        write_text(output / "loss_distribution.json", json.dumps({"checkpoint": source, **summary}, indent=1))
+        print(draw(distribution, output / "loss_distribution.png"), output / "loss_distribution.json", sep="\n")
+    except OSError as error:
+        print(f"error: --output: {error.filename or output}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 
