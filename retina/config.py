@@ -239,7 +239,9 @@ class Train(Section):
     weight_decay: NonNegativeFloat = 1e-4
     norm_weight_decay: NonNegativeFloat | None = Field(None, description="of norm layers; null: as weight_decay")
     schedule: Literal["steps", "cosine"] = "steps"
-    milestones: tuple[Probability, ...] = Field((2 / 3, 8 / 9), description="fractions of steps; each divides by 10")
+    milestones: tuple[Probability, ...] = Field(
+        (2 / 3, 8 / 9), description="of schedule steps: fractions; each divides by 10"
+    )
     warmup_steps: Annotated[int, Field(ge=0)] = 1000
     warmup_factor: Annotated[float, Field(gt=0, le=1)] = 0.001
     clip_norm: NonNegativeFloat = Field(0.0, description="largest gradient norm; 0 is off")

@@ -87,7 +87,7 @@ def _anchors(sizes: NDArray[np.float64], labels: NDArray[np.int64], config: Conf
         if reaches[best] < before + gain:
             return
         value = getattr(candidates[best], key)
-        text = f"[{', '.join(f'{ratio:g}' for ratio in value)}]" if isinstance(value, tuple) else f"{value:g}"
+        text = f"[{','.join(f'{ratio:g}' for ratio in value)}]" if isinstance(value, tuple) else f"{value:g}"
         old = start.setdefault(key, before)
         share = f"an anchor fits {reaches[best]:.0%} of the objects (mean over the classes) instead of {old:.0%}"
         advice[key] = Advice(f"anchors.{key}={text}", f"{share}; {reason}")
@@ -131,7 +131,7 @@ def _image_size(dataset: CocoDataset, sizes: NDArray[np.float64], config: Config
         f"{stored:.0f}; a step takes about {(wanted / used) ** 2:.1f} times as long"
     )
     wanted_sides = [math.ceil(side * wanted / used / 16) * 16 for side in config.data.short_side]
-    advice = [Advice(f"data.short_side={wanted_sides}", reason)]
+    advice = [Advice(f"data.short_side=[{','.join(map(str, wanted_sides))}]", reason)]
     if config.data.eval_short_side is not None:
         advice.append(Advice(f"data.eval_short_side={wanted}", "the same size in the evaluation"))
     if config.data.max_side < wanted * longest / stored:

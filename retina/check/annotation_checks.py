@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from retina.check.box_checks import WRONG_NUMBERS, check_box_numbers, check_boxes, first_equal
 from retina.check.findings import Example, Finding, Split, box_finding, image_finding, lower, name_finding
@@ -23,7 +24,7 @@ BACKGROUND = ("background", "__background__", "_background_", "bg")
 RARE = 10  # training objects
 SMALL_IMAGE = 32  # pixels
 ELONGATED = 8.0  # longer side / shorter side
-OTHER_SHARE = 4.0  # standard errors between the shares of a class in the splits, and at least a factor of 2
+BY_CHANCE = 6e-5  # p of shares of a class that differ beyond chance: four standard errors; and by a factor of 2
 OTHER_SIZE = 1.5  # ratio of the median sides of the splits
 
 
@@ -190,11 +191,10 @@ def _check_shares(train: Annotations, val: Annotations) -> list[Finding]:
         with_class.append(np.bincount(pairs[:, 1], minlength=num_classes))
     images_2K = np.array(with_class)
     share_2K = images_2K / np.maximum(sizes, 1)
-    pooled_K = images_2K.sum(axis=0) / max(sizes.sum(), 1)
-    error_K = np.sqrt(pooled_K * (1 - pooled_K) * (1 / np.maximum(sizes, 1)).sum())
-    difference_K = np.abs(share_2K[0] - share_2K[1])
-    differs = (difference_K > OTHER_SHARE * error_K) & (share_2K.max(axis=0) >= 2 * share_2K.min(axis=0))
-    differs &= (images_2K > 0).all(axis=0)
+    # Fisher's exact test: the images of the validation are drawn at random from all. A class may be in two images only.
+    drawn = stats.hypergeom(sizes.sum(), images_2K.sum(axis=0), sizes[1, 0])
+    p_K = 2 * np.minimum(drawn.cdf(images_2K[1]), drawn.sf(images_2K[1] - 1))
+    differs = (p_K < BY_CHANCE) & (share_2K.max(axis=0) >= 2 * share_2K.min(axis=0)) & (images_2K > 0).all(axis=0)
     texts = [
         f"{train.names[k]}: in {share_2K[0, k]:.1%} of the training and {share_2K[1, k]:.1%} of the validation images"
         for k in np.flatnonzero(differs)

@@ -257,9 +257,12 @@ def _read_object(element: ET.Element, where: str) -> _Object:
 
 
 def _image_size(xml: ET.Element, xml_file: Path, image_file: Path, notes: list[str]) -> tuple[int, int]:
-    """(width, height) of the image file, whatever the XML has."""
+    """(width, height) of the image file: rotated by its EXIF tag if the XML has that size, else as it is stored."""
     width, height = checks.image_size(image_file, upright=False)
     declared = tuple((xml.findtext(f"size/{side}") or "").strip() for side in ("width", "height"))
+    upright = checks.image_size(image_file, upright=True)
+    if declared == tuple(map(str, upright)):  # the boxes were drawn on the image as it is shown
+        return upright
     if declared != (str(width), str(height)):
         swapped = declared == (str(height), str(width))
         advice = " (width and height are swapped: were the boxes drawn on a rotated image?)" if swapped else ""

@@ -239,21 +239,13 @@ def _is_image(path: Path) -> bool:
 
 def _images_in(folder: Path, notes: list[str]) -> list[Path]:
     """The images in a folder and the folders in it, sorted."""
-    files = _files_in(folder)
+    files = checks.files_in(folder)
     others = [path.name for path in files if not _is_image(path) and path.suffix.lower() not in SIDE_FILES]
     if others:
         notes.append(
             f"ignored: {len(others)} files in {folder} that are not images that PIL reads: {checks.first_names(others)}"
         )
     return [path for path in files if _is_image(path)]
-
-
-def _files_in(folder: Path) -> list[Path]:
-    def refuse(error: OSError) -> None:
-        raise error
-
-    files = [Path(place, name) for place, _, names in os.walk(folder, onerror=refuse) for name in names]
-    return sorted(path for path in files if not path.name.startswith("."))
 
 
 def _listed_images(list_file: Path, base: Path, problems: list[ValueError | OSError]) -> list[Path]:
@@ -280,7 +272,7 @@ def _note_labels_without_image(folders: list[Path], images: dict[Path, Path], no
     unused: list[str] = []
     for folder in folders:
         place = label_file(folder / "any").parent
-        files = _files_in(place) if is_folder(place) else []
+        files = checks.files_in(place) if is_folder(place) else []
         labels = [path for path in files if path.suffix == ".txt" and path.name not in CLASS_FILES]
         unused += [str(path) for path in labels if path not in used]
     if unused:

@@ -106,7 +106,7 @@ def _select_hardest(
         return _select_with_kernel(loss_NR, boxes, candidates_NR, count, nms_iou, limit_N)
     # One anchor of each image at a time: `count` passes over the anchors, and never a matrix of R x R IoUs.
     remaining_NR, selected_NR = candidates_NR.clone(), torch.zeros_like(candidates_NR)
-    for number in range(count):
+    for number in range(min(count, loss_NR.shape[1])):
         hardest_N1 = torch.where(remaining_NR, loss_NR, -torch.inf).argmax(dim=1, keepdim=True)
         selects_N1 = remaining_NR.gather(1, hardest_N1)
         if limit_N is not None:

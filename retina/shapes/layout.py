@@ -112,7 +112,9 @@ def random_layout(rng: Rng, settings: ShapesSettings) -> tuple[list[Item], NDArr
         contours = CONTOURS[CLASSES[label]]
         longest = max(size / 4, most_likely) if large == 2 else largest
         # The log scale covers the whole range; most objects are neither tiny nor huge.
-        extent = math.exp(rng.triangular(math.log(smallest), math.log(most_likely), math.log(longest)))
+        extent = smallest
+        if smallest < longest:
+            extent = math.exp(rng.triangular(math.log(smallest), math.log(most_likely), math.log(longest)))
         coverage, box = rasterize(rng, crowd_contours(rng, contours) if crowd else random_pose(rng, contours, extent))
         solid = coverage > 127
         # The classes of tiny shapes can be distinguished only by nearly all of their pixels.

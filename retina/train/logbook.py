@@ -39,12 +39,14 @@ from retina.config_file import ConfigError, changed_keys, load_config
 from retina.data.batch import Batch
 from retina.data.coco import CocoDataset
 from retina.evaluate.coco import format_metrics
+from retina.model import CheckpointError, checkpoint
 from retina.train.distributed import all_gather_list
 from retina.train.errors import RunFolderError, RunFolderInUseError
 from retina.train.events import EventFile
 
 COLUMNS = ("step", "loss", "loss_cls", "loss_box", "loss_pos", "loss_neg", "lr", "positives", "grad_norm")
 TERMINAL_COLUMNS = ("loss", "loss_cls", "loss_box", "lr", "positives", "grad_norm")
+RUN_FILES = (checkpoint.LAST, checkpoint.PREVIOUS, checkpoint.BEST, "metrics.csv", "eval.json", "detections.json")
 SHARED_FOLDER_TRIES = 30  # in a minute
 
 
@@ -223,6 +225,12 @@ def check_run_folder(config: Config, resume: bool, keys_to_change: Collection[st
             f"{folder} is not empty; --resume continues its run, output_dir=FOLDER starts a run in another folder"
         )
     if not (folder / "config.yaml").exists():
+        found = [name for name in RUN_FILES if (folder / name).exists()]
+        if found and not any(_is_checkpoint(folder / name) for name in (checkpoint.LAST, checkpoint.PREVIOUS)):
+            raise RunFolderError(
+                f"{folder} has {', '.join(found)}, but no config.yaml and no checkpoint of this program, so there is no "
+                "run to resume, and its files would be replaced; give another output_dir"
+            )
         return
     try:
         old = load_config(folder / "config.yaml")
@@ -239,6 +247,14 @@ def check_run_folder(config: Config, resume: bool, keys_to_change: Collection[st
             f"{folder} was started with other settings ({describe_changes(old, config, changed)}); use the same "
             f"settings, with each --change that was made, or another output_dir{hint}"
         )
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        checkpoint.load(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def describe_changes(old: Config, new: Config, keys: Collection[str]) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,13 +170,24 @@ def create_train_state(
         f"rate {config.train.lr:g} for {config.train.reference_batch} images a step, {peak:g} for "
         f"{config.train.batch_size}"
     )
-    if config.train.warmup_steps >= config.train.steps:
-        last = learning_rate(config.train.steps - 1, config.train)
-        log.info(
-            f"the warm-up is as long as the run: the learning rate only rises, to {last:.3g} in the last of "
-            f"{config.train.steps} steps; train.warmup_steps is {config.train.warmup_steps}"
-        )
+    for line in _surprising_settings(config):
+        log.info(line)
     return state
+
+
+def _surprising_settings(config: Config) -> Iterator[str]:
+    """A line for each setting that does not do what it seems to do, because of another one."""
+    train, data = config.train, config.data
+    if train.warmup_steps >= train.steps:
+        last = learning_rate(train.steps - 1, train)
+        yield (
+            f"the warm-up is as long as the run: the learning rate only rises, to {last:.3g} in the last of "
+            f"{train.steps} steps; train.warmup_steps is {train.warmup_steps}"
+        )
+    if train.early_stop and (train.eval_every == 0 or train.eval_every >= train.steps):
+        yield f"train.early_stop={train.early_stop} does nothing: the only evaluation is at the end (train.eval_every)"
+    if data.max_side < (largest := max(*data.short_side, data.eval_short_side or 0)):
+        yield f"data.max_side={data.max_side} is below a short side of {largest}: no image becomes that large"
 
 
 def _changes(old: Config, new: Config, step: int) -> list[dict[str, Any]]:

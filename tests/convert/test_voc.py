@@ -157,6 +157,20 @@ def test_image_size_comes_from_the_file_when_the_xml_is_wrong(tmp_path: Path, si
     assert len(notes) == 1 and note in notes[0] and "a.xml" in notes[0] and "40 x 30" in notes[0]
 
 
+def test_a_photo_with_an_exif_rotation_has_the_size_that_the_xml_names(tmp_path: Path) -> None:
+    """Stored 40x30, shown 30x40, and the boxes were drawn on what is shown."""
+    for size, expected in ((("30", "40"), (30, 40)), (("40", "30"), (40, 30))):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        text = "<width>{}</width><height>{}</height>".format(*size)
+        write_image(tmp_path, "a", voc_object("dog", (11, 21, 20, 40)), size=text)
+        Image.new("RGB", (40, 30)).save(tmp_path / "JPEGImages/a.jpg", exif=exif)
+        write_split(tmp_path, "train", "a")
+        coco, notes, _ = convert_voc(tmp_path, "train")
+        assert (coco["images"][0]["width"], coco["images"][0]["height"]) == expected
+        assert (coco["annotations"][0]["bbox"], notes) == ([11, 21, 9, 19], []) or expected == (40, 30)
+
+
 def test_split_lines(tmp_path: Path) -> None:
     """Two columns, stems with spaces and dots, repeated lines, a byte order mark."""
     for stem in ("a", "b", "two words", "v1.2"):

@@ -172,6 +172,20 @@ def test_images_without_labels_and_labels_without_images(tmp_path: Path) -> None
         convert_yolo(tmp_path, "train")
 
 
+def test_links_are_followed_once_and_hidden_folders_are_not_read(tmp_path: Path) -> None:
+    root, store = tmp_path / "yolo", tmp_path / "store"
+    write(root, images__train__a__png=0, labels__train__a__txt=BOX)
+    write(store, images__b__png=0, labels__b__txt=BOX)
+    write(root, images__train__hidden__c__png=0)
+    (root / "images/train/hidden").rename(root / "images/train/.ipynb_checkpoints")
+    for kind in ("images", "labels"):
+        (root / kind / "train/linked").symlink_to(store / kind)
+    (store / "images/loop").symlink_to(root / "images/train")
+    coco, notes, _ = convert_yolo(root, "train", ["dog"])
+    assert [image["file_name"] for image in coco["images"]] == ["a.png", "linked/b.png"]
+    assert boxes(coco) == [PIXELS, PIXELS] and notes == []
+
+
 def test_two_images_with_one_label_file(tmp_path: Path) -> None:
     write(tmp_path, images__train__a__bmp=0)
     with pytest.raises(ValueError, match=r"a\.png: has the same label file as a\.bmp: .*a\.txt; keep one image"):

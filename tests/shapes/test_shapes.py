@@ -176,3 +176,6 @@ def test_settings_that_fill_the_image_can_be_drawn() -> None:
     settings = ShapesSettings(size=256, object_size=(12, 100, 224))
     for index in range(40):
         layout.random_layout(np.random.default_rng([5, index]), settings)
+    largest_twice = ShapesSettings(size=128, object_size=(40, 40, 60))  # the third one has the smallest size
+    for index in range(20):
+        layout.random_layout(np.random.default_rng([6, index]), largest_twice)

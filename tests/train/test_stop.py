@@ -39,6 +39,14 @@ def test_a_used_folder_is_refused_and_resume_needs_the_same_settings(tiny: Confi
     assert weights(tiny.run_dir) == before
 
 
+def test_weights_of_another_program_are_not_replaced(tiny: Config) -> None:
+    tiny.run_dir.mkdir()
+    (tiny.run_dir / "best.pt").write_text("of the user")
+    with pytest.raises(RunFolderError, match=r"has best\.pt, but no config\.yaml and no checkpoint of this program"):
+        train(tiny, resume=True)
+    assert [path.name for path in tiny.run_dir.iterdir()] == ["best.pt"]
+
+
 def test_a_folder_in_which_another_process_trains_is_refused(tiny: Config, finished_run: Path) -> None:
     shutil.copytree(finished_run, tiny.run_dir)
     before = {path: path.read_bytes() for path in tiny.run_dir.iterdir()}

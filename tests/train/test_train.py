@@ -146,6 +146,14 @@ def test_a_run_that_is_all_warm_up_says_so(tiny_yaml: Path, tmp_path: Path, caps
     assert "the learning rate only rises, to 1e-05 in the last of 1 steps" in capsys.readouterr().out
 
 
+def test_settings_without_effect_are_named(tiny_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["train.steps=1", "train.eval_every=0", "train.early_stop=2", "data.short_side=[48,640]"]
+    train(settings(tiny_yaml, tmp_path / "run", *flags))
+    output = capsys.readouterr().out
+    assert "train.early_stop=2 does nothing: the only evaluation is at the end" in output
+    assert "data.max_side=96 is below a short side of 640: no image becomes that large" in output
+
+
 def test_one_process_under_torchrun_is_like_none(
     tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
