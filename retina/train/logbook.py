@@ -228,7 +228,7 @@ def check_run_folder(config: Config, resume: bool, keys_to_change: Collection[st
         found = [name for name in RUN_FILES if (folder / name).exists()]
         if found and not any(_is_checkpoint(folder / name) for name in (checkpoint.LAST, checkpoint.PREVIOUS)):
             raise RunFolderError(
-                f"{folder} has {', '.join(found)}, but no config.yaml and no checkpoint of this program, so there is no "
+                f"{folder} has {', '.join(found)}, but no config.yaml and no checkpoint of this program; there is no "
                 "run to resume, and its files would be replaced; give another output_dir"
             )
         return
