@@ -142,7 +142,7 @@ def check_own_results(output: Path, config: Config, source: str | Path, tta: boo
     Its results would be overwritten, and tools/compare.py would take the new ones for those of the run. `source` is
     what is evaluated: a checkpoint, an exported file, or COCO results.
     """
-    if not (output / "config.yaml").exists():
+    if not all((output / name).exists() for name in ("config.yaml", "metrics.csv")):  # not the folder of a run
         return
     run = load_config(output / "config.yaml")
     before, after = run.flat(), config.flat()

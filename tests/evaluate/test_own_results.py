@@ -15,13 +15,16 @@ from retina.config_file import load_config
 def run(tiny: Config) -> Path:
     tiny.run_dir.mkdir(parents=True)
     (tiny.run_dir / "config.yaml").write_text(tiny.to_yaml())
+    (tiny.run_dir / "metrics.csv").touch()
     return tiny.run_dir
 
 
 def test_what_may_replace_the_results(run: Path, tiny: Config, tmp_path: Path) -> None:
     for name in ("last.pt", "best.pt", "detections.json"):
         check_own_results(run, tiny, run / name, tta=False)
-    check_own_results(tmp_path / "new", tiny, "COCO_V1", tta=True)  # not the folder of a run
+    (run / "metrics.csv").unlink()
+    for folder in (tmp_path / "new", run):  # not the folder of a run: one does not exist, one has only a config
+        check_own_results(folder, tiny, "COCO_V1", tta=True)
 
 
 @pytest.mark.parametrize("source", ["run/other.json", "run/model.onnx", "detections.json", "other/best.pt", "COCO_V1"])
