@@ -91,8 +91,8 @@ def make_rows(arguments: argparse.Namespace, eager: Detector, size: tuple[int, .
         "PyTorch, bf16": pytorch(eager.model, "bf16"),
         "torch.compile, bf16": pytorch(compiled, "bf16"),
     }
+    digest = hashlib.sha256(arguments.checkpoint.read_bytes()).hexdigest()[:8]
     for suffix, precision in ((".onnx", "fp32"), (".pt2", "fp32"), (".pt2", "bf16"), (".pt2", "int8")):
-        digest = hashlib.sha256(arguments.checkpoint.read_bytes()).hexdigest()[:8]
         file = arguments.output / f"{arguments.checkpoint.parent.name}_{digest}_{precision}_{batch}{suffix}"
         if not file.exists():
             export(

@@ -17,7 +17,7 @@ from pathlib import Path
 from retina.command_line import exit_with_error, file_path
 from retina.config_file import ConfigError
 from retina.shapes.settings import load_settings
-from retina.study import DEFAULT_OUTPUT, LEDGER, Study, StudyError, load_study
+from retina.study import DEFAULT_OUTPUT, Study, StudyError, load_study
 
 
 def main() -> int:
@@ -51,7 +51,9 @@ def main() -> int:
             study = load_study(arguments.study, arguments.base, arguments.overrides, arguments.output)
         if arguments.report:
             check_data(study)
-            check_ledger(study, arguments.storage)
+            from retina.study.trial_storage import check_same_study
+
+            check_same_study(study, arguments.storage)  # the report of other settings would replace it, without cells
             study.folder.mkdir(parents=True, exist_ok=True)
             report(study)
             return 0
@@ -133,14 +135,6 @@ def check_data(study: Study) -> None:
     """Raise StudyError for missing data. The names of the cells' folders depend on the annotation files."""
     if missing := study.missing_data():
         raise StudyError("\n".join([*missing, f"the first lines of {study.base} tell how to get the data"]))
-
-
-def check_ledger(study: Study, storage: str | None) -> None:
-    """Raise StudyError if the study was started with other settings: its report would be lost to one without cells."""
-    if storage or (study.folder / LEDGER).exists():
-        from retina.study.trial_storage import TrialStorage
-
-        TrialStorage(study, storage, lease=60)
 
 
 def report(study: Study) -> None:

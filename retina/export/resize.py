@@ -9,7 +9,7 @@ input pixels, its taps.
 - torchvision's: two taps, in floating point.
 
 The pixels of area and Pillow equal those of the libraries. But Pillow 13 resizes an image that is more than twice as
-high as wide along its columns first, so about 1 in 7 of its pixels differs by 1. Of OpenCV's linear interpolation,
+high as wide along its columns first, so up to 1 in 5 of its values differs by 1. Of OpenCV's linear interpolation,
 about 1 in 1000 differs by 1: it rounds in another way at the end of a row. Where the exported graph takes images of any
 size, the sizes are symbols, and nothing here branches on them.
 

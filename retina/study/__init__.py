@@ -4,7 +4,7 @@ Imports no torch and nothing of the detector: each run is a process of tools/tra
 `retina.study.report` are imported by name, because they import Optuna and matplotlib.
 """
 
-from retina.study.cells import DEFAULT_OUTPUT, LEDGER, Cell, Study, StudyError
+from retina.study.cells import DEFAULT_OUTPUT, Cell, Study, StudyError
 from retina.study.study_file import load_study
 
-__all__ = ["DEFAULT_OUTPUT", "LEDGER", "Cell", "Study", "StudyError", "load_study"]
+__all__ = ["DEFAULT_OUTPUT", "Cell", "Study", "StudyError", "load_study"]

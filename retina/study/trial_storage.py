@@ -201,6 +201,23 @@ def _parse_url(url: str) -> URL:
         ) from None
 
 
+def check_same_study(study: Study, url: str | None) -> None:
+    """Raise StudyError if the study was started with another content. One that was never started is not created."""
+    parsed = _parse_url(url) if url else None
+    if parsed is None and not (study.folder / LEDGER).exists():
+        return
+    try:
+        stored = optuna.load_study(
+            study_name=study.name, storage=_open_storage(parsed, study.folder / LEDGER, lease=60)
+        )
+    except KeyError:
+        return
+    except Exception as error:  # as in TrialStorage
+        raise StudyError(f"storage of {study.name}: cannot be reached: {first_line(error)}") from error
+    if (summary := stored.user_attrs.get("summary")) is not None:
+        _check_unchanged(study, summary)
+
+
 def _open_storage(url: URL | None, path: Path, lease: float) -> BaseStorage:
     if url is None:
         return JournalStorage(_Journal(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from study_helpers import URLS, MakeStudy, check_race, run_cells, trial_states
 from retina.study import trial_storage
 from retina.study.cells import Study, StudyError
 from retina.study.study_file import load_study
-from retina.study.trial_storage import TrialStorage
+from retina.study.trial_storage import TrialStorage, check_same_study
 
 
 @URLS
@@ -119,3 +120,16 @@ def test_trials_have_the_parameters_that_optunas_dashboard_shows(make_study: Mak
     assert storage.claim(study.cells[0])
     (trial,) = storage.optuna_study.get_trials()
     assert trial.params == {"loss.gamma": "0.5", "seed": "0"} and trial.state == TrialState.RUNNING
+
+
+@URLS
+def test_the_check_before_a_report_creates_nothing(make_study: MakeStudy, url: str | None) -> None:
+    study = make_study([0, 1])
+    url = url and url.format(study.file.parent)
+    other = replace(study, cells=study.cells[:1])
+    check_same_study(other, url)  # never started: there is nothing to lose, and other settings may still be the first
+    assert not (study.folder / "ledger.jsonl").exists()
+    TrialStorage(study, url, lease=60)
+    check_same_study(study, url)
+    with pytest.raises(StudyError, match=r"1 cells are gone"):
+        check_same_study(other, url)
