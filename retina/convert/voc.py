@@ -260,10 +260,10 @@ def _image_size(xml: ET.Element, xml_file: Path, image_file: Path, notes: list[s
     """(width, height) of the image file: rotated by its EXIF tag if the XML has that size, else as it is stored."""
     width, height = checks.image_size(image_file, upright=False)
     declared = tuple((xml.findtext(f"size/{side}") or "").strip() for side in ("width", "height"))
-    upright = checks.image_size(image_file, upright=True)
-    if declared == tuple(map(str, upright)):  # the boxes were drawn on the image as it is shown
-        return upright
     if declared != (str(width), str(height)):
+        upright = checks.image_size(image_file, upright=True)
+        if declared == tuple(map(str, upright)):  # the boxes were drawn on the image as it is shown
+            return upright
         swapped = declared == (str(height), str(width))
         advice = " (width and height are swapped: were the boxes drawn on a rotated image?)" if swapped else ""
         shown = " x ".join(text[:20] or "(none)" for text in declared)
