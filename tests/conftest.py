@@ -24,12 +24,12 @@ LONGEST_FILES = (
     "test_ablate_kill.py", "test_resume.py", "test_ablate.py", "test_train.py", "test_cli.py", "test_ddp.py",
 )  # fmt: skip
 # After torch.export, autograd works no more in a process that is forked, and tests of several processes fork.
-LAST_FILE = "test_export.py"
+LAST_FILES = ("test_package.py", "test_onnx.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONGEST_FILES)}
-    places[LAST_FILE] = len(places) + 1
+    places |= {name: len(LONGEST_FILES) + 1 + place for place, name in enumerate(LAST_FILES)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST_FILES)))
 
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from retina.config import Config
 from retina.config_file import load_config
-from retina.evaluate import Detector
+from retina.evaluate import Detector, load
+from retina.export import ExportedDetector
 from retina.model import RetinaNet, checkpoint
 
 CATEGORIES = [(3, "red"), (7, "green"), (20, "blue")]  # of coco_files.py
@@ -58,3 +59,16 @@ def random_image(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     coarse = torch.from_numpy(rng.uniform(0, 255, (1, 3, 6, 8)).astype(np.float32))
     smooth = nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")[0].permute(1, 2, 0)
     return (smooth + torch.from_numpy(rng.normal(0, 8, (height, width, 3)))).clamp(0, 255).to(torch.uint8).numpy()
+
+
+def assert_equal_to_pytorch(file: Path, trained: tuple[Config, Path], sizes: list[tuple[int, int]], batch: int) -> None:
+    config, checkpoint = trained
+    eager, exported = load(checkpoint, config), ExportedDetector(file)
+    for size in sizes:
+        images = np.stack([random_image(*size, seed) for seed in range(batch)])
+        for image, found in zip(images, exported(images), strict=True):
+            expected = eager(image)
+            assert len(expected.scores) > 20
+            torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
+            torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-2)
+            assert torch.equal(found.labels, expected.labels)
