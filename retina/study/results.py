@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from retina.data.annotations import distinct_names
+from retina.data.annotations import DataError, read_annotations
 from retina.study.cells import Cell, Settings, Study, format_value, short_key
 from retina.study.paper import paper_row, paper_tables
 
@@ -103,15 +102,14 @@ def select_for_plots(groups: list[Group]) -> list[Group]:
 
 @cache  # reading the annotations of COCO takes seconds
 def count_images_and_objects(annotations: str) -> tuple[int | None, dict[str, int]]:
-    """(number of images, number of objects by class, most frequent class first); (None, {}) without the file."""
-    path = Path(annotations)
-    if not path.is_file():
+    """(number of images, objects by class, most frequent class first); (None, {}) if the file cannot be read."""
+    try:
+        file = read_annotations(Path(annotations))
+    except DataError:
         return None, {}
-    tree = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows programs write a byte order mark
-    counts = Counter(item["category_id"] for item in tree["annotations"] if not item.get("iscrowd"))
-    categories = [(entry["id"], entry["name"]) for entry in tree["categories"]]
-    classes = dict(zip(distinct_names(categories), (counts[number] for number, _ in categories), strict=True))
-    return len(tree["images"]), dict(sorted(classes.items(), key=lambda item: -item[1]))
+    counts = np.bincount(file.labels[~file.crowd], minlength=len(file.names)).tolist()
+    classes = dict(zip(file.distinct_names, counts, strict=True))
+    return len(file.image_ids), dict(sorted(classes.items(), key=lambda item: -item[1]))
 
 
 def number_of_images(files: Sequence[str]) -> str:

@@ -24,9 +24,10 @@ PERCENT = {0.25: (0.4, 0.5, 0.6), 0.5: (30, 31, 32), 0.75: (33, 34, 35), 0.9: (3
 def write_study(root: Path, text: str) -> Study:
     names = list(COUNTS)
     objects = [{"category_id": names.index(name), "iscrowd": 0} for name in names for _ in range(COUNTS[name])]
+    objects += [{"category_id": 0, "iscrowd": 1}] * 9
     tree = {
-        "images": [{"id": 0}, {"id": 1}],
-        "annotations": objects + [{"category_id": 0, "iscrowd": 1}] * 9,
+        "images": [{"id": id, "file_name": f"{id}.jpg", "width": 64, "height": 48} for id in (0, 1)],
+        "annotations": [{"image_id": 0, "bbox": [0, 0, 9, 9]} | values for values in objects],
         "categories": [{"id": index, "name": name} for index, name in enumerate(names)],
     }
     data = []

@@ -73,7 +73,7 @@ def test_different_data(tmp_path: Path) -> None:
     study = write_study(tmp_path, ALPHAS + THREE_SEEDS)
     small = tmp_path / "small.json"
     tree = json.loads((tmp_path / "train.json").read_text(encoding="utf-8-sig"))
-    small.write_text(json.dumps(tree | {"images": tree["images"][:1]}))
+    small.write_text(json.dumps(tree | {"images": tree["images"][:1]}))  # without the image that has no objects
     for split, expected in (("train", "1 or 2 training images and 2 val"), ("val", "2 training images and 1 or 2 val")):
         axes = f"{{data.{split}_annotations: [{small}, {tmp_path}/{split}.json]}}"
         study = write_study(tmp_path, f"axes: {axes}\nseeds: [0, 1]\n")
