@@ -85,23 +85,15 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
     from retina.model import CheckpointError, WeightsError
 
     hint = "" if config else "; the settings of the checkpoint name this data, relative to the current folder"
-    folder, given = None, arguments.detections
-    weights, source, results, unreadable, cost = None, str(given), None, {}, {}
+    given = arguments.detections
+    source, results, unreadable, cost = str(given), None, {}, {}
     try:
-        if is_exported(arguments.checkpoint):
-            weights = ExportedDetector(Path(arguments.checkpoint))
-            folder = weights.file.parent / f"{weights.file.name}_eval"
-            config = config or override_config(weights.config, overrides)
-        elif given is None:
-            known = [config.model.backbone] if config else []  # otherwise the weights say it
-            weights = library.find_weights(arguments.checkpoint or library.default_source(config), *known)
-            folder = None if config else folder_of(weights.source)
-            config = config or override_config(library.trained_config(weights), overrides)
+        weights, config, folder = find_detector(arguments, config, overrides)
         dataset = CocoDataset(config.data.val_annotations, config.data.val_images)
-        output = arguments.output or (given.parent if given else folder or config.run_dir)
+        output = arguments.output or folder
         file = weights.file if isinstance(weights, ExportedDetector) else given or weights.source
         check_own_results(output, config, file, arguments.tta)
-        if given is None:
+        if weights:
             source, results, unreadable, cost = run_detector(weights, config, dataset, arguments.tta, arguments.time)
             columns = results_columns(results, dataset.file)
         else:
@@ -134,6 +126,28 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
     if disagreement:
         print(f"ERROR: {disagreement}", file=sys.stderr)
     return 1 if disagreement else 0
+
+
+def find_detector(
+    arguments: argparse.Namespace, config: Config | None, overrides: list[str]
+) -> tuple[Weights | ExportedDetector | None, Config, Path]:
+    """The weights, or None if detections are given; the settings; and the folder to write to without --output."""
+    from retina import evaluate as library
+    from retina.export import ExportedDetector
+
+    if arguments.detections:
+        assert config is not None  # main() asks for a CONFIG or a CHECKPOINT, and takes no CHECKPOINT beside these
+        return None, config, arguments.detections.parent
+    if is_exported(arguments.checkpoint):
+        exported = ExportedDetector(Path(arguments.checkpoint))
+        folder = exported.file.parent / f"{exported.file.name}_eval"
+        return exported, config or override_config(exported.config, overrides), folder
+    known = [config.model.backbone] if config else []  # otherwise the weights say it
+    weights = library.find_weights(arguments.checkpoint or library.default_source(config), *known)
+    if config:
+        return weights, config, config.run_dir
+    config = override_config(library.trained_config(weights), overrides)
+    return weights, config, folder_of(weights.source) or config.run_dir
 
 
 def check_own_results(output: Path, config: Config, source: str | Path, tta: bool) -> None:
