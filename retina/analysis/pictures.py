@@ -127,8 +127,12 @@ def plot_scores(report: Report) -> Picture:
 
 
 def _plot_over_score(axes: Axes, curve: ScoreCurve, values: NDArray[np.float64], **style: Any) -> None:
+    """Down to a score of 0. A threshold between two scores keeps what the higher one keeps: steps."""
     points = thinned(len(curve.scores))
-    axes.plot(curve.scores[points], values[points], **style)
+    scores, values = curve.scores[points], values[points]
+    axes.plot(
+        np.append(scores, scores[-1:].clip(max=0)), np.append(values, values[-1:]), drawstyle="steps-post", **style
+    )
 
 
 def plot_confusion(report: Report) -> Picture:

@@ -10,7 +10,6 @@ Legend: B images, K classes, D detections, N distinct scores.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +53,7 @@ class ScoreCurve(NamedTuple):
 class Threshold(NamedTuple):
     """The threshold with the best F1, and what it gives."""
 
-    score: float
+    score: float  # in the middle between the lowest score that is kept and the next one
     low: float  # from `low` to `high` F1 is at most NEARLY_BEST worse
     high: float
     right: int
@@ -140,10 +139,13 @@ def best_threshold(curve: ScoreCurve) -> Threshold | None:
     outside = np.flatnonzero(f1 < f1[best] - NEARLY_BEST)
     first = outside[outside < best].max(initial=-1) + 1  # the range around the best without a gap
     last = outside[outside > best].min(initial=nearly[-1] + 1) - 1
+    lower, upper = _gap(curve.scores, best)
+    lowest, _ = _gap(curve.scores, int(last))
+    _, highest = _gap(curve.scores, int(first))
     return Threshold(
-        short_threshold(curve.scores, best),
-        short_threshold(curve.scores, int(last)),
-        short_threshold(curve.scores, int(first)),
+        short_number(lower, upper, (lower + upper) / 2),
+        short_number(lowest, highest, lowest),
+        short_number(lowest, highest, highest),
         int(curve.right[best]),
         int(curve.wrong[best]),
         curve.num_objects - int(curve.right[best]),
@@ -153,18 +155,24 @@ def best_threshold(curve: ScoreCurve) -> Threshold | None:
     )
 
 
-def short_threshold(scores: Floats, last: int) -> float:
-    """The number with the fewest decimals, at least two, that keeps exactly the scores up to the position `last`.
+def _gap(scores: Floats, last: int) -> tuple[float, float]:
+    """The numbers between these two keep exactly the scores up to the position `last` (distinct, from high to low)."""
+    upper = float(scores[last])
+    return float(scores[last + 1]) if last + 1 < len(scores) else min(0.0, upper), upper
 
-    It lies between two scores, so it does not matter whether a score that is equal to it would be kept. `scores`:
-    distinct, from high to low.
+
+def short_number(lower: float, upper: float, wanted: float) -> float:
+    """The number with the fewest decimals, at least two, between `lower` and `upper`, and of these nearest `wanted`.
+
+    It is neither of the two, so that it does not matter whether a score that is equal to it would be kept.
     """
-    lower, upper = scores[last + 1] if last + 1 < len(scores) else -math.inf, scores[last]
     for decimals in range(2, 17):
-        short = round((math.ceil(upper * 10**decimals) - 1) / 10**decimals, decimals)  # the largest below `upper`
-        if lower < short < upper:
-            return float(short)
-    return float(upper)
+        step = 10.0**-decimals
+        nearest = round(wanted, decimals)
+        for short in (nearest, round(nearest + step, decimals), round(nearest - step, decimals)):
+            if lower < short < upper:
+                return short
+    return upper
 
 
 def confusion_matrix(matches: Matches, annotations: Annotations, results: Results, score: float) -> Ints:

@@ -21,7 +21,7 @@ from retina.analysis.thresholds import (
     is_right,
     score_curve,
     score_thresholds,
-    short_threshold,
+    short_number,
 )
 
 
@@ -59,21 +59,47 @@ def test_best_threshold_by_hand() -> None:
     right, wrong = np.array([40, 60, 61, 61, 65]), np.array([0, 20, 21, 22, 60])
     best = best_threshold(ScoreCurve(scores, right, wrong, 100))  # F1: 0.571, 0.667, 0.670, 0.667, 0.578
     assert best is not None
-    assert best.score == 0.619, "between 0.62 and 0.61, and neither of them"
+    assert best.score == 0.615, "in the middle between 0.62 and 0.61"
     assert (best.right, best.wrong, best.missed) == (61, 21, 39)
     assert best.precision == pytest.approx(61 / 82) and best.recall == 0.61 and best.f1 == pytest.approx(122 / 182)
-    assert (best.low, best.high) == (0.6, 0.81), "F1 is within 0.01 for the three in the middle"
+    assert (best.low, best.high) == (0.31, 0.81), "F1 is within 0.01 for the three in the middle"
     alone = best_threshold(ScoreCurve(scores, np.array([40, 60, 70, 70, 75]), np.array([0, 20, 21, 27, 65]), 100))
-    assert alone is not None and (alone.low, alone.high) == (alone.score, alone.score) == (0.619, 0.619)
+    assert alone is not None and (alone.low, alone.score, alone.high) == (0.611, 0.615, 0.619)
 
 
-@given(st.lists(st.integers(1, 10**9), min_size=2, max_size=20, unique=True), st.data())
-def test_short_threshold_keeps_exactly_these_scores(numbers: list[int], data: st.DataObject) -> None:
+def test_few_scores_are_separated_in_the_middle() -> None:
+    """A threshold just below 0.8 would drop the next object with a score of 0.75."""
+    best = best_threshold(ScoreCurve(np.array([0.9, 0.8, 0.1]), np.array([1, 2, 2]), np.array([0, 0, 1]), 2))
+    assert best is not None and (best.low, best.score, best.high, best.f1) == (0.11, 0.45, 0.79, 1)
+    all_right = best_threshold(ScoreCurve(np.array([0.9, 0.8]), np.array([1, 2]), np.array([0, 0]), 2))
+    assert all_right is not None and (all_right.low, all_right.score, all_right.high) == (0.01, 0.4, 0.79)
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=2, max_size=20, unique=True), st.data())
+def test_threshold_keeps_exactly_the_scores_of_the_best_f1(numbers: list[int], data: st.DataObject) -> None:
     scores = np.array(sorted(numbers, reverse=True)) / 10**9
-    last = data.draw(st.integers(0, len(scores) - 1))
-    threshold = short_threshold(scores, last)
-    assert (scores >= threshold).sum() == (scores > threshold).sum() == last + 1
-    assert float(f"{threshold:.12g}") == threshold
+    last = data.draw(st.integers(0, len(scores) - 1 - (scores[-1] == 0)))
+    right = np.minimum(np.arange(1, len(scores) + 1), last + 1)  # all from there on are wrong
+    best = best_threshold(ScoreCurve(scores, right, np.arange(1, len(scores) + 1) - right, last + 1))
+    assert best is not None and best.right == last + 1
+    for threshold in (best.score, best.low, best.high):
+        assert 0 < threshold < 1 and float(f"{threshold:.12g}") == threshold
+    assert (scores >= best.score).sum() == (scores > best.score).sum() == last + 1
+    assert best.low <= best.score <= best.high
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "wanted", "expected"),
+    [
+        (0.1, 0.8, 0.45, 0.45),
+        (0.611, 0.612, 0.611, 0.6111),
+        (0.29, 0.3, 0.3, 0.299),
+        (0, 1e300, 5e299, 5e299),
+        (0, 0, 0, 0),
+    ],
+)
+def test_short_number(lower: float, upper: float, wanted: float, expected: float) -> None:
+    assert short_number(lower, upper, wanted) == expected
 
 
 def test_no_threshold_without_a_right_detection() -> None:
