@@ -19,7 +19,7 @@ class Package(NamedTuple):
 
 # The files at the top of retina/ are two packages here: those that every package may use, and the detector's own steps.
 BASE = ["config", "config_file", "command_line", "atomic_files", "device", "parent_process", "boxes", "exif",
-        "file_suffixes"]  # fmt: skip
+        "file_suffixes", "plural"]  # fmt: skip
 PACKAGES = {
     "base": Package(BASE, []),
     "losses": Package(
@@ -41,7 +41,7 @@ PACKAGES = {
     "detector": Package(
         ["assign_triton", "assign", "criterion", "detect_triton", "detect"], ["base", "losses", "data", "model"]
     ),
-    "plots": Package(["style", "result_files", "boxes", "detections", "run", "document"], []),
+    "plots": Package(["style", "result_files", "boxes", "detections", "run", "document"], ["base"]),
     "analysis": Package(
         ["results_file", "scoring", "matches", "accumulate", "intervals", "errors", "thresholds", "calibration",
          "recall", "report", "gallery", "tables", "text", "pictures", "page", "comparison", "runs", "image_errors",
@@ -71,7 +71,7 @@ PACKAGES = {
     "convert": Package(["checks", "voc", "yolo_folder", "yolo"], ["base"]),
     "study": Package(
         ["cells", "paper", "study_file", "trial_storage", "launch", "outcome", "estimate", "loop", "results", "figures",
-         "verdicts", "report"],
+         "verdicts", "csv_tables", "report"],
         ["base", "data", "plots", "analysis"],
     ),
     "classify_demo": Package(["problems", "experiment", "summary", "figure"], ["losses", "plots"]),

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from retina.command_line import exit_with_error, file_path
+from retina.plural import plural
 
 MAX_CLASSES = 30  # in the terminal
 
@@ -39,7 +40,9 @@ def main() -> int:
     if len(arguments.runs) == 2:
         a, b = arguments.runs[:1], arguments.runs[1:]
     if not a or not b:
-        given = f"{len(arguments.runs)} runs" if arguments.runs else f"{len(a)} runs for --a and {len(b)} for --b"
+        given = plural(len(arguments.runs), "run")
+        if not arguments.runs:
+            given = f"{plural(len(a), 'run')} for --a and {len(b)} for --b"
         exit_with_error(f"given {given}; expected RUN_A RUN_B, or at least one run for each of --a and --b")
 
     from retina.analysis.compared_runs import compare_runs, rows_of  # late, so that a usage error is reported at once

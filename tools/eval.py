@@ -2,9 +2,10 @@
 
 or python tools/eval.py CONFIG [section.key=value ...] [--checkpoint SOURCE]. The checkpoint alone is enough, also as
 --checkpoint: it has its config, as has a file of tools/export.py. Prints the twelve COCO numbers and the AP of each
-class, and writes metrics.json and detections.json (COCO results). With --time it also measures what an image costs, and
-adds it to metrics.json: "milliseconds", "gflops", "parameters", "peak_memory_mb". With --report it also writes
-report.html: where the AP is lost, how sure it is, at which score to use the detector, and its worst errors.
+class, and writes them and the scores at which to use the detector to metrics.json, and detections.json (COCO results).
+With --time it also measures what an image costs, and adds it to metrics.json: "milliseconds", "gflops", "parameters",
+"peak_memory_mb". With --report it also writes report.html: where the AP is lost, how sure it is, at which score to use
+the detector, and its worst errors.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def main() -> int:
         ".pt2); default: the run of CONFIG",
     )
     parser.add_argument(
-        "--output", type=file_path, help="folder to write to; default: the run folder; of an exported FILE: FILE_eval"
+        "--output",
+        type=file_path,
+        help="folder to write to; default: the run folder; of an exported FILE: FILE_eval; of --detections: theirs",
     )
     parser.add_argument("--tta", action="store_true", help="also mirrored and at the sizes of detect.tta_scales: slow")
     parser.add_argument("--time", action="store_true", help="measure milliseconds, operations and memory at batch 1")
@@ -55,12 +58,14 @@ def main() -> int:
     file, overrides = arguments.config, arguments.overrides
     if file and "=" in file and not Path(file).exists():  # only overrides were given
         file, overrides = None, [file, *overrides]
-    if file and arguments.checkpoint is None and Path(file).exists() and Path(file).suffix not in (".yaml", ".yml"):
+    if file and arguments.checkpoint is None and Path(file).suffix not in (".yaml", ".yml"):
         file, arguments.config, arguments.checkpoint = None, None, file
     if file is None and arguments.checkpoint is None:
         exit_with_error("give a CONFIG or a CHECKPOINT")
     if arguments.detections and (arguments.checkpoint or arguments.time or arguments.tta):
-        exit_with_error("--detections FILE needs no detector: --checkpoint, --time and --tta cannot be given with it")
+        exit_with_error(
+            "--detections FILE needs a CONFIG and no detector: a CHECKPOINT, --time and --tta cannot be given with it"
+        )
     if arguments.output and arguments.output.exists() and not arguments.output.is_dir():
         exit_with_error(f"--output: {arguments.output} is a file, expected a folder")
     if arguments.tta and arguments.time:
@@ -77,8 +82,10 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
     Without `config` the settings are those of the checkpoint and the overrides.
     """
     from retina import evaluate as library  # torch is imported late, so that a usage error is reported at once
+    from retina.analysis.matches import match_detections
     from retina.analysis.results_file import ResultsError, read_results, results_columns
     from retina.analysis.scoring import confirm, score
+    from retina.analysis.thresholds import recommended_scores
     from retina.data.annotations import DataError
     from retina.data.coco import CocoDataset
     from retina.export import ExportedDetector, ExportError
@@ -94,6 +101,7 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
         file = weights.file if isinstance(weights, ExportedDetector) else given or weights.source
         check_own_results(output, config, file, arguments.tta)
         if weights:
+            make_folder(output)
             source, results, unreadable, cost = run_detector(weights, config, dataset, arguments.tta, arguments.time)
             columns = results_columns(results, dataset.file)
         else:
@@ -108,7 +116,8 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
         print(f"not evaluated: {reason}")
     evaluation, disagreement = confirm(score(dataset.file, columns, unreadable), dataset.file, columns, unreadable)
     excluded = {"excluded_images": len(unreadable)} if unreadable else {}
-    metrics = evaluation.metrics | cost | excluded
+    thresholds = recommended_scores(match_detections(dataset.file, columns, unreadable))
+    metrics = evaluation.metrics | cost | excluded | {"score_threshold": thresholds}
     print(f"{library.format_metrics(metrics)}\n")  # before anything is written, which may fail
     try:
         write_results(output, metrics, results)
@@ -117,6 +126,8 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
             command = predict_command(arguments, weights, config)
             of_report = write_report(output, dataset, columns, metrics, unreadable, source, command)
             disagreement = "\nERROR: ".join(filter(None, [disagreement, of_report]))
+        elif (output / "report.html").exists():
+            print(f"{output / 'report.html'} is of an earlier evaluation; --report writes it again")
     except OSError as error:
         print(f"error: --output: {error.filename or output}: {error.strerror}", file=sys.stderr)
         return 1
@@ -174,6 +185,14 @@ def check_own_results(output: Path, config: Config, source: str | Path, tta: boo
         )
 
 
+def make_folder(output: Path) -> None:
+    """Called before the detector runs, so that a wrong --output does not cost an evaluation."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        exit_with_error(f"--output: {error.filename or output}: {error.strerror}")
+
+
 def write_results(output: Path, metrics: dict[str, Any], results: list[dict[str, Any]] | None) -> None:
     from retina.atomic_files import write_text
 
@@ -192,13 +211,12 @@ def write_report(
     source: str,
     command: tuple[list[str], str],
 ) -> str:
-    """Write the report, and its thresholds into metrics.json. Returns an error message if its numbers differ."""
+    """Write the report. Returns an error message if its numbers differ."""
     from retina.analysis import page  # here, because few evaluations need the figures
     from retina.analysis.report import analyze
     from retina.data.coco import read_image
 
     analysis = analyze(dataset.file, columns, metrics, unreadable, metrics.get("milliseconds"))
-    write_results(output, metrics | {"score_threshold": analysis.thresholds()}, None)
     description = f"{source}; {dataset.annotations}"
     print(page.write_report(analysis, output, dataset.folder, read_image, description, *command))
     return analysis.disagreement

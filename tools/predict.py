@@ -20,6 +20,7 @@ from retina.command_line import exit_with_error, file_path, load_config_or_exit
 from retina.config_file import ConfigError
 from retina.data.annotations import distinct_names
 from retina.file_suffixes import IMAGE_SUFFIXES
+from retina.plural import plural
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,7 +123,7 @@ def detect(
             {"id": len(images) + 1, "file_name": name.as_posix(), "width": drawn.width, "height": drawn.height}
         )
         results += found.coco_results(len(images))
-        print(f"{path}: {len(found)} objects")
+        print(f"{path}: {plural(len(found), 'object')}")
     return images, results, unreadable
 
 

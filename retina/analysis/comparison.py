@@ -43,7 +43,7 @@ class Difference(NamedTuple):
     value: Floats  # (C,)
     error: Floats  # (C,) standard error
     freedom: Floats  # (C,) degrees of freedom
-    low: Floats  # (C,) of the 95 % interval; NaN where the difference is the same in every resample, and not 0
+    low: Floats  # (C,) of the 95 % interval; NaN where the error is unknown, or 0 while the difference is not
     high: Floats  # (C,)
     p: Floats  # (C,) of no difference, two-sided
     detectable: Floats  # (C,) a true difference of this size would be found in 80 % of such comparisons
@@ -81,9 +81,10 @@ def compare(a: Sequence[Sampled], b: Sequence[Sampled], noise: SeedNoise | None)
     error = np.sqrt(images**2 + seeds**2)
     with np.errstate(invalid="ignore", divide="ignore"):
         freedom = error**4 / (images**4 / a[0].freedom + seeds**4 / seeds_freedom)
-        varies = error > CONSTANT
+        varies, equal = error > CONSTANT, (error <= CONSTANT) & (value == 0)  # neither where the error is NaN
         freedom = np.where(varies, freedom, 1)
-        reach = np.where(varies, stats.t.ppf(0.5 + LEVEL / 2, freedom) * error, np.where(value == 0, 0, np.nan))
-        p = np.where(varies, 2 * stats.t.sf(np.abs(value / error), freedom), np.where(value == 0, 1, np.nan))
+        reach = np.where(varies, stats.t.ppf(0.5 + LEVEL / 2, freedom) * error, np.where(equal, 0, np.nan))
+        p = np.where(varies, 2 * stats.t.sf(np.abs(value / error), freedom), np.where(equal, 1, np.nan))
     detectable = reach + stats.t.ppf(POWER, freedom) * error
-    return Difference(mean_a, mean_b, value, error, freedom, value - reach, value + reach, p, detectable)
+    low, high = np.clip([value - reach, value + reach], -1, 1)  # as an AP is between 0 and 1
+    return Difference(mean_a, mean_b, value, error, freedom, low, high, p, detectable)

@@ -10,6 +10,7 @@ from retina.analysis.compared_runs import LETTERS, Comparison, rows_of
 from retina.analysis.intervals import CONSTANT
 from retina.analysis.tables import Row
 from retina.analysis.text import percent
+from retina.plural import plural
 
 SAME_AP = 1e-9  # of equal detections, by another scorer
 HEAD = ["", "A", "B", "B - A", "95 % interval", "p"]
@@ -21,27 +22,34 @@ def verdict(comparison: Comparison) -> str:
     value, low, high, p = (100 * float(part[0]) for part in (result.value, result.low, result.high, result.p))
     if math.isnan(value):
         return "There are no objects, so there is no AP to compare."
+    better, worse = ("B", "A") if value > 0 else ("A", "B")
+    these = "this one image" if count == 1 else f"these {count:,} images"
     if math.isnan(low):
         why = (
             "The difference is the same however the images are drawn"
             if result.error[0] <= CONSTANT
             else "Too few images"
         )
-        return f"B has {value:+.2f} AP on these {count} images. {why}, so there is no interval, and nothing follows."
+        which = f"{better} has {abs(value):.2f} AP more than {worse}" if value else "A and B have the same AP"
+        return f"{which} on {these}. {why}, so there is no interval, and nothing follows."
     if value == low == high == 0:
         return "A and B have the same AP, whichever images are drawn."
-    better, worse = ("B", "A") if value > 0 else ("A", "B")
     if result.is_real():
         near, far = sorted((abs(low), abs(high)))
         return (
             f"{better} is better than {worse} by {abs(value):.2f} AP (95 % interval {near:.2f} to {far:.2f}, "
-            f"p {format_p(p / 100)}) on images like these {count}."
+            f"p {format_p(p / 100)}) on images like {these.removesuffix(' images')}."
         )
+    detectable = float(result.detectable[0])
+    found = (
+        "So few images do not show any difference."
+        if detectable > 1
+        else f"A true difference of {100 * detectable:.1f} AP would be found in four of five such comparisons; smaller "
+        "ones are often missed."
+    )
     return (
-        f"Which one is better is not known: {better} has {abs(value):.2f} AP more on these {count} images, but the "
-        f"95 % interval of B - A is {low:+.2f} to {high:+.2f} (p {format_p(p / 100)}). A true difference of "
-        f"{100 * result.detectable[0]:.1f} AP would be found in four of five such comparisons; smaller ones are often "
-        "missed."
+        f"Which one is better is not known: {better} has {abs(value):.2f} AP more on {these}, but the 95 % interval of "
+        f"B - A is {low:+.2f} to {high:+.2f} (p {format_p(p / 100)}). {found}"
     )
 
 
@@ -56,10 +64,9 @@ def limits(comparison: Comparison) -> list[str]:
     else:
         freedom = comparison.noise.degrees_of_freedom
         seeds = (
-            f"{counts[0]} and {counts[1]} trainings: the interval is for other seeds and other images. AP has a "
-            f"standard deviation of {100 * comparison.noise.sd[0]:.2f} over seeds ({freedom} "
-            f"{'degree' if freedom == 1 else 'degrees'} of freedom). Other settings or another data set are not part "
-            "of it."
+            f"{counts[0]} and {plural(counts[1], 'training')}: the interval is for other seeds and other images. "
+            f"AP has a standard deviation of {100 * comparison.noise.sd[0]:.2f} over seeds "
+            f"({plural(freedom, 'degree')} of freedom). Other settings or another data set are not part of it."
         )
         if 1 in counts:
             seeds += f" {LETTERS[counts.index(1)]} has one training; its seed noise is taken to be that of the other."
@@ -81,8 +88,9 @@ def _other_checkpoints(comparison: Comparison) -> list[str]:
     """A sentence for each run whose detections are not those of its last evaluation."""
     return [
         f"{Path(run.name).as_posix()}: its last evaluation had an AP of {100 * run.last_ap:.2f}, these detections have "
-        f"{100 * ap:.2f}. tools/eval.py writes those of best.pt, which was chosen on these images and so has an "
-        f"advantage over a last.pt. For those of the last weights: tools/eval.py {Path(run.name).as_posix()}/last.pt"
+        f"{100 * ap:.2f}. Either images could not be read, which did not count there, or they are of other weights: "
+        "tools/eval.py writes those of best.pt, which was chosen on these images and so has an advantage over a "
+        f"last.pt. For those of the last weights: tools/eval.py {Path(run.name).as_posix()}/last.pt"
         for side in comparison.sides
         for run, ap in zip(side.runs, side.ap, strict=True)
         if run.last_ap is not None and abs(run.last_ap - ap) > SAME_AP

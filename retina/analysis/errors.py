@@ -28,7 +28,7 @@ import numpy as np
 from pycocotools import mask
 
 from retina.analysis.accumulate import RECALLS
-from retina.analysis.matches import Bools, Floats, Ints
+from retina.analysis.matches import AREA_RANGES, Bools, Floats, Ints
 from retina.analysis.results_file import Results
 from retina.data.annotations import Annotations
 
@@ -42,7 +42,7 @@ MAX_DETECTIONS = 100  # of an image, those with the highest scores, as in TIDE
 class Errors(NamedTuple):
     """What is wrong with each detection and each object.
 
-    Detections are sorted by image, then by score from high to low. The rows are positions in the results and in the
+    Detections are sorted by image id, then by score from high to low. The rows are positions in the results and in the
     annotations.
     """
 
@@ -56,7 +56,7 @@ class Errors(NamedTuple):
     ignored: Bools  # (D,) wrong, but in a crowd region of its class, so that it does not count
     moved: Bools  # (D,) correcting the error gives the target a match
     missed: Ints  # rows of the missed objects
-    objects: Ints  # (K,) number of objects, without crowd regions
+    objects: Ints  # (K,) number of objects that COCO counts: without crowd regions
     missed_objects: Ints  # (K,) how many of them are missed
 
     def count_kind(self, kind: int) -> Ints:
@@ -79,14 +79,17 @@ def find_errors(annotations: Annotations, results: Results, exclude: Iterable[in
     """Give every detection and every object its kind. `exclude`: ids of images that do not count."""
     num_images = len(annotations.image_ids)
     counted = ~np.isin(annotations.image_ids, np.fromiter(exclude, np.int64))
-    object_rows = np.flatnonzero(counted[annotations.images] & ~annotations.crowd)
-    crowd_rows = np.flatnonzero(counted[annotations.images] & annotations.crowd)
-    rows = np.lexsort((-results.scores, results.images))
+    smallest, largest = AREA_RANGES[0]
+    ignored = annotations.crowd | (annotations.areas < smallest) | (annotations.areas > largest)  # as COCO does
+    object_rows = np.flatnonzero(counted[annotations.images] & ~ignored)
+    crowd_rows = np.flatnonzero(counted[annotations.images] & ignored)
+    place = np.argsort(np.argsort(annotations.image_ids, kind="stable"))  # COCO orders equal scores by the image id
+    rows = np.lexsort((-results.scores, place[results.images]))
     rows = rows[counted[results.images[rows]]]
     images = np.arange(num_images)
-    detection_parts = _parts(rows, results.images[rows], images)
-    object_parts = _parts(object_rows, annotations.images[object_rows], images)
-    crowd_parts = _parts(crowd_rows, annotations.images[crowd_rows], images)
+    detection_parts = _parts(rows, place[results.images[rows]], images)
+    object_parts = _parts(object_rows, place[annotations.images[object_rows]], images)
+    crowd_parts = _parts(crowd_rows, place[annotations.images[crowd_rows]], images)
     parts = [
         _errors_of_image(annotations, results, detections[:MAX_DETECTIONS], objects, crowds)
         for detections, objects, crowds in zip(detection_parts, object_parts, crowd_parts, strict=True)

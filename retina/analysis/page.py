@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,7 +21,16 @@ from retina.analysis.pictures import (
 )
 from retina.analysis.report import Report
 from retina.analysis.tables import MAX_ROWS, TABLE_TEXTS, Row, make_tables, to_csv
-from retina.analysis.text import GALLERY_TEXTS, KIND_TEXTS, METRIC_TEXTS, calibration_sentences, percent, span, summary
+from retina.analysis.text import (
+    GALLERY_TEXTS,
+    KIND_TEXTS,
+    METRIC_TEXTS,
+    calibration_sentences,
+    other_ap50,
+    percent,
+    span,
+    summary,
+)
 from retina.atomic_files import write_text
 from retina.data.annotations import DataError
 from retina.plots.detections import ReadImage
@@ -38,6 +46,7 @@ from retina.plots.document import (
     Table,
     to_html,
 )
+from retina.plural import plural
 
 Tables = dict[str, list[Row]]  # by the keys of TABLE_TEXTS
 
@@ -99,7 +108,7 @@ def _blocks(report: Report, tables: Tables, source: str, commands: list[str], no
     if report.disagreement:
         yield Paragraph(report.disagreement, "Error:")
     excluded = evaluation["excluded_images"]
-    yield Paragraph(source + f". {excluded} images could not be read and do not count." * bool(excluded))
+    yield Paragraph(source + f". Not counted, because not readable: {plural(excluded, 'image')}." * bool(excluded))
     yield Bullets(summary(report))
     if commands:
         yield Code(commands[0])
@@ -153,12 +162,7 @@ def _lost(report: Report, tables: Tables) -> Iterator[Block]:
         for row in sorted(by_kind, key=lambda row: -row["lost_AP50"])
     ]
     yield Table(["kind", "AP50 lost", "errors", "what it is", "what helps"], rows)
-    here, above = tables["evaluation"][0]["AP50_of_TIDE"], report.metrics["AP50"]
-    if above is not None and not math.isclose(here, above, rel_tol=1e-9):
-        yield Paragraph(
-            f"AP50 is {100 * here:.2f} here and {100 * above:.2f} above: of each image TIDE takes the 100 detections "
-            "with the highest scores, and COCO 100 of each class."
-        )
+    yield from (Paragraph(text) for text in other_ap50(report))
     yield _with_source(plot_lost_ap(report), "lost_ap")
 
 
@@ -211,14 +215,16 @@ def _found(report: Report) -> Iterator[Block]:
 def _calibration(report: Report, tables: Tables) -> Iterator[Block]:
     yield Heading(2, "Are the scores probabilities?")
     if report.calibration is None:
-        yield Paragraph("Not measured: there are no detections, or their scores are not between 0 and 1.")
+        yield Paragraph("Not measured: there are no detections that count, or their scores are not between 0 and 1.")
         return
     yield Paragraph(
         "If they were, 80 of 100 detections with a score of about 0.8 would be right at IoU 0.5. D-ECE is the mean "
         "difference between score and precision over 20 bins (Küppers et al. 2020). The focal loss is known to change "
         "it. It does not change the AP, which depends on the order of the scores alone."
     )
-    yield Bullets(calibration_sentences(tables["calibration_summary"], report.calibration.temperature))
+    yield Bullets(
+        calibration_sentences(tables["calibration_summary"], report.threshold, report.calibration.temperature)
+    )
     yield _with_source(plot_calibration(report.calibration.all, report.calibration.temperature), "calibration")
 
 

@@ -43,7 +43,7 @@ def break_down_recall(matches: Matches, annotations: Annotations, score: float) 
     objects = ~matches.object_ignored[0]
     rows = matches.object_rows[objects]
     scores = found_scores(matches)[objects]
-    width, height = annotations.boxes[rows, 2:].T
+    width, height = annotations.boxes[rows, 2:].clip(min=0).T  # some files have negative ones
     every = np.ones(len(rows), np.bool_)
     neighbors = _count_neighbors(annotations.boxes[rows], matches.object_images[objects])
 

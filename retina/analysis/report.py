@@ -21,6 +21,7 @@ from retina.analysis.thresholds import (
     best_threshold,
     confusion_matrix,
     count_by_image,
+    counted,
     score_curve,
 )
 from retina.config import COCO_METRICS
@@ -53,18 +54,13 @@ class Report(NamedTuple):
     recall: list[Breakdown]
     objects_B: Ints
     detections_B: Ints
-    calibration: Calibration | None  # None if scores are not between 0 and 1
+    calibration: Calibration | None  # None if no detection counts, or scores are not between 0 and 1
     milliseconds: float | None  # for an image
 
     @property
     def names(self) -> list[str]:
         """Of the K classes."""
         return self.matches.names
-
-    def thresholds(self) -> dict[str, Any]:
-        """The recommended scores for metrics.json: of all classes together, and of each; None where there is none."""
-        scores = [best.score if best else None for best in (self.threshold, *self.class_thresholds)]
-        return {"all": scores[0], "per_class": dict(zip(self.names, scores[1:], strict=True))}
 
 
 def analyze(
@@ -96,7 +92,7 @@ def analyze(
     curve, class_curves = score_curve(matches), [score_curve(matches, k) for k in range(len(annotations.names))]
     threshold = best_threshold(curve)
     score = threshold.score if threshold else 0.0
-    is_probability = bool(((results.scores >= 0) & (results.scores <= 1)).all()) and len(results.scores) > 0
+    is_probability = bool(((results.scores >= 0) & (results.scores <= 1)).all())
     precision = accumulated.precision[..., 0]
     precision = np.where(precision < 0, np.nan, precision)  # (T, R, K)
     return Report(
@@ -119,6 +115,6 @@ def analyze(
         confusion_matrix(matches, annotations, results, score),
         break_down_recall(matches, annotations, score),
         *count_by_image(matches, score),
-        calibrate(matches, score) if is_probability else None,
+        calibrate(matches, score) if is_probability and counted(matches).any() else None,
         milliseconds,
     )

@@ -57,7 +57,8 @@ def read_runs(sides: Sequence[Sequence[Path]], annotations: Path | None, images:
     for other in others:
         _check_equal(first, files[data[first][0]], other, files[data[other][0]])
     file = files[data[first][0]]
-    read = {path: Run(str(path), read_results(_detections_of(path), file), _last_ap(path)) for path in paths}
+    last_aps = {path: None if annotations else _last_ap(path) for path in paths}  # measured with its own annotations
+    read = {path: Run(str(path), read_results(_detections_of(path), file), last_aps[path]) for path in paths}
     folder = next((folder for _, folder in data.values() if folder), None)
     differences = sorted({key for side in sides for key in _differing_settings(side)})
     return RunData(file, folder, [[read[p] for p in side] for side in sides], differences)
@@ -72,6 +73,8 @@ def repeated_run(paths: Sequence[Path]) -> Path | None:
 def _detections_of(path: Path) -> Path:
     if not path.exists():
         raise ResultsError(f"{path}: no such run folder or results file")
+    if path.suffix in (".pt", ".pth"):
+        raise ResultsError(f"{path}: is a checkpoint; give the folder of the run, or its {DETECTIONS}")
     if path.is_file():
         return path
     if not (path / DETECTIONS).is_file():
@@ -96,8 +99,13 @@ def _data_of(path: Path, annotations: Path | None, images: Path | None) -> tuple
 def _last_ap(path: Path) -> float | None:
     """AP of the last evaluation of a run folder."""
     file = path / EVALUATIONS
-    evaluations = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    return evaluations[-1]["AP"] if evaluations else None
+    if not file.is_file():
+        return None
+    try:
+        evaluations = json.loads(file.read_text(encoding="utf-8"))
+        return evaluations[-1]["AP"] if evaluations else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ResultsError(f"{file}: is damaged ({error}); without this file the run can be compared") from None
 
 
 def _differing_settings(side: Sequence[Path]) -> set[str]:

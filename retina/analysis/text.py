@@ -7,9 +7,11 @@ import math
 import numpy as np
 
 from retina.analysis.calibration import Temperature
-from retina.analysis.errors import KINDS, MISSED
+from retina.analysis.errors import KINDS, MAX_DETECTIONS, MISSED
 from retina.analysis.report import Report
 from retina.analysis.tables import HALF, SCALED, Row
+from retina.analysis.thresholds import Threshold
+from retina.plural import plural
 
 METRIC_TEXTS = {
     "AP": "mean over IoU 0.5 to 0.95",
@@ -72,14 +74,14 @@ def summary(report: Report) -> list[str]:
     num_images, ap = len(report.matches.image_ids), report.metrics["AP"]
     objects = int(report.errors.objects.sum())
     if ap is None:
-        return [f"There are no objects in the {num_images} images, so there is no AP."]
+        return [f"There are no objects in the {plural(num_images, 'image')}, so there is no AP."]
     low, high = 100 * report.metrics_interval[:, 0]
     sure = (
         "These images do not show how far it may be from the AP on all images of this kind."
         if math.isnan(low)
         else f"The AP on all images of this kind is between {low:.1f} and {high:.1f} (95 % interval)."
     )
-    sentences = [f"AP is {100 * ap:.1f} on {num_images} images with {objects} objects. {sure}"]
+    sentences = [f"AP is {100 * ap:.1f} on {plural(num_images, 'image')} with {plural(objects, 'object')}. {sure}"]
     sentences += _lost_sentence(report)
     if (best := report.threshold) is not None:
         sentences.append(
@@ -98,30 +100,49 @@ def _lost_sentence(report: Report) -> list[str]:
     if lost[first] <= 0:
         return []
     count = int(report.errors.count_kind(first).sum())
+    these = "this error" if count == 1 else f"these {count:,} errors"
     text = (
-        f"Most AP is lost to {KIND_NAMES[KINDS[first]]}: without these {count} errors AP50 would be "
+        f"Most AP is lost to {KIND_NAMES[KINDS[first]]}: without {these} AP50 would be "
         f"{100 * lost[first]:.1f} points higher than {100 * report.lost.mean_ap:.1f}"
     )
     measured = np.flatnonzero(~np.isnan(by_class[first]))
     if len(measured) > 1:
         worst = int(measured[by_class[first, measured].argmax()])
         number = int(report.errors.count_kind(first)[worst])
-        of = f" of {report.errors.objects[worst]} objects" if first == MISSED else ""
-        text += f", most of all for {report.names[worst]} ({number}{of}; {100 * by_class[first, worst]:.1f} points)"
+        what = (
+            f"{number:,} of {plural(int(report.errors.objects[worst]), 'object')}"
+            if first == MISSED
+            else plural(number, "error")
+        )
+        text += f", most of all for {report.names[worst]} ({what}; {100 * by_class[first, worst]:.1f} points)"
     if lost[second] > 0:
         text += f". Next are {KIND_NAMES[KINDS[second]]} with {100 * lost[second]:.1f} points"
     return [f"{text}."]
 
 
-def calibration_sentences(summary: list[Row], temperature: Temperature | str) -> list[str]:
+def other_ap50(report: Report) -> list[str]:
+    """A sentence if the AP50 of TIDE is not COCO's."""
+    here, above = report.lost.mean_ap, report.metrics["AP50"]
+    if above is None or f"{100 * here:.2f}" == f"{100 * above:.2f}":
+        return []
+    text = f"AP50 is {100 * here:.2f} here and {100 * above:.2f} above"
+    if np.bincount(report.results.images).max(initial=0) > MAX_DETECTIONS:
+        text += (
+            f": of each image TIDE takes the {MAX_DETECTIONS} detections with the highest scores, and COCO "
+            f"{MAX_DETECTIONS} of each class"
+        )
+    return [f"{text}."]
+
+
+def calibration_sentences(summary: list[Row], threshold: Threshold | None, temperature: Temperature | str) -> list[str]:
     """What the calibration says. `summary`: the table; `temperature`: why there is none, or one."""
     rows = {row["detections"]: row for row in summary}
     kept = rows["kept"]
-    sentences = [f"D-ECE is {rows['all']['D_ECE']:.3f} over all {rows['all']['count']} detections."]
-    if kept["count"]:
+    sentences = [f"D-ECE is {rows['all']['D_ECE']:.3f} over {plural(rows['all']['count'], 'detection')}."]
+    if threshold is not None:  # which keeps a right detection at least
         gap = kept["mean_score"] - kept["precision"]
         sentences[0] = sentences[0].rstrip(".") + (
-            f", and {kept['D_ECE']:.3f} over the {kept['count']} that are kept at the recommended threshold. The mean "
+            f", and {kept['D_ECE']:.3f} over the {kept['count']:,} kept at the recommended threshold. The mean "
             f"score of these is {abs(gap):.3f} {'above' if gap > 0 else 'below'} their precision."
         )
     if isinstance(temperature, str):

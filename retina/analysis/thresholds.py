@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +81,7 @@ class ScoreThresholds(NamedTuple):
 
 
 def score_thresholds(given: str) -> ScoreThresholds:
-    """A number from 0 to 1, or the metrics.json of an evaluation with a report, which has a threshold for each class.
+    """A number from 0 to 1, or the metrics.json of tools/eval.py, which has a threshold for each class.
 
     Raises:
         ValueError: it is neither.
@@ -101,7 +101,7 @@ def score_thresholds(given: str) -> ScoreThresholds:
     except OSError:
         raise ValueError(f"given {given}, which is neither a number from 0 to 1 nor a file that can be read") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{given} has no thresholds; tools/eval.py --report writes them into metrics.json") from None
+        raise ValueError(f"{given} has no thresholds; tools/eval.py writes them into metrics.json") from None
 
 
 def counted(matches: Matches) -> Bools:
@@ -153,6 +153,13 @@ def best_threshold(curve: ScoreCurve) -> Threshold | None:
         float(curve.recall[best]),
         float(f1[best]),
     )
+
+
+def recommended_scores(matches: Matches) -> dict[str, Any]:
+    """The `score_threshold` of metrics.json: of all classes together, and of each; None where nothing is right."""
+    best = [best_threshold(score_curve(matches, label)) for label in (None, *range(len(matches.names)))]
+    scores = [threshold.score if threshold else None for threshold in best]
+    return {"all": scores[0], "per_class": dict(zip(matches.names, scores[1:], strict=True))}
 
 
 def _gap(scores: Floats, last: int) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from retina.check.anchor_fit import AnchorFit
 from retina.check.data_check import DataCheck, Objects
 from retina.check.findings import Finding
+from retina.plural import plural
 
 WIDTH = 110  # columns
 SIDE_EDGES = (0, 4, 8, 16, 32, 64, 128, 256, 512, np.inf)  # pixels, of the histogram of object sizes
@@ -34,7 +35,7 @@ def _summary(check: DataCheck) -> str:
         objects, crowds = int((~split.file.crowd).sum()), int(split.file.crowd.sum())
         counts = [(len(split.file.image_ids), "image"), (objects, "object"), (len(split.file.names), "class")]
         counts += [(crowds, "crowd region")] * (crowds > 0)
-        lines.append(f"{split.name}: {', '.join(map(_counted, counts))}  ({split.file.path})")
+        lines.append(f"{split.name}: {', '.join(plural(*count) for count in counts)}  ({split.file.path})")
     return "\n".join([*lines, f"{what_was_read(check)}; {count_findings(check)}"])
 
 
@@ -46,12 +47,7 @@ def what_was_read(check: DataCheck) -> str:
 def count_findings(check: DataCheck) -> str:
     """ "2 errors, 1 warning", or "no findings"."""
     counts = [(check.count("error"), "error"), (check.count("warning"), "warning"), (check.count("note"), "note")]
-    return ", ".join(_counted(count) for count in counts if count[0]) or "no findings"
-
-
-def _counted(count: tuple[int, str]) -> str:
-    number, name = count
-    return f"{number:,} {name}{('es' if name.endswith('s') else 's') * (number != 1)}"
+    return ", ".join(plural(*count) for count in counts if count[0]) or "no findings"
 
 
 def _format_finding(finding: Finding) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar
@@ -84,7 +84,7 @@ class Annotations(NamedTuple):
     @property
     def distinct_names(self) -> list[str]:
         """Of the K categories; see `distinct_names`."""
-        return distinct_names(zip(self.category_ids, self.names, strict=True))
+        return distinct_names(list(zip(self.category_ids, self.names, strict=True)))
 
 
 def read_annotations(path: Path) -> Annotations:
@@ -235,11 +235,15 @@ def find_ids(values: NDArray[np.int64], ids: NDArray[np.int64]) -> tuple[NDArray
     return index, ids[index] == values
 
 
-def distinct_names(categories: Iterable[tuple[int, str]]) -> list[str]:
+def distinct_names(categories: Sequence[tuple[int, str]]) -> list[str]:
     """The names of (id, name), with the id where several have one name, as exports of Roboflow do."""
-    categories = list(categories)
-    counts = Counter(name for _, name in categories)
-    return [name if counts[name] == 1 else f"{name} (id {number})" for number, name in categories]
+    ids, names = [number for number, _ in categories], [name for _, name in categories]
+    while len(set(names)) < len(set(ids)):  # again where "cell (id 1)" was the name of another class
+        counts = Counter(names)
+        names = [
+            name if counts[name] == 1 else f"{name} (id {number})" for number, name in zip(ids, names, strict=True)
+        ]
+    return names
 
 
 def _repeated(name: str, entries: Sequence[_Image | _Category]) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
-from retina.plots.style import class_color
+from retina.plots.style import class_color, clean_text
 
 
 def draw_boxes(
@@ -48,6 +48,7 @@ def draw_boxes(
     if not np.isfinite(boxes).all():
         raise ValueError(f"draw_boxes: not finite: box {boxes[~np.isfinite(boxes).all(axis=1)][0].tolist()}")
 
+    labels = [clean_text(name) for name in labels]
     image = image.convert("RGB")  # a copy, whatever the mode
     if not len(boxes):
         return image

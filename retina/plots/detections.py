@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from retina.plots.boxes import draw_boxes, load_font
 from retina.plots.result_files import read_json
+from retina.plural import plural
 
 ReadImage = Callable[[Path, tuple[int, int]], NDArray[np.uint8]]  # RGB (H, W, 3) of a file, with width and height
 TILE = 640  # longest side of an image in the picture, pixels
@@ -75,11 +76,11 @@ def plot_detections(
             raise FileNotFoundError(f"no {path}, which {annotations} names: is {images} its image folder?")
         size = image["width"], image["height"]
         try:
-            pixels, caption = Image.fromarray(read_image(path, size)), f"{path.name}: {len(gt)} objects"
+            pixels, caption = Image.fromarray(read_image(path, size)), f"{path.name}: {plural(len(gt), 'object')}"
         except ValueError:
             pixels, caption = Image.new("RGB", size, "#dddddd"), f"{path.name} cannot be read"
         tiles.append(_tile(pixels, gt, names, caption))
-        tiles.append(_tile(pixels, shown, names, f"{len(shown)} detections, score ≥ {score:g}"))
+        tiles.append(_tile(pixels, shown, names, f"{plural(len(shown), 'detection')}, score ≥ {score:g}"))
     output.parent.mkdir(parents=True, exist_ok=True)
     _sheet(tiles, columns=2 if len(chunks) <= 4 else 4).save(output, format="PNG")
     return output

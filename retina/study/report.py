@@ -5,17 +5,13 @@ HTML and Markdown are written from one list of blocks, so their content is the s
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
-import json
 import math
 import os
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from scipy import stats
 
@@ -24,7 +20,9 @@ from retina.analysis.intervals import RESAMPLES
 from retina.atomic_files import atomic_file, write_text
 from retina.config import COCO_METRICS
 from retina.plots.document import Block, Code, Heading, Paragraph, Picture, Table, to_html, to_markdown, to_text
+from retina.plural import plural
 from retina.study.cells import DEFAULT_OUTPUT, Study, format_value, short_key
+from retina.study.csv_tables import group_rows, run_rows, to_csv
 from retina.study.figures import plot_ap_curves, plot_classes, plot_heat_map, plot_losses
 from retina.study.paper import paper_tables
 from retina.study.results import (
@@ -51,7 +49,8 @@ def write_report(study: Study) -> list[Path]:
     The report may be written at any time; open cells are shown as waiting. Returns the files, report.html first.
     """
     groups = group_cells(study)
-    blocks = list(_blocks(study, groups))
+    verdicts = Verdicts(groups)
+    blocks = list(_blocks(study, groups, verdicts))
     study.folder.mkdir(parents=True, exist_ok=True)
     pictures = [block for block in blocks if isinstance(block, Picture)]
     for picture in pictures:
@@ -60,8 +59,8 @@ def write_report(study: Study) -> list[Path]:
     texts = {
         "report.html": to_html(blocks),
         "report.md": to_markdown(blocks),
-        "results.csv": _csv(_group_rows(groups)),
-        "trainings.csv": _csv(_run_rows(study, groups)),
+        "results.csv": to_csv(group_rows(groups, verdicts)),
+        "trainings.csv": to_csv(run_rows(study, groups)),
     }
     for name, text in texts.items():
         write_text(study.folder / name, text)
@@ -70,11 +69,11 @@ def write_report(study: Study) -> list[Path]:
 
 def terminal_table(study: Study) -> str:
     """The main table as aligned columns of plain text; only AP has a deviation, to keep the lines short."""
-    table = _main_table(group_cells(study), metrics_with_sd=("AP",))
-    return to_text(table)
+    groups = group_cells(study)
+    return to_text(_main_table(groups, Verdicts(groups), metrics_with_sd=("AP",)))
 
 
-def _blocks(study: Study, groups: list[Group]) -> Iterator[Block]:
+def _blocks(study: Study, groups: list[Group], verdicts: Verdicts) -> Iterator[Block]:
     runs_by_key = {run.cell.key: run for group in groups for run in group.runs}
     runs = [runs_by_key[cell.key] for cell in study.cells]
     yield Heading(1, study.name)
@@ -84,8 +83,8 @@ def _blocks(study: Study, groups: list[Group]) -> Iterator[Block]:
         again += ["--output", study.folder.parent.as_posix()]
     yield Code(f"python {shlex.join(again)}")
     yield Heading(2, "Average precision")
-    yield _main_table(groups, metrics_with_sd=MAIN_METRICS)
-    yield from (Paragraph(text) for text in _significance(groups))
+    yield _main_table(groups, verdicts, metrics_with_sd=MAIN_METRICS)
+    yield from (Paragraph(text) for text in _significance(groups, verdicts))
     chosen = select_for_plots(groups)
     if chosen:
         if heat_map := plot_heat_map(groups):
@@ -139,19 +138,19 @@ def _introduction(study: Study, groups: list[Group], runs: list[Run]) -> str:
     )
 
 
-def _significance(groups: list[Group]) -> Iterator[str]:
+def _significance(groups: list[Group], verdicts: Verdicts) -> Iterator[str]:
     """The seed noise, and how the order of the cells compares with the paper's, in sentences."""
-    measured, verdicts = with_ap(groups), Verdicts(groups)
-    noise = verdicts.noise
+    measured, noise = with_ap(groups), verdicts.noise
     if noise:
         num_seeds = max(len(group.values()) for group in measured)
         seeds = [without_images(0.0)] * num_seeds
         bound = 100 * compare(seeds, seeds, noise).high[0]
         yield (
-            f"Seed noise: the standard deviation over seeds, pooled over {noise.num_groups} cells with an AP of at "
-            f"least {MIN_AP:g} percent, is s = {100 * noise.sd[0]:.2f} percent AP ({noise.degrees_of_freedom} degrees "
-            f"of freedom). Two means of {num_seeds} seeds must differ by more than {bound:.2f} to exceed it (Fisher's "
-            "least significant difference, t(0.975) s sqrt(1/n_a + 1/n_b)). Among many cells a few differences exceed "
+            f"Seed noise: the standard deviation over seeds, pooled over {plural(noise.num_groups, 'cell')} with an AP "
+            f"of at least {MIN_AP:g} percent, is s = {100 * noise.sd[0]:.2f} percent AP "
+            f"({plural(noise.degrees_of_freedom, 'degree')} of freedom). Two means of {num_seeds} seeds must differ by "
+            f"more than {bound:.2f} to exceed it (Fisher's least significant difference, "
+            "t(0.975) s sqrt(1/n_a + 1/n_b)). Among many cells a few differences exceed "
             "it by chance, most of all those to the best cell, because it was chosen for its high AP."
         )
         best = best_of(groups)
@@ -187,9 +186,9 @@ def _significance(groups: list[Group]) -> Iterator[str]:
     yield f"{text}."
 
 
-def _main_table(groups: list[Group], metrics_with_sd: Sequence[str]) -> Table:
+def _main_table(groups: list[Group], verdicts: Verdicts, metrics_with_sd: Sequence[str]) -> Table:
     """One row per group. `metrics_with_sd`: names of the metrics that are shown with their standard deviation."""
-    best, verdicts = best_of(groups), Verdicts(groups)
+    best = best_of(groups)
     has_paper = any(group.paper for group in groups)
     rows = []
     for group in groups:
@@ -206,7 +205,7 @@ def _remark(group: Group, best: Group | None, verdicts: Verdicts) -> str:
     remarks = []
     if group is best:
         remarks.append("best")
-    elif (worse := _is_worse(group, best, verdicts)) is not None:
+    elif (worse := verdicts.is_worse(group, best)) is not None:
         remarks.append("worse" if worse else "within noise of best")
     total = len(group.runs)
     counts = {status: group.count(status) for status in ("diverged", "failed")}
@@ -214,14 +213,6 @@ def _remark(group: Group, best: Group | None, verdicts: Verdicts) -> str:
     if not remarks and not group.values():
         remarks.append("no AP" if group.count("finished") == total else "waiting")  # no objects to find
     return "; ".join(remarks)
-
-
-def _is_worse(group: Group, best: Group | None, verdicts: Verdicts) -> bool | None:
-    """Whether the difference to the best exceeds the noise; None if that is unknown."""
-    if group is best or best is None or verdicts.noise is None or not group.values() or group.count("diverged"):
-        return None
-    low = verdicts.difference(group, best).low[0]
-    return None if math.isnan(low) else bool(low > 0)
 
 
 def _speed_table(groups: list[Group]) -> Table:
@@ -262,43 +253,3 @@ def _format_mean(values: Sequence[float], with_sd: bool = True) -> str:
 def _paper_text(group: Group, column: str) -> str:
     value = group.paper.get(column, group.paper.get("text", ""))
     return value if isinstance(value, str) else f"{value:.1f}"
-
-
-def _group_rows(groups: list[Group]) -> Iterator[list[Any]]:
-    """One row per group; AP in percent, as in the paper."""
-    best, verdicts = best_of(groups), Verdicts(groups)
-    numbers = [f"{name}_{kind}" for name in MAIN_METRICS for kind in ("mean", "sd")]
-    yield [*groups[0].settings, "seeds", "diverged", *numbers, "paper_AP", "to_best", "exceeds_noise"]
-    for group in groups:
-        values = [value for name in MAIN_METRICS for value in (group.mean(name), group.sd(name))]
-        yield [
-            *map(_csv_value, group.settings.values()),
-            len(group.values()),
-            group.count("diverged"),
-            *("" if math.isnan(value) else round(value, 4) for value in values),
-            group.paper.get("AP", group.paper.get("text")),
-            round(group.mean() - best.mean(), 4) if best is not None and group.values() else "",
-            _is_worse(group, best, verdicts),
-        ]
-
-
-def _run_rows(study: Study, groups: list[Group]) -> Iterator[list[Any]]:
-    """One row per run; metrics between 0 and 1, as pycocotools returns them."""
-    runs = {run.cell.key: run for group in groups for run in group.runs}
-    yield [*study.keys, "seed", "key", "status", *COCO_METRICS, "milliseconds", "seconds"]
-    for cell in study.cells:
-        run = runs[cell.key]
-        result = run.result or {}
-        metrics = [run.metrics.get(name) for name in COCO_METRICS]
-        rest = [*metrics, result.get("milliseconds"), result.get("seconds")]
-        yield [*map(_csv_value, cell.settings.values()), cell.seed, cell.key, run.status, *rest]
-
-
-def _csv_value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _csv(rows: Iterator[list[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

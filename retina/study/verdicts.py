@@ -6,6 +6,7 @@ validation set are drawn again if every run still has its detections. Otherwise 
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 
@@ -48,6 +49,13 @@ class Verdicts:
     def difference(self, a: Group, b: Group) -> Difference:
         """B minus A; the only column is AP."""
         return compare(self._of(a), self._of(b), self.noise)
+
+    def is_worse(self, group: Group, best: Group | None) -> bool | None:
+        """Whether the difference to the best exceeds the noise; None if that is unknown."""
+        if group is best or best is None or self.noise is None or not group.values() or group.count("diverged"):
+            return None
+        low = self.difference(group, best).low[0]
+        return None if math.isnan(low) else bool(low > 0)
 
     def _of(self, group: Group) -> list[Sampled]:
         return [self._sampled[run.cell.key] for run in group.runs if run.cell.key in self._sampled]

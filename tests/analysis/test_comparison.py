@@ -105,9 +105,25 @@ def test_a_difference_that_does_not_vary_has_no_interval() -> None:
     assert not result.is_real()
 
 
+def test_nothing_is_known_of_a_class_on_one_image() -> None:
+    """A third of the resamples lack it, so the error is NaN, also where both sides have an AP of 0."""
+    weights = bootstrap_weights(30)
+    with np.errstate(invalid="ignore"):
+        resamples = np.where(weights[:, :1] > 0, 0.0, np.nan)
+    run = Sampled(np.array([0.0]), resamples, 30, np.array([1]))
+    for noise in (None, SeedNoise(np.array([0.0]), 2, 2)):
+        result = compare([run, run], [run, run], noise)
+        assert np.isnan([result.low, result.high, result.p]).all() and not result.is_real()
+
+
+def test_an_interval_stays_within_what_a_difference_can_be() -> None:
+    result = compare(seeds_alone(0.1, 0.9), seeds_alone(0.2, 0.8), SeedNoise(np.array([0.5]), 2, 2))
+    assert (result.low[0], result.high[0]) == (-1, 1) and result.detectable[0] > 1
+
+
 def test_degrees_of_freedom_are_those_of_the_images_with_objects() -> None:
-    run = mean_of_images(np.arange(40.0), bootstrap_weights(40))
-    other = mean_of_images(np.arange(40.0) ** 2, bootstrap_weights(40))
+    run = mean_of_images(np.arange(40) / 40, bootstrap_weights(40))
+    other = mean_of_images((np.arange(40) / 40) ** 2, bootstrap_weights(40))
     few = [one._replace(with_objects=np.array([4])) for one in (run, other)]
     result = compare(few[:1], few[1:], None)
     assert result.freedom[0] == pytest.approx(3)

@@ -25,6 +25,7 @@ from retina.analysis.errors import (
 )
 from retina.analysis.matches import match_detections
 from retina.analysis.results_file import Results
+from retina.analysis.scoring import score
 from retina.data.annotations import Annotations
 
 CASES = json.loads(Path(__file__).with_name("tide_cases.json").read_text())
@@ -32,6 +33,16 @@ CASES = json.loads(Path(__file__).with_name("tide_cases.json").read_text())
 
 def case_columns(case: dict[str, Any]) -> tuple[Annotations, Results]:
     return columns(case["num_images"], case["num_classes"], case["objects"], case["detections"])
+
+
+def test_equal_scores_are_in_the_order_of_the_image_ids() -> None:
+    """As for COCO: the right detection is of the image with the lower id, which comes second in the file."""
+    annotations, results = columns(
+        2, 1, [[1, 0, 50, 50, 80, 80, 0]], [[0, 0, 9, 9, 9, 9, 0.5], [1, 0, 50, 50, 80, 80, 0.5]]
+    )
+    annotations = annotations._replace(image_ids=np.array([2, 1]))
+    assert lost_ap(find_errors(annotations, results)).mean_ap == pytest.approx(1, rel=1e-12)
+    assert score(annotations, results).metrics["AP50"] == pytest.approx(1, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", CASES)

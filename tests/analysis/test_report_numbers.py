@@ -75,7 +75,8 @@ def test_all_numbers_of_the_text_are_in_the_data(tmp_path: Path) -> None:
     assert scaled["log_loss"] == temperature.log_loss_after and scaled["temperature"] == temperature.value
     assert summary["second half"]["log_loss"] == temperature.log_loss_before
     assert data["evaluation"][0] | {"images": 200, "excluded_images": 0, "milliseconds": 12.5} == data["evaluation"][0]
-    for text in (f"D-ECE is {everything['D_ECE']:.3f} over all 400", f"temperature of {scaled['temperature']:.2f}",
+    for text in (f"D-ECE is {everything['D_ECE']:.3f} over 400 detections",
+                 f"temperature of {scaled['temperature']:.2f}",
                  f"to {scaled['log_loss']:.3f}", "12.5 milliseconds for an image at batch 1, 80.0 images"):  # fmt: skip
         assert text in page
 
@@ -103,12 +104,37 @@ def test_another_ap50_of_tide_is_explained(tmp_path: Path) -> None:
     assert "COCO 100 of each class" not in write(report_of(1, 2, objects, right), tmp_path)[0]
 
 
+def test_everything_in_a_crowd_region(tmp_path: Path) -> None:
+    """No detection counts, so there is nothing to calibrate, and no AP."""
+    page, data = write(report_of(1, 1, [[0, 0, *BOX, 1]], [[0, 0, *BOX, 0.9]]), tmp_path)
+    assert data["summary"] == ["There are no objects in the 1 image, so there is no AP."]
+    assert "there are no detections that count" in page and data["calibration"] == []
+
+
+def test_nothing_right_has_no_recommended_threshold_anywhere(tmp_path: Path) -> None:
+    page, data = write(report_of(1, 1, [[0, 0, *BOX, 0]], [[0, 0, 200, 200, 9, 9, 0.9]]), tmp_path)
+    assert "there is no threshold to recommend" in data["summary"][-1] and "kept at the recommended" not in page
+    assert "AP is 0.0 on 1 image with 1 object." in data["summary"][0] and "D-ECE is 0.900 over 1 detection." in page
+
+
+def test_a_box_with_a_negative_width_is_no_object(tmp_path: Path) -> None:
+    """COCO does not count an object with a negative area."""
+    objects = [[0, 0, *BOX, 0], [0, 0, 300, 50, -20, 80, 0]]
+    _, data = write(report_of(1, 1, objects, [[0, 0, *BOX, 0.9]]), tmp_path)
+    assert "AP is 100.0 on 1 image with 1 object." in data["summary"][0]
+    annotations, results = columns(1, 1, objects, [[0, 0, *BOX, 0.9]])
+    annotations = annotations._replace(areas=np.abs(annotations.areas))  # as some files say, so that COCO counts it
+    metrics = score_with_pycocotools(annotations, results).metrics
+    _, data = write(analyze(annotations, results, metrics), tmp_path)
+    assert "with 2 objects." in data["summary"][0] and metrics["AP"] == pytest.approx(51 / 101)
+
+
 def test_the_sentence_counts_the_class_that_gains(tmp_path: Path) -> None:
     """Objects of class 1 taken for class 0: without these errors class 1 would gain, so their number is named."""
     objects = [[image, image % 2, *BOX, 0] for image in range(8)]
     detections = [[image, 0, *BOX, 0.9] for image in range(8)]
     _, data = write(report_of(8, 2, objects, detections), tmp_path)
-    assert "most of all for class 1 (4; 100.0 points)" in data["summary"][1]
+    assert "most of all for class 1 (4 errors; 100.0 points)" in data["summary"][1]
     errors = {row["class"]: row["errors"] for row in data["lost_ap"] if row["kind"] == "class"}
     assert errors == {"all": 4, "class 0": 0, "class 1": 4}
 

@@ -59,7 +59,7 @@ def test_dashed_outline_has_gaps_and_corners() -> None:
 def test_any_mode_any_box_any_name(mode: str) -> None:
     """Boxes outside the image, without area or with swapped corners, and long names, in images from tiny to large."""
     boxes = [(0, 0, 8, 8), (-50, -50, 900, 900), (5, 5, 5, 5), (7, 7, 2, 2), (-9, -9, -3, -3), (990, 990, 999, 999)]
-    labels = ["a name much longer than the image is wide", "é", "Ж", "", "d", "e"]
+    labels = ["a name much longer than the image is wide", "é", "Ж", "", "two\nlines\r", "e"]
     for size in [(8, 8), (30, 200), (900, 60)]:
         drawn = draw_boxes(Image.new(mode, size), boxes, labels, [0.1, 0.9, 0.2, 0.3, 0.4, 1.0])
         assert drawn.size == size and drawn.mode == "RGB"

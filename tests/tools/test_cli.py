@@ -89,9 +89,10 @@ def test_eval_writes_metrics_and_results(trained: tuple[Path, Path], tmp_path: P
     done = run_process("eval.py", config, "--checkpoint", folder / "last.pt", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert list(metrics) == [*COCO_METRICS, "per_class"]
+    assert list(metrics) == [*COCO_METRICS, "per_class", "score_threshold"]
     assert set(metrics["per_class"]) == {"red", "green", "blue"}
     last = json.loads((folder / "eval.json").read_text())[-1]
+    assert metrics.pop("score_threshold")["per_class"].keys() == metrics["per_class"].keys()
     assert metrics == {key: value for key, value in last.items() if key != "step"}
     entries = json.loads((tmp_path / "out/detections.json").read_text())
     assert all(set(entry) == {"image_id", "category_id", "bbox", "score"} for entry in entries)
@@ -104,7 +105,9 @@ def test_eval_measures_time_when_asked(trained: tuple[Path, Path], tmp_path: Pat
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     cost = ["milliseconds", "gflops", "parameters", "peak_memory_mb"]
-    assert list(metrics) == [*COCO_METRICS, "per_class", *cost] and all(metrics[name] > 0 for name in cost)
+    assert list(metrics) == [*COCO_METRICS, "per_class", *cost, "score_threshold"] and all(
+        metrics[name] > 0 for name in cost
+    )
     assert f"{metrics['milliseconds']:.1f} ms per image at batch 1, from normalization to NMS" in done.stdout
 
 
@@ -231,9 +234,15 @@ def test_plot_draws_the_run(trained: tuple[Path, Path]) -> None:
         ("predict.py", ["CONFIG", "no.jpg"], 2, "no such image or folder: no.jpg"),
         ("eval.py", [], 2, "give a CONFIG or a CHECKPOINT"),
         ("eval.py", ["detect.nms_iou=1"], 2, "give a CONFIG or a CHECKPOINT"),
-        ("eval.py", ["a.yaml", "--detections", "b.json", "--time"], 2, "--detections FILE needs no detector"),
+        (
+            "eval.py",
+            ["a.yaml", "--detections", "b.json", "--time"],
+            2,
+            "--detections FILE needs a CONFIG and no detector",
+        ),
         ("eval.py", ["best.pt", "--tta", "--time"], 2, "give one of the two"),
         ("eval.py", ["--checkpoint", "a.onnx", "--time"], 2, "--time and --tta need a checkpoint"),
+        ("eval.py", ["gone.pt"], 1, "gone.pt: no such checkpoint or run folder"),
         ("eval.py", ["--checkpoint", "OUT"], 1, "no such checkpoint or run folder; torchvision's weights are COCO_V1"),
         ("predict.py", ["CONFIG", "CONFIG", "--score", "3"], 2, "--score: given 3"),
         ("predict.py", ["CONFIG", "CONFIG", "--score", "-1"], 2, "expected a number from 0 to 1"),

@@ -16,6 +16,7 @@ from compare_helpers import detections, write_run
 
 from retina.analysis import compared_runs
 from retina.config import COCO_METRICS
+from retina.config_file import load_config
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +92,14 @@ def test_detections_of_another_checkpoint_are_named(runs: dict[str, Path], tmp_p
     done = run_main("compare.py", *arguments)
     assert "worse_s0: its last evaluation" not in done.stdout
     expected = f"better_s0: its last evaluation had an AP of {100 * (aps[1] - 0.25):.2f}, these detections have"
-    assert f"{expected} {100 * aps[1]:.2f}. tools/eval.py writes those of best.pt" in done.stdout
+    assert f"{expected} {100 * aps[1]:.2f}. Either images could not be read" in done.stdout
+    assert "tools/eval.py writes those of best.pt" in done.stdout
+    data = load_config(runs["worse_s0"] / "config.yaml").data
+    done = run_main("compare.py", *arguments, "--annotations", data.val_annotations)
+    assert "its last evaluation" not in done.stdout, "which was with other annotations, perhaps"
+    (runs["better_s0"] / "eval.json").write_text("[{")
+    done = run_main("compare.py", *arguments)
+    assert done.returncode == 2 and "eval.json: is damaged" in done.stderr
 
 
 def test_equal_quality_is_not_called_different(tmp_path: Path, tiny_yaml: Path, truth: dict[str, Any]) -> None:
@@ -136,7 +144,7 @@ def test_a_difference_that_does_not_vary(tmp_path: Path, coco_root: Path, truth:
     (tmp_path / "b.json").write_text(json.dumps(right))
     files = [tmp_path / "a.json", tmp_path / "b.json", "--annotations", coco_root / "val.json"]
     done = run_main("compare.py", *files, "--output", tmp_path / "out")
-    assert "B has +100.00 AP" in done.stdout and "the same however the images are drawn" in done.stdout
+    assert "B has 100.00 AP more than A on" in done.stdout and "the same however the images are drawn" in done.stdout
     assert "nan" not in done.stdout
 
 
@@ -263,9 +271,9 @@ def test_runs_that_cannot_be_compared(
 
     (tmp_path / "empty").mkdir()
     cases = {
-        (a,): "given 1 runs; expected RUN_A RUN_B",
+        (a,): "given 1 run; expected RUN_A RUN_B",
         (a, b, a): "given 3 runs; expected RUN_A RUN_B",
-        ("--a", a): "given 1 runs for --a and 0 for --b",
+        ("--a", a): "given 1 run for --a and 0 for --b",
         (a, b, "--a", a): "give RUN_A RUN_B, or --a RUN ... --b RUN ..., not both",
         (a, a): f"{a} is given twice",
         ("--a", a, a / "detections.json", "--b", b): "given twice",
