@@ -26,6 +26,8 @@ _DETECTOR_KEYS = re.compile(
     r"model\.(?!weights$|frozen_stages$).*|anchors\..*|detect\.(?!tta_scales$).*|train\.precision"
     r"|data\.(short_side|eval_short_side|max_side|resize|normalization|pad_multiple)"
 )
+# Where the data are and how the run is called: a resumed run may change them if the annotations are the same.
+KEYS_OF_PLACE = ("name", *(f"data.{split}_{what}" for split in ("train", "val") for what in ("annotations", "images")))
 
 
 class ConfigError(ValueError):
@@ -45,7 +47,7 @@ def load_config(file: str | Path, overrides: list[str] | None = None, overrides_
     """
     path = Path(file)
     trees = [*_read_files(path), *_read_overrides(overrides or [], overrides_source)]
-    return _merge({"name": path.stem}, trees, str(path))
+    return _merge({"name": re.sub(r"[^\w.-]", "_", path.stem)}, trees, str(path))
 
 
 def load_preset(name: str) -> Config:

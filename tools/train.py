@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from retina.command_line import EXIT_FOLDER_IN_USE, config_parser, exit_with_error, load_config_or_exit
 from retina.config import KEYS_TO_CHANGE
@@ -34,6 +35,13 @@ def main() -> int:
     if changed_keys and not arguments.resume:
         exit_with_error("--change needs --resume; the settings of a new run are arguments without --change")
     config = load_config_or_exit(arguments.config, [*arguments.overrides, *arguments.change])
+    folder = Path(arguments.config).resolve().parent
+    is_of_run = Path(arguments.config).name == "config.yaml" and (folder / "last.pt").exists()
+    if arguments.resume and is_of_run and not config.run_dir.exists():
+        exit_with_error(
+            f"{folder} has a run, and its config.yaml says that it is in {config.run_dir}, which does not exist; if "
+            f"the folder was moved, add output_dir={folder}"
+        )
     if arguments.print_config:
         print(config.to_yaml(), end="")
         return 0
@@ -57,7 +65,7 @@ def main() -> int:
         return EXIT_FOLDER_IN_USE
     except RunFolderError as error:
         exit_with_error(str(error))
-    except (RunError, ConfigError, DataError, CheckpointError, WeightsError, FileNotFoundError) as error:
+    except (RunError, ConfigError, DataError, CheckpointError, WeightsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from retina.data.annotations import DataError
+
 Slot = tuple[int, int]  # worker, number
 SLOTS = 8  # of a worker: more than the batches that it makes ahead
 
@@ -30,7 +32,10 @@ class BatchMemory:
         self._slots: dict[int, Tensor] = {}  # of this process
 
     def take(self, size: int) -> tuple[Tensor, Slot | None]:
-        """uint8 (size,) with any content, and its slot (worker, number), or None if all are in use."""
+        """uint8 (size,) with any content, and its slot (worker, number), or None if all are in use.
+
+        Raises DataError if the system has no shared memory left.
+        """
         memory = torch.empty(size, dtype=torch.uint8)  # has no pages before it is written
         info = get_worker_info()
         worker = 0 if info is None else info.id
@@ -39,9 +44,9 @@ class BatchMemory:
             return memory, None
         number = int(free[0])
         if number not in self._slots or len(self._slots[number]) < size:
-            self._slots[number] = memory
             if info is not None:
-                memory.share_memory_()  # type: ignore[no-untyped-call]
+                _share(memory)
+            self._slots[number] = memory
         self._used[worker, number] = 1
         return self._slots[number][:size], (worker, number)
 
@@ -53,3 +58,13 @@ class BatchMemory:
         array = images.numpy()
         weakref.finalize(array, self.give_back, slot).atexit = False
         return torch.from_numpy(array)  # refers to `array`, as all tensors do that are made from it
+
+
+def _share(memory: Tensor) -> None:
+    try:
+        memory.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise DataError(
+            f"no shared memory for a batch of {len(memory) / 2**20:.0f} MiB ({error}); give /dev/shm more space "
+            "(docker run --shm-size=8g), or use fewer data.workers: with 0 none is needed"
+        ) from None

@@ -72,6 +72,8 @@ class ImageCache:
                 f"data.cache: the decoded images need {self.starts[-1] / 2**30:.1f} GiB, and {self.path.parent} has "
                 f"{free / 2**30:.1f} GiB free; use data.cache=null, or a folder on another disk"
             )
+        size = f"{self.starts[-1] / 2**30:.1f} GiB"
+        print(f"data.cache: writing {len(self.records)} decoded images, {size}, to {self.path.parent}", flush=True)
         readable = np.zeros(len(self.records), np.uint8)
         with atomic_file(self.path) as temporary, temporary.open("wb") as file:
             for position, record in enumerate(self.records):

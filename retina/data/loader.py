@@ -170,7 +170,7 @@ class _BatchDataset(Dataset[_Message | DataError]):
                 image = read_image(record.path, (record.width, record.height))
         except DataError as error:
             if self.config.data.unreadable == "error":
-                raise
+                raise DataError(f"{error}; data.unreadable=skip leaves such images out") from None
             # A blank image, ignored as a whole, takes its place: batch size and padding stay, and it adds no loss.
             blank = np.zeros((key.height, key.width, 3), dtype=np.uint8)
             ignored = no_objects._replace(ignore=IGNORE_WHOLE_IMAGE)
@@ -196,21 +196,26 @@ def _load(dataset: _BatchDataset, batches: Iterable[list[SampleKey]], config: Co
         worker_init_fn=_init_worker,
         pin_memory=torch.cuda.is_available(),
     )
-    for message in loader:
-        if isinstance(message, DataError):
-            raise DataError(f"{message}; data.unreadable=skip leaves such images out")
-        images, arrays, sizes, image_ids, unreadable, slot = message
-        del message  # else its memory would be in use for longer than the batch
-        if slot is not None and loader.pin_memory:  # a copy already
-            dataset.memory.give_back(slot)
-        elif slot is not None:
-            images = dataset.memory.give_back_with(images, slot)
-        targets = [Target(*(torch.from_numpy(part) for part in target)) for target in arrays]
-        normalization = config.data.normalization
-        batch = Batch(images.permute(0, 3, 1, 2), sizes, targets, image_ids, unreadable, normalization)
-        del images  # else its memory would be in use for longer than the batch
-        yield batch
-        del batch
+    iterator = iter(loader)
+    try:
+        for message in iterator:
+            if isinstance(message, DataError):
+                raise message
+            images, arrays, sizes, image_ids, unreadable, slot = message
+            del message  # else its memory would be in use for longer than the batch
+            if slot is not None and loader.pin_memory:  # a copy already
+                dataset.memory.give_back(slot)
+            elif slot is not None:
+                images = dataset.memory.give_back_with(images, slot)
+            targets = [Target(*(torch.from_numpy(part) for part in target)) for target in arrays]
+            normalization = config.data.normalization
+            batch = Batch(images.permute(0, 3, 1, 2), sizes, targets, image_ids, unreadable, normalization)
+            del images  # else its memory would be in use for longer than the batch
+            yield batch
+            del batch
+    finally:
+        if config.data.workers:  # else an exit after an error would wait forever for the workers, which ignore SIGTERM
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def _unchanged(batch: Any) -> Any:

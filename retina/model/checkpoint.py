@@ -29,6 +29,10 @@ class CheckpointError(ValueError):
     """A file that is not a valid checkpoint. The message names the file and the reason."""
 
 
+class FormatError(CheckpointError):
+    """A checkpoint of another version of the program."""
+
+
 def digest(state: Any) -> str:
     """SHA-256 of nested dicts, lists, tensors and plain values, independent of the device and of the order of dicts.
 
@@ -71,7 +75,7 @@ def verified_state(payload: Any, path: Path) -> dict[str, Any]:
     if not is_payload(payload):
         raise CheckpointError(f"{path}: not a checkpoint of this project (no checksum inside)")
     if payload.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: checkpoint format {payload.get('format')}, this version reads {FORMAT}")
+        raise FormatError(f"{path}: checkpoint format {payload.get('format')}, this version reads {FORMAT}")
     state: dict[str, Any] = payload["state"]
     if digest(state) != payload["sha256"]:
         raise CheckpointError(f"{path}: checksum does not match: the file was altered or damaged")
@@ -89,22 +93,34 @@ def is_payload(content: Any) -> bool:
 
 
 def load_newest(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The state of the newest valid file of last.pt and previous.pt, or None, and a message for each refused file.
+    """The state of the newest valid file of last.pt and previous.pt, or None without both, and why one was refused.
 
-    A refused file is renamed to *.damaged, so that the next save does not move it over a valid one.
-    Raises OSError if the disk fails: the file may be valid.
+    A damaged last.pt is renamed to last.pt.damaged, so that the next save does not move it over the valid file.
+
+    Raises:
+        CheckpointError: none of the files can be read. They stay where they are.
+        FormatError: a file is of another version of the program.
+        OSError: the disk fails. The file may be valid.
     """
     refused: list[str] = []
     for name in (LAST, PREVIOUS):
         if (run / name).exists():
             try:
-                return load(run / name), refused
+                state = load(run / name)
+            except FormatError:
+                raise
             except CheckpointError as error:
                 if isinstance(error.__cause__, OSError):
                     with named_errors(run / name):
                         raise error.__cause__ from None
                 refused.append(str(error))
-                (run / name).replace(run / f"{name}.damaged")
+            else:
+                if refused:
+                    (run / LAST).replace(run / f"{LAST}.damaged")
+                return state, refused
+    if refused:
+        reasons = "; ".join(refused)
+        raise CheckpointError(f"{reasons}; to start anew, move what is damaged away or give another output_dir")
     return None, refused
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from torch import distributed
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from retina.device import pick_device
 from retina.train.errors import RunError
@@ -41,6 +43,16 @@ def process_group() -> Iterator[tuple[int, int, torch.device]]:
 def world_size() -> int:
     """The number of processes of the run."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def data_parallel(model: nn.Module) -> nn.Module:
+    """`model`, whose gradients are the means over the processes, if there are several."""
+    if world_size() == 1:
+        return model
+    # Without the flag, DDP orders the gradients anew after its first step. Then the first step after a resume would add
+    # those of three or more processes in another order than a run without interruption.
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+    return DistributedDataParallel(model, find_unused_parameters=True)
 
 
 def broadcast(value: Any) -> Any:

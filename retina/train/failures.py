@@ -1,4 +1,4 @@
-"""What the user reads when the disk or another process of the run fails: the reason, and how the run continues."""
+"""What the user reads when disk, memory or another process of the run fails: the reason, and how the run continues."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch import distributed
 
 from retina.train.errors import RunError
@@ -16,7 +17,7 @@ from retina.train.state import newest_step
 
 @contextlib.contextmanager
 def explained_failures(run: Path) -> Iterator[None]:
-    """Raise RunError instead of an error of the run folder `run`, or of the connection to another process."""
+    """Raise RunError instead of an error of the run folder `run`, the memory, or the connection to another process."""
     try:
         yield
     except OSError as error:
@@ -28,6 +29,12 @@ def explained_failures(run: Path) -> Iterator[None]:
             advice = "If it comes back, --resume continues after its newest checkpoint; if not, it starts at step 0."
         raise RunError(f"run folder {run}: {reason} ({file.name})\n{advice}") from error
     except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise RunError(
+                f"out of memory: {str(error).splitlines()[0]}\n"
+                "train.accumulate=2 needs about half as much for the same batch; a smaller data.short_side or "
+                f"train.batch_size needs less, too. With --resume --change train.accumulate=2 the run {_start(run)}."
+            ) from error
         # Gloo has no error class of its own. The errors of NCCL and of the store are DistErrors.
         if not isinstance(error, distributed.DistError) and "/gloo/" not in str(error):
             raise

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from retina.analysis.scoring import Evaluation
 from retina.atomic_files import named_errors, write_text
 from retina.config import KEYS_TO_CHANGE, KEYS_WITHOUT_EFFECT, Config
-from retina.config_file import ConfigError, changed_keys, load_config
+from retina.config_file import KEYS_OF_PLACE, ConfigError, changed_keys, load_config
 from retina.data.batch import Batch
 from retina.data.coco import CocoDataset
 from retina.evaluate.coco import format_metrics
@@ -47,6 +47,9 @@ from retina.train.events import EventFile
 COLUMNS = ("step", "loss", "loss_cls", "loss_box", "loss_pos", "loss_neg", "lr", "positives", "grad_norm")
 TERMINAL_COLUMNS = ("loss", "loss_cls", "loss_box", "lr", "positives", "grad_norm")
 RUN_FILES = (checkpoint.LAST, checkpoint.PREVIOUS, checkpoint.BEST, "metrics.csv", "eval.json", "detections.json")
+# What a run writes before its first step is logged or saved.
+FIRST_FILES = (".lock", "config.yaml", "metrics.csv", "eval.json", "log.txt")
+FIRST_PREFIXES = ("events.out.tfevents.", "nonfinite_step_")
 SHARED_FOLDER_TRIES = 30  # in a minute
 
 
@@ -79,20 +82,20 @@ class Logbook:
             tqdm.write(message, file=sys.stdout)
             sys.stdout.flush()
 
-    def open(self, step: int, changes: list[dict[str, Any]]) -> None:
-        """Lock the folder, remove entries of a killed run that are later than `step`, and open the files.
+    def open(self, step: int, evaluated_step: int, changes: list[dict[str, Any]]) -> None:
+        """Lock the folder, remove entries of a killed run that come later, and open the files.
 
-        `changes`: the contents of changes.json.
+        `step` and `evaluated_step`: of the newest checkpoint. `changes`: the contents of changes.json.
         Raises RunFolderInUseError if another process trains in the folder, RunFolderError if one of this run does not
         see the folder of process 0.
         """
         self.start_step = step
         if self.active:
-            self._open_files(step, changes)
+            self._open_files(step, evaluated_step, changes)
         self._check_shared()
         self.start_time = time.perf_counter()
 
-    def _open_files(self, step: int, changes: list[dict[str, Any]]) -> None:
+    def _open_files(self, step: int, evaluated_step: int, changes: list[dict[str, Any]]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock_folder()
         write_text(self.folder / "config.yaml", self.config.to_yaml())
@@ -100,7 +103,7 @@ class Logbook:
             write_text(self.folder / "changes.json", json.dumps(changes, indent=1))
         rows = [",".join(COLUMNS), *(row for row in self._read_rows() if int(row.split(",", 1)[0]) <= step)]
         write_text(self.folder / "metrics.csv", "\n".join(rows) + "\n")
-        self._write_evaluations([entry for entry in self.evaluations() if entry["step"] <= step])
+        self._write_evaluations([entry for entry in self.evaluations() if entry["step"] <= evaluated_step])
         self.events = EventFile(self.folder, step, self.config.to_yaml())
         if sys.stderr.isatty():  # where tqdm draws
             self.bar = tqdm(total=self.config.train.steps, initial=step, unit="step", dynamic_ncols=True)
@@ -216,7 +219,7 @@ def check_run_folder(config: Config, resume: bool, keys_to_change: Collection[st
     """
     folder = config.run_dir
     try:
-        if not folder.exists() or not any(folder.iterdir()):
+        if not folder.exists() or not _has_run(folder):
             return
     except OSError as error:
         raise RunFolderError(f"run folder {folder}: {error.strerror}") from error
@@ -236,7 +239,7 @@ def check_run_folder(config: Config, resume: bool, keys_to_change: Collection[st
         old = load_config(folder / "config.yaml")
     except ConfigError as error:
         raise RunFolderError(f"{folder} was started by another version of this program: {error}") from None
-    if changed := changed_keys(old, config, (*KEYS_WITHOUT_EFFECT, *keys_to_change)):
+    if changed := changed_keys(old, config, (*KEYS_WITHOUT_EFFECT, *KEYS_OF_PLACE, *keys_to_change)):
         values = config.flat()
         hint = "".join(
             f"; --change {key}={str(values[key]).replace(' ', '')} changes it from the next step on"
@@ -247,6 +250,15 @@ def check_run_folder(config: Config, resume: bool, keys_to_change: Collection[st
             f"{folder} was started with other settings ({describe_changes(old, config, changed)}); use the same "
             f"settings, with each --change that was made, or another output_dir{hint}"
         )
+
+
+def _has_run(folder: Path) -> bool:
+    """Whether the folder has anything but what a run leaves that failed before its first step was logged or saved."""
+    names = {path.name for path in folder.iterdir()}
+    own = {name for name in names if name in FIRST_FILES or name.startswith(FIRST_PREFIXES)}
+    if names - own:
+        return True
+    return "metrics.csv" in names and len((folder / "metrics.csv").read_text(encoding="utf-8").splitlines()) > 1
 
 
 def _is_checkpoint(path: Path) -> bool:

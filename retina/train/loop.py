@@ -13,8 +13,6 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from retina.analysis.results_file import results_columns
 from retina.analysis.scoring import confirm, score
@@ -25,7 +23,7 @@ from retina.data.loader import train_batches
 from retina.data.sampling import describe_sampling
 from retina.evaluate.coco import inference_on_dataset
 from retina.model import checkpoint
-from retina.train.distributed import broadcast, process_group
+from retina.train.distributed import broadcast, data_parallel, process_group
 from retina.train.errors import NotFiniteError, RunError
 from retina.train.failures import explained_failures
 from retina.train.logbook import Logbook, check_run_folder
@@ -48,14 +46,14 @@ def train(config: Config, resume: bool = False, changed_keys: Collection[str] = 
         explained_failures(config.run_dir),
         process_group() as (rank, world, device),
         Logbook(config, rank) as log,
-        _catch_stop_signals() as signals,
+        _catch_stop_signals(rank) as signals,
         _deterministic_cudnn(),
     ):
         _check_batch_size(config, world)
         train_set, val_set = load_datasets(config, log)
-        state = create_train_state(config, train_set, device, resume, log)
-        model: nn.Module = DistributedDataParallel(state.model) if world > 1 else state.model
-        log.open(state.step, state.changes)
+        state = create_train_state(config, train_set, val_set, device, resume, log)
+        model = data_parallel(state.model)
+        log.open(state.step, state.evaluated_step, state.changes)
         _catch_up(state, train_set, val_set, config, device, log)
         if state.has_ended(config.train):
             log.info(f"nothing left to do: the run ended after step {state.step}")
@@ -88,9 +86,13 @@ def train(config: Config, resume: bool = False, changed_keys: Collection[str] = 
                     stopping |= flags.read()
             except NotFiniteError as error:
                 path = log.save_nonfinite_batch(error.step, error.image_ids)
-                raise RunError(f"{error}; the image ids are in {path}") from None
+                raise RunError(
+                    f"{error}; the image ids are in {path}. If the images are right: a lower train.lr, a longer "
+                    "train.warmup_steps or train.clip_norm=10"
+                ) from None
             log.log_step(state.step, losses, learning_rate(state.step - 1, config.train), batches)
             if evaluation_is_due and not stopping:
+                _save_checkpoint(state, train_set, config, log)  # if the evaluation fails, --resume begins with it
                 _evaluate(state, val_set, config, device, log)
             if checkpoint_is_due or stopping or state.has_ended(config.train):
                 _save_checkpoint(state, train_set, config, log)
@@ -245,13 +247,15 @@ def _deterministic_cudnn() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _catch_stop_signals() -> Iterator[list[int]]:
+def _catch_stop_signals(rank: int) -> Iterator[list[int]]:
     """A list that collects SIGTERM and SIGINT (Ctrl-C). A second one of the same kind ends the process at once."""
     received: list[int] = []
 
     def handle(number: int, _: object) -> None:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
+        if rank == 0:  # not by print, which a signal may interrupt
+            os.write(2, b"stopping after this step or evaluation; the same signal again ends the run at once\n")
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

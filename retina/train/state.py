@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from retina.config import KEYS_TO_CHANGE, KEYS_WITHOUT_EFFECT, Config, Train
-from retina.config_file import changed_keys, config_from_yaml
+from retina.config_file import KEYS_OF_PLACE, changed_keys, config_from_yaml
 from retina.data.coco import CocoDataset
 from retina.device import autocast, compile_network
 from retina.model import checkpoint
@@ -45,6 +45,7 @@ class TrainState:
     ema_positives: Tensor  # float32 scalar: the moving average of the number of positive anchors
     precision: str  # of the network: bf16 or fp32; a resumed run must have the same
     train_data: str  # `data_digest` of the training set
+    val_data: str  # and of the validation set
     step: int = 0  # steps done
     best: float = -1.0  # the highest train.best_metric of the evaluations
     evaluations_since_best: int = 0
@@ -73,6 +74,7 @@ class TrainState:
             "positives": self.ema_positives,
             "precision": self.precision,
             "train_data": self.train_data,
+            "val_data": self.val_data,
             "step": self.step,
             "best": self.best,
             "since_best": self.evaluations_since_best,
@@ -122,11 +124,12 @@ def newest_step(run: Path) -> int | None:
 
 
 def create_train_state(
-    config: Config, dataset: CocoDataset, device: torch.device, resume: bool, log: Logbook
+    config: Config, dataset: CocoDataset, val_set: CocoDataset, device: torch.device, resume: bool, log: Logbook
 ) -> TrainState:
     """The state at the start of a run: the newest valid checkpoint of its folder, pretrained or random weights.
 
-    Raises RunError for a checkpoint or settings that do not fit, and for `model.weights` what `load_pretrained` does.
+    Raises RunError for a checkpoint or settings that do not fit, CheckpointError if no checkpoint of the run can be
+    read, and for `model.weights` what `load_pretrained` does.
     """
     torch.manual_seed(config.seed)
     model: RetinaNet = RetinaNet(config, dataset.num_classes)
@@ -146,18 +149,15 @@ def create_train_state(
         torch.tensor(config.loss.ema_start, device=device),
         "bf16" if autocast(device, config.train.precision)._enabled else "fp32",
         data_digest(dataset),
+        data_digest(val_set),
     )
+    if saved is None and resume:
+        log.info(f"no checkpoint in {config.run_dir}: the run starts at step 0")
     if saved is not None:
-        _check_saved_state(saved, state.precision, config, dataset)
+        _check_saved_state(saved, state, config, dataset)
         state.load_state_dict(saved)
         log.info(f"resumed after step {state.step}")
-        if saved.get("train_data", state.train_data) != state.train_data:
-            log.info(
-                f"the training annotations have changed since then ({dataset.annotations}): the run goes on with the "
-                "new ones, and no longer ends as an uninterrupted run does"
-            )
-            change = {"key": "train_data", "from": saved["train_data"], "to": state.train_data}
-            state.changes.append({"step": state.step} | change)
+        _note_other_data(saved, state, dataset, val_set, log)
         for change in _changes(config_from_yaml(saved["config"]), config, state.step):
             state.changes.append(change)
             log.info(f"from step {state.step} on: {change['key']} {change['from']} -> {change['to']}")
@@ -188,6 +188,27 @@ def _surprising_settings(config: Config) -> Iterator[str]:
         yield f"train.early_stop={train.early_stop} does nothing: the only evaluation is at the end (train.eval_every)"
     if data.max_side < (largest := max(*data.short_side, data.eval_short_side or 0)):
         yield f"data.max_side={data.max_side} is below a short side of {largest}: no image becomes that large"
+
+
+def _note_other_data(
+    saved: dict[str, Any], state: TrainState, train_set: CocoDataset, val_set: CocoDataset, log: Logbook
+) -> None:
+    """Say it, and write it to changes.json, if the annotations have changed since the checkpoint."""
+    if saved.get("train_data", state.train_data) != state.train_data:
+        log.info(
+            f"the training annotations have changed since then ({train_set.annotations}): the run goes on with the new "
+            "ones, and no longer ends as an uninterrupted run does"
+        )
+        change = {"key": "train_data", "from": saved["train_data"], "to": state.train_data}
+        state.changes.append({"step": state.step} | change)
+    if saved.get("val_data", state.val_data) != state.val_data:
+        log.info(
+            f"the validation annotations have changed since then ({val_set.annotations}): the AP of the next "
+            "evaluations cannot be compared with those before, and the next one is the best so far"
+        )
+        state.best, state.evaluations_since_best = -1.0, 0
+        change = {"key": "val_data", "from": saved["val_data"], "to": state.val_data}
+        state.changes.append({"step": state.step} | change)
 
 
 def _changes(old: Config, new: Config, step: int) -> list[dict[str, Any]]:
@@ -228,16 +249,18 @@ def _initialize_weights(model: RetinaNet, config: Config, names: list[str], log:
         )
 
 
-def _check_saved_state(saved: dict[str, Any], precision: str, config: Config, dataset: CocoDataset) -> None:
-    if saved["precision"] != precision:
+def _check_saved_state(saved: dict[str, Any], state: TrainState, config: Config, dataset: CocoDataset) -> None:
+    """`state`: of the new process, before it is loaded."""
+    if saved["precision"] != state.precision:
         raise RunError(
             f"{config.run_dir} was trained in {saved['precision']}; on this machine, train.precision="
-            f"{config.train.precision} would continue in {precision}"
+            f"{config.train.precision} would continue in {state.precision}"
         )
     if config.train.steps < saved["step"]:
         raise RunError(f"{config.run_dir} has {saved['step']} steps done: train.steps={config.train.steps} is too few")
     before = config_from_yaml(saved["config"])
-    if changed := changed_keys(before, config, (*KEYS_WITHOUT_EFFECT, *KEYS_TO_CHANGE)):
+    moved = KEYS_OF_PLACE if _has_equal_data(saved, state) else ("name",)
+    if changed := changed_keys(before, config, (*KEYS_WITHOUT_EFFECT, *KEYS_TO_CHANGE, *moved)):
         raise RunError(
             f"the checkpoint in {config.run_dir} is of a run with other settings "
             f"({describe_changes(before, config, changed)}); use the same settings, or another output_dir"
@@ -256,3 +279,9 @@ def _check_saved_state(saved: dict[str, Any], precision: str, config: Config, da
         )
     if [list(pair) for pair in saved["categories"]] != checkpoint_metadata(config, dataset)["categories"]:
         raise RunError(f"{config.run_dir}: the checkpoint was trained on other categories: {saved['categories']}")
+
+
+def _has_equal_data(saved: dict[str, Any], state: TrainState) -> bool:
+    """Whether both sets have the annotations of the checkpoint, so that they may be at another place now."""
+    now = {"train_data": state.train_data, "val_data": state.val_data}
+    return all(saved.get(key) == value for key, value in now.items())

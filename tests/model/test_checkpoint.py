@@ -104,6 +104,19 @@ def test_previous_replaces_a_damaged_last(tmp_path: Path) -> None:
     assert newest is not None and newest["step"] == 1 and refused == []
 
 
+def test_files_that_cannot_be_read_stay(tmp_path: Path) -> None:
+    """A run does not start anew over its own files."""
+    for name in (checkpoint.LAST, checkpoint.PREVIOUS):
+        (tmp_path / name).write_bytes(b"truncated")
+    with pytest.raises(CheckpointError, match=r"last\.pt.*previous\.pt.*to start anew, move what is damaged away"):
+        load_newest(tmp_path)
+    save_last(tmp_path, state(1))
+    torch.save({"state": state(2), "sha256": "", "format": 99}, tmp_path / checkpoint.LAST)
+    with pytest.raises(CheckpointError, match=r"last\.pt: checkpoint format 99, this version reads 1"):
+        load_newest(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {checkpoint.LAST, checkpoint.PREVIOUS}
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     save_last(tmp_path, state(1))
     with pytest.raises(OSError, match=r"disk full"), atomic_file(tmp_path / checkpoint.LAST) as temporary:

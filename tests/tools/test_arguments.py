@@ -1,4 +1,4 @@
-"""Arguments of the commands that are paths: ~ in them, and where tools/predict.py may write."""
+"""Arguments of the commands: paths with ~, where tools/predict.py may write, and what is said of wrong ones."""
 
 from __future__ import annotations
 
@@ -73,3 +73,43 @@ def test_predict_names_a_folder_that_cannot_be_written(tiny_yaml: Path, tmp_path
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     done = run_main("predict.py", tmp_path / "best.pt", tmp_path / "a.png", "--output", tmp_path / "out")
     assert done.returncode == 1 and done.stderr.endswith(f"error: --output: {tmp_path}/out: File exists\n")
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "status", "expected"),
+    [
+        ("train.py", ["nowhere.yaml"], 2, "nowhere.yaml: no such configuration file"),
+        ("train.py", ["CONFIG", "train.stpes=3"], 2, "did you mean train.steps?"),
+        (
+            "train.py",
+            ["CONFIG", "data.train_annotations=no.json", "output_dir=OUT"],
+            1,
+            "no.json: no such annotation file",
+        ),
+        ("eval.py", ["CONFIG", "--checkpoint", "no.pt"], 1, "no.pt: no such checkpoint"),
+        ("eval.py", ["CONFIG", "output_dir=OUT"], 1, "train first, or give --checkpoint"),
+        ("eval.py", ["CONFIG", "--checkpoint", "CONFIG"], 1, "not readable as weights"),
+        ("predict.py", ["CONFIG", "no.jpg"], 2, "no such image or folder: no.jpg"),
+        ("eval.py", [], 2, "give a CONFIG or a CHECKPOINT"),
+        ("eval.py", ["detect.nms_iou=1"], 2, "give a CONFIG or a CHECKPOINT"),
+        (
+            "eval.py",
+            ["a.yaml", "--detections", "b.json", "--time"],
+            2,
+            "--detections FILE needs a CONFIG and no detector",
+        ),
+        ("eval.py", ["best.pt", "--tta", "--time"], 2, "give one of the two"),
+        ("eval.py", ["--checkpoint", "a.onnx", "--time"], 2, "--time and --tta need a checkpoint"),
+        ("eval.py", ["gone.pt"], 1, "gone.pt: no such checkpoint or run folder"),
+        ("eval.py", ["--checkpoint", "OUT"], 1, "no such checkpoint or run folder; torchvision's weights are COCO_V1"),
+        ("predict.py", ["CONFIG", "CONFIG", "--score", "3"], 2, "--score: given 3"),
+        ("predict.py", ["CONFIG", "CONFIG", "--score", "-1"], 2, "expected a number from 0 to 1"),
+        ("predict.py", ["best.pt", "CONFIG", "--checkpoint", "last.pt"], 2, "--checkpoint needs a CONFIG"),
+    ],
+)
+def test_error_messages(
+    tiny_yaml: Path, tmp_path: Path, tool: str, arguments: list[str], status: int, expected: str
+) -> None:
+    command = [part.replace("CONFIG", str(tiny_yaml)).replace("OUT", str(tmp_path / "run")) for part in arguments]
+    done = run_main(tool, *command)
+    assert done.returncode == status and expected in done.stderr and "Traceback" not in done.stderr, done.stderr

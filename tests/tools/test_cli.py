@@ -217,46 +217,6 @@ def test_plot_draws_the_run(trained: tuple[Path, Path]) -> None:
             assert min(picture.size) > 200
 
 
-@pytest.mark.parametrize(
-    ("tool", "arguments", "status", "expected"),
-    [
-        ("train.py", ["nowhere.yaml"], 2, "nowhere.yaml: no such configuration file"),
-        ("train.py", ["CONFIG", "train.stpes=3"], 2, "did you mean train.steps?"),
-        (
-            "train.py",
-            ["CONFIG", "data.train_annotations=no.json", "output_dir=OUT"],
-            1,
-            "no.json: no such annotation file",
-        ),
-        ("eval.py", ["CONFIG", "--checkpoint", "no.pt"], 1, "no.pt: no such checkpoint"),
-        ("eval.py", ["CONFIG", "output_dir=OUT"], 1, "train first, or give --checkpoint"),
-        ("eval.py", ["CONFIG", "--checkpoint", "CONFIG"], 1, "not readable as weights"),
-        ("predict.py", ["CONFIG", "no.jpg"], 2, "no such image or folder: no.jpg"),
-        ("eval.py", [], 2, "give a CONFIG or a CHECKPOINT"),
-        ("eval.py", ["detect.nms_iou=1"], 2, "give a CONFIG or a CHECKPOINT"),
-        (
-            "eval.py",
-            ["a.yaml", "--detections", "b.json", "--time"],
-            2,
-            "--detections FILE needs a CONFIG and no detector",
-        ),
-        ("eval.py", ["best.pt", "--tta", "--time"], 2, "give one of the two"),
-        ("eval.py", ["--checkpoint", "a.onnx", "--time"], 2, "--time and --tta need a checkpoint"),
-        ("eval.py", ["gone.pt"], 1, "gone.pt: no such checkpoint or run folder"),
-        ("eval.py", ["--checkpoint", "OUT"], 1, "no such checkpoint or run folder; torchvision's weights are COCO_V1"),
-        ("predict.py", ["CONFIG", "CONFIG", "--score", "3"], 2, "--score: given 3"),
-        ("predict.py", ["CONFIG", "CONFIG", "--score", "-1"], 2, "expected a number from 0 to 1"),
-        ("predict.py", ["best.pt", "CONFIG", "--checkpoint", "last.pt"], 2, "--checkpoint needs a CONFIG"),
-    ],
-)
-def test_error_messages(
-    tiny_yaml: Path, tmp_path: Path, tool: str, arguments: list[str], status: int, expected: str
-) -> None:
-    command = [part.replace("CONFIG", str(tiny_yaml)).replace("OUT", str(tmp_path / "run")) for part in arguments]
-    done = run_main(tool, *command)
-    assert done.returncode == status and expected in done.stderr and "Traceback" not in done.stderr, done.stderr
-
-
 def test_training_starts_from_a_checkpoint_and_refuses_a_damaged_one(
     trained: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from train_helpers import run_two_processes, settings, stop_after
+from train_helpers import run_processes, run_two_processes, settings, stop_after, weights
 
 from retina.config import Config
 from retina.data.coco import CocoDataset
@@ -82,6 +82,20 @@ def train_recorded(config: Config, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_step", train_step)
         loop.train(config, resume=True)
+
+
+def resume(rank: int, yaml: Path, run: Path) -> None:
+    loop.train(settings(yaml, run, "train.batch_size=3", "train.eval_every=0"), resume=True)
+
+
+def test_three_processes_resume_with_the_same_bits(tiny_yaml: Path, tmp_path: Path, on_cpu: None) -> None:
+    """Two add a + b, in whichever order. The sum of three depends on the order of the gradients in the message."""
+    run_processes(3, resume, tiny_yaml, tmp_path / "whole")
+    with stop_after(2):
+        run_processes(3, resume, tiny_yaml, tmp_path / "stopped")
+    run_processes(3, resume, tiny_yaml, tmp_path / "stopped")
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    assert (tmp_path / "stopped/metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
 
 
 def rows(run: Path) -> list[dict[str, float]]:

@@ -49,15 +49,20 @@ def free_port() -> int:
 
 
 def run_two_processes(function: Callable[..., None], *arguments: object) -> None:
-    """Call `function(rank, *arguments)` in two processes with the variables that torchrun sets.
+    run_processes(2, function, *arguments)
+
+
+def run_processes(world: int, function: Callable[..., None], *arguments: object) -> None:
+    """Call `function(rank, *arguments)` in `world` processes with the variables that torchrun sets.
 
     They are forked, which saves their imports, so they must not use CUDA.
     """
-    multiprocessing.start_processes(_as_of_torchrun, (function, free_port(), *arguments), 2, start_method="fork")
+    all_arguments = (world, function, free_port(), *arguments)
+    multiprocessing.start_processes(_as_of_torchrun, all_arguments, world, start_method="fork")
 
 
-def _as_of_torchrun(rank: int, function: Callable[..., None], port: int, *arguments: object) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+def _as_of_torchrun(rank: int, world: int, function: Callable[..., None], port: int, *arguments: object) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     loop.score = scoring.score_with_pycocotools  # hotcoco's threads do not survive the fork
     function(rank, *arguments)
