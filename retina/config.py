@@ -25,9 +25,8 @@ KEYS_WITHOUT_EFFECT = (
     "output_dir", "data.workers", "data.cache", "data.shapes", "train.checkpoint_every", "train.keep",
 )  # fmt: skip
 # These keys a resumed run may change by --change, from the step on at which it resumes.
-KEYS_TO_CHANGE = (
-    "train.steps", "train.lr", "train.schedule", "train.milestones", "train.accumulate", "data.unreadable",
-)  # fmt: skip
+KEYS_TO_CHANGE = ("train.steps", "train.lr", "train.schedule", "train.milestones", "train.accumulate",
+                  "train.eval_batch", "data.unreadable")  # fmt: skip
 # In the folder of a generated data set; it identifies the data.
 SHAPES_MANIFEST = "manifest.json"
 # The twelve numbers of pycocotools, in its order.

@@ -63,7 +63,7 @@ PACKAGES = {
         ["base", "data", "model", "detector", "plots"],
     ),
     "train": Package(
-        ["errors", "distributed", "schedule", "events", "logbook", "step", "step_flags", "state", "failures",
+        ["errors", "distributed", "schedule", "events", "logbook", "step", "step_flags", "state", "start", "failures",
          "loop"],
         ["base", "data", "model", "detector", "analysis", "evaluate", "plots", "check"],
     ),

@@ -55,7 +55,7 @@ def main() -> int:
         "--score",
         type=os.path.expanduser,
         default="0.3",
-        help="show those above it (%(default)s), or metrics.json of eval.py --report",
+        help="show those above it (%(default)s), or metrics.json of eval.py",
     )
     arguments = parser.parse_intermixed_args()
     is_config = Path(arguments.detector).suffix in (".yaml", ".yml")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from retina.command_line import EXIT_FOLDER_IN_USE, config_parser, exit_with_error, load_config_or_exit
-from retina.config import KEYS_TO_CHANGE
+from retina.config import KEYS_TO_CHANGE, Config
 from retina.config_file import ConfigError
 from retina.parent_process import end_with_parent, end_with_torchrun
 
@@ -35,13 +35,8 @@ def main() -> int:
     if changed_keys and not arguments.resume:
         exit_with_error("--change needs --resume; the settings of a new run are arguments without --change")
     config = load_config_or_exit(arguments.config, [*arguments.overrides, *arguments.change])
-    folder = Path(arguments.config).resolve().parent
-    is_of_run = Path(arguments.config).name == "config.yaml" and (folder / "last.pt").exists()
-    if arguments.resume and is_of_run and not config.run_dir.exists():
-        exit_with_error(
-            f"{folder} has a run, and its config.yaml says that it is in {config.run_dir}, which does not exist; if "
-            f"the folder was moved, add output_dir={folder}"
-        )
+    if arguments.resume and not any(given.startswith(("output_dir=", "name=")) for given in arguments.overrides):
+        check_place(Path(arguments.config), config)
     if arguments.print_config:
         print(config.to_yaml(), end="")
         return 0
@@ -69,6 +64,16 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def check_place(file: Path, config: Config) -> None:
+    """End with a usage error if `file` is the config.yaml of a run in another folder than it says."""
+    folder = file.resolve().parent
+    if file.name == "config.yaml" and (folder / "last.pt").exists() and config.run_dir.resolve() != folder:
+        exit_with_error(
+            f"{folder} has a run, and its config.yaml says that it is in {config.run_dir}; if it was moved or copied, "
+            f"add output_dir={folder}"
+        )
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def verdict(comparison: Comparison) -> str:
         )
     detectable = float(result.detectable[0])
     found = (
-        "So few images do not show any difference."
+        f"So few {'images' if comparison.noise is None else 'trainings'} cannot show a difference of any size."
         if detectable > 1
         else f"A true difference of {100 * detectable:.1f} AP would be found in four of five such comparisons; smaller "
         "ones are often missed."

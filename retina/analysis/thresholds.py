@@ -96,12 +96,15 @@ def score_thresholds(given: str) -> ScoreThresholds:
         raise ValueError(f"given {given}, expected a number from 0 to 1")
     try:
         found = json.loads(Path(given).read_text(encoding="utf-8"))["score_threshold"]
+        for_all = found["all"]
         per_class = {str(name): None if score is None else float(score) for name, score in found["per_class"].items()}
-        return ScoreThresholds(float(found["all"]), per_class)
+        if for_all is not None:
+            return ScoreThresholds(float(for_all), per_class)
     except OSError:
         raise ValueError(f"given {given}, which is neither a number from 0 to 1 nor a file that can be read") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{given} has no thresholds; tools/eval.py writes them into metrics.json") from None
+    raise ValueError(f"{given} is of an evaluation in which nothing right was found, so it recommends no threshold")
 
 
 def counted(matches: Matches) -> Bools:

@@ -11,17 +11,17 @@ from typing import Any
 
 from retina.config import COCO_METRICS
 from retina.study.cells import Study
-from retina.study.results import Group, best_of
+from retina.study.results import MAIN_METRICS, Group, best_of
 from retina.study.verdicts import Verdicts
 
 
 def group_rows(groups: list[Group], verdicts: Verdicts) -> Iterator[list[Any]]:
     """One row per group; AP in percent, as in the paper."""
     best = best_of(groups)
-    numbers = [f"{name}_{kind}" for name in COCO_METRICS[:3] for kind in ("mean", "sd")]
+    numbers = [f"{name}_{kind}" for name in MAIN_METRICS for kind in ("mean", "sd")]
     yield [*groups[0].settings, "seeds", "diverged", *numbers, "paper_AP", "to_best", "exceeds_noise"]
     for group in groups:
-        values = [value for name in COCO_METRICS[:3] for value in (group.mean(name), group.sd(name))]
+        values = [value for name in MAIN_METRICS for value in (group.mean(name), group.sd(name))]
         yield [
             *map(_csv_value, group.settings.values()),
             len(group.values()),

@@ -18,7 +18,6 @@ from scipy import stats
 from retina.analysis.comparison import compare
 from retina.analysis.intervals import RESAMPLES
 from retina.atomic_files import atomic_file, write_text
-from retina.config import COCO_METRICS
 from retina.plots.document import Block, Code, Heading, Paragraph, Picture, Table, to_html, to_markdown, to_text
 from retina.plural import plural
 from retina.study.cells import DEFAULT_OUTPUT, Study, format_value, short_key
@@ -26,6 +25,7 @@ from retina.study.csv_tables import group_rows, run_rows, to_csv
 from retina.study.figures import plot_ap_curves, plot_classes, plot_heat_map, plot_losses
 from retina.study.paper import paper_tables
 from retina.study.results import (
+    MAIN_METRICS,
     Group,
     Run,
     best_of,
@@ -39,8 +39,6 @@ from retina.study.results import (
     with_ap,
 )
 from retina.study.verdicts import MIN_AP, Verdicts, without_images
-
-MAIN_METRICS = COCO_METRICS[:3]
 
 
 def write_report(study: Study) -> list[Path]:

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from retina.config import COCO_METRICS
 from retina.data.annotations import DataError, read_annotations
 from retina.study.cells import Cell, Settings, Study, format_value, short_key
 from retina.study.paper import paper_row, paper_tables
 
+MAIN_METRICS = COCO_METRICS[:3]
 MAX_PLOTTED_GROUPS = 7  # more could not be told from each other in a figure
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -50,9 +49,8 @@ def data_parallel(model: nn.Module) -> nn.Module:
     if world_size() == 1:
         return model
     # Without the flag, DDP orders the gradients anew after its first step. Then the first step after a resume would add
-    # those of three or more processes in another order than a run without interruption.
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-    return DistributedDataParallel(model, find_unused_parameters=True)
+    # those of three or more processes in another order than a run without interruption. Two add a + b in any order.
+    return DistributedDataParallel(model, find_unused_parameters=world_size() > 2)
 
 
 def broadcast(value: Any) -> Any:

@@ -18,5 +18,8 @@ class NotFiniteError(RunError):
 
     def __init__(self, step: int, losses: dict[str, float], image_ids: list[int]) -> None:
         values = ", ".join(f"{name} {value}" for name, value in losses.items())
-        super().__init__(f"step {step}: the loss or its gradient is not finite ({values}); nothing was updated")
+        super().__init__(
+            f"step {step}: the loss or its gradient is not finite ({values}); nothing was updated. If the images are "
+            "right: a lower train.lr, a longer train.warmup_steps, or train.clip_norm=10"
+        )
         self.step, self.image_ids = step, image_ids

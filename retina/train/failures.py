@@ -11,13 +11,16 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from retina.config import Config
+from retina.model import checkpoint
 from retina.train.errors import RunError
 from retina.train.state import newest_step
 
 
 @contextlib.contextmanager
-def explained_failures(run: Path) -> Iterator[None]:
-    """Raise RunError instead of an error of the run folder `run`, the memory, or the connection to another process."""
+def explained_failures(config: Config) -> Iterator[None]:
+    """Raise RunError instead of an error of the run folder, the memory, or the connection to another process."""
+    run = config.run_dir
     try:
         yield
     except OSError as error:
@@ -32,8 +35,9 @@ def explained_failures(run: Path) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise RunError(
                 f"out of memory: {str(error).splitlines()[0]}\n"
-                "train.accumulate=2 needs about half as much for the same batch; a smaller data.short_side or "
-                f"train.batch_size needs less, too. With --resume --change train.accumulate=2 the run {_start(run)}."
+                f"In a step, --change train.accumulate={2 * config.train.accumulate} needs about half as much for the "
+                "same batch; in an evaluation, --change train.eval_batch=1 needs less. A run with a smaller "
+                f"train.batch_size or data.short_side is another one. With --resume the run {_start(run)}."
             ) from error
         # Gloo has no error class of its own. The errors of NCCL and of the store are DistErrors.
         if not isinstance(error, distributed.DistError) and "/gloo/" not in str(error):
@@ -48,8 +52,10 @@ def explained_failures(run: Path) -> Iterator[None]:
 
 
 def _start(run: Path) -> str:
-    step = newest_step(run)
-    return f"continues after step {step}" if step else "starts at step 0"
+    if step := newest_step(run):
+        return f"continues after step {step}"
+    exists = any((run / name).exists() for name in (checkpoint.LAST, checkpoint.PREVIOUS))
+    return "cannot continue, because its checkpoint cannot be read" if exists else "starts at step 0"
 
 
 def _is_in_or_above(path: Path, run: Path) -> bool:

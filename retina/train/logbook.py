@@ -1,7 +1,7 @@
 """The run folder: every file that a run writes, and its lines in the terminal. train/state.py has the checkpoints.
 
     config.yaml      the resolved configuration
-    changes.json     what --change changed: a list of step, key, from, to; only if there is something
+    changes.json     what changed at a --resume: a list of step, key, from, to; only if there is something
     last.pt previous.pt best.pt     of a finished run with train.keep=weights only last.pt
     metrics.csv      a line for each logged step; without wall-clock time, so that equal runs write equal bytes
     eval.json        a list with the COCO numbers of each evaluation
@@ -255,6 +255,8 @@ def check_run_folder(config: Config, resume: bool, keys_to_change: Collection[st
 def _has_run(folder: Path) -> bool:
     """Whether the folder has anything but what a run leaves that failed before its first step was logged or saved."""
     names = {path.name for path in folder.iterdir()}
+    if ".lock" not in names:  # config.yaml is then the user's
+        return bool(names)
     own = {name for name in names if name in FIRST_FILES or name.startswith(FIRST_PREFIXES)}
     if names - own:
         return True

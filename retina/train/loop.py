@@ -18,6 +18,7 @@ from retina.analysis.results_file import results_columns
 from retina.analysis.scoring import confirm, score
 from retina.check import quick_check
 from retina.config import Config
+from retina.config_file import KEYS_OF_PLACE, config_from_yaml
 from retina.data.coco import CocoDataset
 from retina.data.loader import train_batches
 from retina.data.sampling import describe_sampling
@@ -28,7 +29,8 @@ from retina.train.errors import NotFiniteError, RunError
 from retina.train.failures import explained_failures
 from retina.train.logbook import Logbook, check_run_folder
 from retina.train.schedule import learning_rate, update_ema
-from retina.train.state import TrainState, checkpoint_metadata, create_train_state
+from retina.train.start import create_train_state
+from retina.train.state import TrainState, checkpoint_metadata
 from retina.train.step import train_step
 from retina.train.step_flags import StepFlags
 
@@ -43,7 +45,7 @@ def train(config: Config, resume: bool = False, changed_keys: Collection[str] = 
     """
     check_run_folder(config, resume, changed_keys)  # before the processes join, so that none sees new files of another
     with (
-        explained_failures(config.run_dir),
+        explained_failures(config),
         process_group() as (rank, world, device),
         Logbook(config, rank) as log,
         _catch_stop_signals(rank) as signals,
@@ -86,10 +88,7 @@ def train(config: Config, resume: bool = False, changed_keys: Collection[str] = 
                     stopping |= flags.read()
             except NotFiniteError as error:
                 path = log.save_nonfinite_batch(error.step, error.image_ids)
-                raise RunError(
-                    f"{error}; the image ids are in {path}. If the images are right: a lower train.lr, a longer "
-                    "train.warmup_steps or train.clip_norm=10"
-                ) from None
+                raise RunError(f"{error}; the image ids are in {path}") from None
             log.log_step(state.step, losses, learning_rate(state.step - 1, config.train), batches)
             if evaluation_is_due and not stopping:
                 _save_checkpoint(state, train_set, config, log)  # if the evaluation fails, --resume begins with it
@@ -159,6 +158,8 @@ def _catch_up(
 ) -> None:
     """What is due at the step of the checkpoint, before the next step."""
     if state.changes and state.changes[-1]["step"] == state.step:
+        if log.active:
+            _move_best(config)
         if best_is_later := broadcast(log.active and _best_is_later(state, config)):
             state.best, state.evaluations_since_best = -1.0, 0
         _save_checkpoint(state, train_set, config, log)  # so that previous.pt is never from before the change
@@ -169,6 +170,18 @@ def _catch_up(
         _save_checkpoint(state, train_set, config, log)
     if state.has_ended(config.train) and config.train.keep == "weights":
         _save_checkpoint(state, train_set, config, log)  # the run had ended with train.keep=all
+
+
+def _move_best(config: Config) -> None:
+    """Write the present places of the data into best.pt, if they have changed."""
+    best = config.run_dir / checkpoint.BEST
+    with contextlib.suppress(checkpoint.CheckpointError, FileNotFoundError):
+        state = checkpoint.load(best)
+        saved = config_from_yaml(state["config"])
+        places = {name: value for name, value in config.data.model_dump().items() if f"data.{name}" in KEYS_OF_PLACE}
+        moved = saved.model_copy(update={"data": saved.data.model_copy(update=places)})
+        if moved != saved:
+            checkpoint.save(best, state | {"config": moved.to_yaml()})
 
 
 def _best_is_later(state: TrainState, config: Config) -> bool:
@@ -254,8 +267,9 @@ def _catch_stop_signals(rank: int) -> Iterator[list[int]]:
     def handle(number: int, _: object) -> None:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
-        if rank == 0:  # not by print, which a signal may interrupt
-            os.write(2, b"stopping after this step or evaluation; the same signal again ends the run at once\n")
+        if rank == 0:
+            with contextlib.suppress(OSError):  # Ctrl-C also ends a `tee` that reads this
+                os.write(2, b"stopping after this step or evaluation; the same signal again ends the run at once\n")
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

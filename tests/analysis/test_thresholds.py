@@ -169,7 +169,7 @@ def test_score_thresholds_of_a_number_and_of_a_file(tmp_path: Path) -> None:
         ("nan", "from 0 to 1"),
         ("no.json", "neither a number"),
         ('{"AP": 0.5}', "has no thresholds"),
-        ('{"score_threshold": {"all": null, "per_class": {}}}', "has no thresholds"),
+        ('{"score_threshold": {"all": null, "per_class": {}}}', "in which nothing right was found"),
         ("[]", "has no thresholds"),
         ("{", "has no thresholds"),
     ],

@@ -25,6 +25,7 @@ CHANGES = (
     "train.schedule=cosine",
     "train.milestones=[0.9]",
     "train.accumulate=2",
+    "train.eval_batch=2",
     "data.unreadable=skip",
 )
 NO_EVALUATION = "train.eval_every=0"  # but after the last step
@@ -35,6 +36,7 @@ EXPECTED = [
     {"step": 3, "key": "train.schedule", "from": "steps", "to": "cosine"},
     {"step": 3, "key": "train.milestones", "from": [2 / 3, 8 / 9], "to": [0.9]},
     {"step": 3, "key": "train.accumulate", "from": 1, "to": 2},
+    {"step": 3, "key": "train.eval_batch", "from": 8, "to": 2},
     {"step": 3, "key": "data.unreadable", "from": "error", "to": "skip"},
 ]
 

@@ -66,7 +66,7 @@ def test_a_kill_after_an_evaluation_repeats_it_once(
 def test_a_run_that_failed_in_its_first_step_can_be_corrected(
     tiny: Config, tiny_yaml: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
 ) -> None:
-    with monkeypatch.context() as patch, pytest.raises(RunError, match=r"out of memory: CUDA.*\ntrain\.accumulate=2"):
+    with monkeypatch.context() as patch, pytest.raises(RunError, match=r"out of memory: CUDA.*\n.*train\.accumulate=2"):
         patch.setattr(loop, "train_step", fail_with(torch.OutOfMemoryError("CUDA out of memory. Tried ...")))
         train(tiny)
     assert (tiny.run_dir / "metrics.csv").exists()
@@ -74,6 +74,14 @@ def test_a_run_that_failed_in_its_first_step_can_be_corrected(
     train(corrected, resume)
     with pytest.raises(RunError, match="is not empty; --resume continues its run"):
         train(corrected)
+
+
+def test_a_config_of_the_user_is_not_replaced(tiny: Config) -> None:
+    tiny.run_dir.mkdir()
+    (tiny.run_dir / "config.yaml").write_text("# mine\n" + tiny.to_yaml())
+    with pytest.raises(RunError, match="is not empty"):
+        train(tiny)
+    assert (tiny.run_dir / "config.yaml").read_text().startswith("# mine")
 
 
 def test_other_validation_annotations_start_the_best_anew(
@@ -84,13 +92,29 @@ def test_other_validation_annotations_start_the_best_anew(
     with stop_after(4):
         train(config)
     tree = json.loads((tmp_path / "val.json").read_text())
-    (tmp_path / "val.json").write_text(json.dumps(tree | {"images": tree["images"][::-1]}))
+    less = [entry | {"area": -1} for entry in tree["annotations"][:1]] + tree["annotations"][1:]  # not evaluated
+    (tmp_path / "val.json").write_text(json.dumps(tree | {"annotations": less}))
     train(config, resume=True)
     output = capsys.readouterr().out
     assert "the validation annotations have changed since then" in output
     (change,) = json.loads((config.run_dir / "changes.json").read_text())
     assert (change["step"], change["key"]) == (4, "val_data")
     assert checkpoint.load(config.run_dir / checkpoint.BEST)["step"] == 6, "the first evaluation with the new ones"
+
+
+def test_a_run_that_stopped_early_stays_at_its_end(tiny_yaml: Path, coco_root: Path, tmp_path: Path) -> None:
+    """With other validation annotations, too. Its weights alone are left, so it could not go on."""
+    shutil.copy(coco_root / "val.json", tmp_path / "val.json")
+    flags = [f"data.val_annotations={tmp_path}/val.json", "train.eval_every=1", "train.early_stop=1", "train.lr=1e-9",
+             "train.keep=weights", "train.steps=12"]  # fmt: skip
+    config = settings(tiny_yaml, tmp_path / "run", *flags)
+    train(config)
+    ended = checkpoint.load(config.run_dir / checkpoint.LAST)
+    assert ended["step"] < 12 and not ended["optimizer"]
+    tree = json.loads((tmp_path / "val.json").read_text())
+    (tmp_path / "val.json").write_text(json.dumps(tree | {"annotations": tree["annotations"][1:]}))
+    train(config, resume=True)
+    assert checkpoint.load(config.run_dir / checkpoint.LAST)["step"] == ended["step"]
 
 
 def test_a_moved_data_set_is_the_same_and_another_one_is_not(
@@ -108,6 +132,10 @@ def test_a_moved_data_set_is_the_same_and_another_one_is_not(
     shutil.copy(coco_root / "train.json", tmp_path / "moved")
     train(settings(tiny_yaml, tiny.run_dir, *places, "name=renamed"), resume=True)
     assert weights(tiny.run_dir) == weights(finished_run)
+    changes = json.loads((tiny.run_dir / "changes.json").read_text())
+    assert {(change["step"], change["key"]) for change in changes} == {(4, place.split("=")[0]) for place in places}
+    done = run_main("eval.py", tiny.run_dir)  # of best.pt, which was written before the move
+    assert done.returncode == 0 and "metrics.json" in done.stdout, done.stderr
 
 
 def test_a_moved_run_folder_is_not_started_anew(tiny: Config, tmp_path: Path, finished_run: Path) -> None:
@@ -116,7 +144,7 @@ def test_a_moved_run_folder_is_not_started_anew(tiny: Config, tmp_path: Path, fi
     moved = tiny.run_dir.rename(tmp_path / "moved")
     done = run_main("train.py", moved / "config.yaml", "--resume")
     assert (
-        done.returncode == 2 and f"which does not exist; if the folder was moved, add output_dir={moved}" in done.stderr
+        done.returncode == 2 and f"in {tiny.run_dir}; if it was moved or copied, add output_dir={moved}" in done.stderr
     )
     done = run_main("train.py", moved / "config.yaml", "--resume", f"output_dir={moved}")
     assert done.returncode == 0 and "resumed after step 4" in done.stdout, done.stderr
