@@ -27,7 +27,7 @@ from train_helpers import settings, stop_after
 from retina.config import Config
 from retina.evaluate.coco import evaluate_detections
 from retina.model import checkpoint
-from retina.train import events, loop, state
+from retina.train import events, loop
 
 pytestmark = pytest.mark.slow
 REASONS = {fault: os.strerror(number) for fault, number in NUMBERS.items()}
@@ -70,7 +70,7 @@ def stand_ins(config: Config) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("retina_tools.train.load_config_or_exit", lambda *_: config)
         patch.setattr(Config, "to_yaml", lambda _: text)
-        patch.setattr(state, "RetinaNet", SmallModel)
+        patch.setattr("retina.train.start.RetinaNet", SmallModel)
         patch.setattr(loop, "check_run_folder", lambda *_: None)
         patch.setattr(loop, "load_datasets", lambda *_: (train_set, val_set))
         patch.setattr(loop, "train_batches", lambda data, config, step, *_: batches[step:])
