@@ -57,6 +57,8 @@ def test_eval_of_the_file_equals_eval_of_the_checkpoint(
         assert done.returncode == 0, done.stderr
         metrics.append(json.loads((tmp_path / "metrics.json").read_text()))
     assert metrics[0].pop("per_class").keys() == metrics[1].pop("per_class").keys()
+    thresholds = [each.pop("score_threshold") for each in metrics]
+    assert thresholds[0]["per_class"].keys() == thresholds[1]["per_class"].keys()
     assert metrics[0] == pytest.approx(metrics[1], abs=1e-3) and metrics[0]["AR100"] > 0
 
 
