@@ -35,7 +35,8 @@ def main() -> int:
     if changed_keys and not arguments.resume:
         exit_with_error("--change needs --resume; the settings of a new run are arguments without --change")
     config = load_config_or_exit(arguments.config, [*arguments.overrides, *arguments.change])
-    if arguments.resume and not any(given.startswith(("output_dir=", "name=")) for given in arguments.overrides):
+    moves = ("output_dir=",) if config.output_dir else ("output_dir=", "name=")
+    if arguments.resume and not any(given.startswith(moves) for given in arguments.overrides):
         check_place(Path(arguments.config), config)
     if arguments.print_config:
         print(config.to_yaml(), end="")
@@ -72,7 +73,7 @@ def check_place(file: Path, config: Config) -> None:
     if file.name == "config.yaml" and (folder / "last.pt").exists() and config.run_dir.resolve() != folder:
         exit_with_error(
             f"{folder} has a run, and its config.yaml says that it is in {config.run_dir}; if it was moved or copied, "
-            f"add output_dir={folder}"
+            f"or this is another working directory, add output_dir={folder}"
         )
 
 

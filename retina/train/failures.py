@@ -33,12 +33,7 @@ def explained_failures(config: Config) -> Iterator[None]:
         raise RunError(f"run folder {run}: {reason} ({file.name})\n{advice}") from error
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise RunError(
-                f"out of memory: {str(error).splitlines()[0]}\n"
-                f"In a step, --change train.accumulate={2 * config.train.accumulate} needs about half as much for the "
-                "same batch; in an evaluation, --change train.eval_batch=1 needs less. A run with a smaller "
-                f"train.batch_size or data.short_side is another one. With --resume the run {_start(run)}."
-            ) from error
+            raise RunError(f"out of memory: {str(error).splitlines()[0]}\n{_less_memory(config)}") from error
         # Gloo has no error class of its own. The errors of NCCL and of the store are DistErrors.
         if not isinstance(error, distributed.DistError) and "/gloo/" not in str(error):
             raise
@@ -51,11 +46,23 @@ def explained_failures(config: Config) -> Iterator[None]:
         ) from error
 
 
+def _less_memory(config: Config) -> str:
+    """What needs less memory, where the settings allow it."""
+    train, advice = config.train, []
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if train.batch_size % (2 * train.accumulate * processes) == 0:
+        advice += [f"In a step, --change train.accumulate={2 * train.accumulate} needs about half as much."]
+    if train.eval_batch > 1:
+        advice += ["In an evaluation, --change train.eval_batch=1 needs less."]
+    advice += ["A run with a smaller train.batch_size or data.short_side is another one."]
+    return " ".join([*advice, f"With --resume the run {_start(config.run_dir)}."])
+
+
 def _start(run: Path) -> str:
     if step := newest_step(run):
         return f"continues after step {step}"
-    exists = any((run / name).exists() for name in (checkpoint.LAST, checkpoint.PREVIOUS))
-    return "cannot continue, because its checkpoint cannot be read" if exists else "starts at step 0"
+    exists = any(os.path.lexists(run / name) for name in (checkpoint.LAST, checkpoint.PREVIOUS))
+    return "continues after its newest checkpoint, if that can be read" if exists else "starts at step 0"
 
 
 def _is_in_or_above(path: Path, run: Path) -> bool:

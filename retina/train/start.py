@@ -64,6 +64,9 @@ def create_train_state(
         for change in _changes(config_from_yaml(saved["config"]), config, state.step):
             state.changes.append(change)
             log.info(f"from step {state.step} on: {change['key']} {change['from']} -> {change['to']}")
+        # Another machine may have the data at another path.
+        shared = state.changes, state.best, state.evaluations_since_best
+        state.changes, state.best, state.evaluations_since_best = broadcast(shared)
     if config.train.compile:
         # Graphs overwrite the gradients of the micro-batch before; with several processes they have not been tried.
         compile_network(model, device, graphs=config.train.accumulate == 1 and world_size() == 1)
@@ -112,7 +115,9 @@ def _note_other_data(
             "ones, and no longer ends as an uninterrupted run does"
         )
         note(message, "train_data", saved["train_data"], state.train_data)
-    if saved.get("val_data", state.val_data) != state.val_data and not state.has_ended(config.train):
+    if state.has_ended(config.train) and state.evaluated_step == state.step:
+        state.val_data = saved.get("val_data", state.val_data)  # that of its evaluations, if the run is continued later
+    elif saved.get("val_data", state.val_data) != state.val_data:
         message = (
             f"the validation annotations have changed since then ({val_set.annotations}): the AP of the next "
             "evaluations cannot be compared with those before, and the next one is the best so far"

@@ -41,7 +41,8 @@ class TrainState:
     best: float = -1.0  # the highest train.best_metric of the evaluations
     evaluations_since_best: int = 0
     evaluated_step: int = 0  # the step of the last evaluation
-    changes: list[dict[str, Any]] = field(default_factory=list)  # by --change: step, key, from, to
+    changes: list[dict[str, Any]] = field(default_factory=list)  # at resumes: step, key, from, to
+    has_optimizer_state: bool = True  # else the run has ended, and cannot go on
 
     @property
     def eval_model(self) -> RetinaNet:
@@ -61,7 +62,7 @@ class TrainState:
         return {
             "model": self.model.state_dict(),
             "ema": self.ema_model.state_dict() if self.ema_model else {},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict() if self.has_optimizer_state else {},
             "positives": self.ema_positives,
             "precision": self.precision,
             "train_data": self.train_data,
@@ -82,7 +83,8 @@ class TrainState:
         self.model.load_state_dict(state["model"])
         if self.ema_model:
             self.ema_model.load_state_dict(state["ema"] or state["model"])
-        if state["optimizer"]:  # empty in a finished run with train.keep=weights
+        self.has_optimizer_state = bool(state["optimizer"])  # not in a finished run with train.keep=weights
+        if self.has_optimizer_state:
             self.optimizer.load_state_dict(state["optimizer"])
         self.ema_positives.copy_(state["positives"])
         self.step, self.best, self.evaluated_step = state["step"], state["best"], state["evaluated"]

@@ -24,7 +24,7 @@ from retina.train.loop import train
 pytestmark = pytest.mark.slow
 
 
-def fail_with(error: Exception) -> Any:
+def fail_with(error: BaseException) -> Any:
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
@@ -115,6 +115,26 @@ def test_a_run_that_stopped_early_stays_at_its_end(tiny_yaml: Path, coco_root: P
     (tmp_path / "val.json").write_text(json.dumps(tree | {"annotations": tree["annotations"][1:]}))
     train(config, resume=True)
     assert checkpoint.load(config.run_dir / checkpoint.LAST)["step"] == ended["step"]
+    shutil.copytree(coco_root / "val", tmp_path / "images")
+    shutil.copy(coco_root / "val.json", tmp_path / "val.json")
+    train(settings(tiny_yaml, tmp_path / "run", *flags, f"data.val_images={tmp_path}/images", "train.keep=all"), True)
+    kept = checkpoint.load(config.run_dir / checkpoint.LAST)
+    assert kept["step"] == ended["step"] and not kept["optimizer"]
+
+
+def test_a_kill_in_the_last_evaluation_and_other_validation_annotations(
+    tiny_yaml: Path, coco_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run has done its steps, but it has not ended before it is evaluated."""
+    shutil.copy(coco_root / "val.json", tmp_path / "val.json")
+    config = settings(tiny_yaml, tmp_path / "run", f"data.val_annotations={tmp_path}/val.json", "train.eval_every=0")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "_evaluate", fail_with(KeyboardInterrupt()))
+        train(config)
+    tree = json.loads((tmp_path / "val.json").read_text())
+    (tmp_path / "val.json").write_text(json.dumps(tree | {"annotations": tree["annotations"][1:]}))
+    train(config, resume=True)
+    assert [change["key"] for change in json.loads((config.run_dir / "changes.json").read_text())] == ["val_data"]
 
 
 def test_a_moved_data_set_is_the_same_and_another_one_is_not(
@@ -143,9 +163,8 @@ def test_a_moved_run_folder_is_not_started_anew(tiny: Config, tmp_path: Path, fi
         train(tiny)
     moved = tiny.run_dir.rename(tmp_path / "moved")
     done = run_main("train.py", moved / "config.yaml", "--resume")
-    assert (
-        done.returncode == 2 and f"in {tiny.run_dir}; if it was moved or copied, add output_dir={moved}" in done.stderr
-    )
+    assert done.returncode == 2 and f"says that it is in {tiny.run_dir}; if it was moved or copied" in done.stderr
+    assert f"add output_dir={moved}" in done.stderr
     done = run_main("train.py", moved / "config.yaml", "--resume", f"output_dir={moved}")
     assert done.returncode == 0 and "resumed after step 4" in done.stdout, done.stderr
     assert weights(moved) == weights(finished_run)
