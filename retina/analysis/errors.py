@@ -28,7 +28,7 @@ import numpy as np
 from pycocotools import mask
 
 from retina.analysis.accumulate import RECALLS
-from retina.analysis.matches import AREA_RANGES, Bools, Floats, Ints
+from retina.analysis.matches import Bools, Floats, Ints, outside_ranges
 from retina.analysis.results_file import Results
 from retina.data.annotations import Annotations
 
@@ -79,8 +79,7 @@ def find_errors(annotations: Annotations, results: Results, exclude: Iterable[in
     """Give every detection and every object its kind. `exclude`: ids of images that do not count."""
     num_images = len(annotations.image_ids)
     counted = ~np.isin(annotations.image_ids, np.fromiter(exclude, np.int64))
-    smallest, largest = AREA_RANGES[0]
-    ignored = annotations.crowd | (annotations.areas < smallest) | (annotations.areas > largest)  # as COCO does
+    ignored = annotations.crowd | outside_ranges(annotations.areas)[0]  # as COCO does
     object_rows = np.flatnonzero(counted[annotations.images] & ~ignored)
     crowd_rows = np.flatnonzero(counted[annotations.images] & ignored)
     place = np.argsort(np.argsort(annotations.image_ids, kind="stable"))  # COCO orders equal scores by the image id

@@ -77,7 +77,7 @@ def match_detections(annotations: Annotations, results: Results, exclude: Iterab
         annotations.labels[object_rows].astype(int),
     )
     areas = annotations.areas[object_rows]
-    object_ignored = annotations.crowd[object_rows] | _outside(areas)
+    object_ignored = annotations.crowd[object_rows] | outside_ranges(areas)
 
     # Detections by image and class, the highest score first.
     rows = np.flatnonzero(position[results.images] >= 0)
@@ -96,7 +96,7 @@ def match_detections(annotations: Annotations, results: Results, exclude: Iterab
         ignored = object_ignored[area]
         _match(found[area], group, detection, thing, iou, ignored, annotations.crowd[object_rows])
     with np.errstate(over="ignore"):  # a box of 1e200 pixels
-        outside = _outside(results.boxes[rows, 2] * results.boxes[rows, 3])[:, None]
+        outside = outside_ranges(results.boxes[rows, 2] * results.boxes[rows, 3])[:, None]
     ignored = np.broadcast_to(outside, found.shape).copy()
     matched = np.nonzero(found >= 0)
     objects = found[matched]
@@ -122,7 +122,7 @@ def match_detections(annotations: Annotations, results: Results, exclude: Iterab
     )
 
 
-def _outside(areas: Floats) -> Bools:
+def outside_ranges(areas: Floats) -> Bools:
     """(A, N) whether each area is outside of each range."""
     low, high = AREA_RANGES[:, :1], AREA_RANGES[:, 1:]
     outside: Bools = (areas < low) | (areas > high)

@@ -67,12 +67,12 @@ class ImageCache:
     def _write(self) -> None:
         """The images in order, then a byte for each: 1 if it could be read, else 0 and its pixels are zeros."""
         free = shutil.disk_usage(self.path.parent).free
+        size = f"{self.starts[-1] / 2**30:.1f} GiB"
         if self.starts[-1] > 0.9 * free:
             raise DataError(
-                f"data.cache: the decoded images need {self.starts[-1] / 2**30:.1f} GiB, and {self.path.parent} has "
+                f"data.cache: the decoded images need {size}, and {self.path.parent} has "
                 f"{free / 2**30:.1f} GiB free; use data.cache=null, or a folder on another disk"
             )
-        size = f"{self.starts[-1] / 2**30:.1f} GiB"
         print(f"data.cache: writing {len(self.records)} decoded images, {size}, to {self.path.parent}", flush=True)
         readable = np.zeros(len(self.records), np.uint8)
         with atomic_file(self.path) as temporary, temporary.open("wb") as file:
