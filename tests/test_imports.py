@@ -41,7 +41,7 @@ PACKAGES = {
     "detector": Package(
         ["assign_triton", "assign", "criterion", "detect_triton", "detect"], ["base", "losses", "data", "model"]
     ),
-    "plots": Package(["style", "result_files", "boxes", "detections", "run", "document"], ["base"]),
+    "plots": Package(["style", "fonts", "result_files", "boxes", "detections", "run", "document"], ["base"]),
     "analysis": Package(
         ["results_file", "scoring", "matches", "accumulate", "intervals", "errors", "thresholds", "calibration",
          "recall", "report", "gallery", "tables", "text", "pictures", "page", "comparison", "runs", "image_errors",

@@ -26,6 +26,7 @@ from retina.file_suffixes import EXPORT_SUFFIXES
 from retina.parent_process import end_with_parent
 
 if TYPE_CHECKING:
+    from retina.analysis.matches import Matches
     from retina.analysis.results_file import Results
     from retina.data.coco import CocoDataset
     from retina.export import ExportedDetector
@@ -116,15 +117,15 @@ def evaluate(arguments: argparse.Namespace, config: Config | None, overrides: li
         print(f"not evaluated: {reason}")
     evaluation, disagreement = confirm(score(dataset.file, columns, unreadable), dataset.file, columns, unreadable)
     excluded = {"excluded_images": len(unreadable)} if unreadable else {}
-    thresholds = recommended_scores(match_detections(dataset.file, columns, unreadable))
-    metrics = evaluation.metrics | cost | excluded | {"score_threshold": thresholds}
+    matches = match_detections(dataset.file, columns, unreadable)
+    metrics = evaluation.metrics | cost | excluded | {"score_threshold": recommended_scores(matches)}
     print(f"{library.format_metrics(metrics)}\n")  # before anything is written, which may fail
     try:
         write_results(output, metrics, results)
         print(f"{output / 'metrics.json'}\n{given or output / 'detections.json'}")
         if arguments.report:
             command = predict_command(arguments, weights, config)
-            of_report = write_report(output, dataset, columns, metrics, unreadable, source, command)
+            of_report = write_report(output, dataset, columns, matches, metrics, source, command)
             disagreement = "\nERROR: ".join(filter(None, [disagreement, of_report]))
         elif (output / "report.html").exists():
             print(f"{output / 'report.html'} is of an earlier evaluation; --report writes it again")
@@ -206,8 +207,8 @@ def write_report(
     output: Path,
     dataset: CocoDataset,
     columns: Results,
+    matches: Matches,
     metrics: dict[str, Any],
-    unreadable: dict[int, str],
     source: str,
     command: tuple[list[str], str],
 ) -> str:
@@ -216,7 +217,7 @@ def write_report(
     from retina.analysis.report import analyze
     from retina.data.coco import read_image
 
-    analysis = analyze(dataset.file, columns, metrics, unreadable, metrics.get("milliseconds"))
+    analysis = analyze(dataset.file, columns, matches, metrics, metrics.get("milliseconds"))
     description = f"{source}; {dataset.annotations}"
     print(page.write_report(analysis, output, dataset.folder, read_image, description, *command))
     return analysis.disagreement

@@ -18,9 +18,10 @@ from retina.analysis.tables import MAX_ROWS, Row, to_csv
 from retina.atomic_files import write_text
 from retina.config import COCO_METRICS
 from retina.data.annotations import DataError
-from retina.plots.boxes import draw_boxes, load_font
+from retina.plots.boxes import draw_boxes
 from retina.plots.detections import ReadImage
 from retina.plots.document import Block, Bullets, Heading, Paragraph, Picture, Table, figure_picture, photo, to_html
+from retina.plots.fonts import load_font
 from retina.plots.style import PALETTE, clean_text, plain, style_axes
 
 PAGE, DATA, ROWS, IMAGES = "comparison.html", "comparison.json", "comparison.csv", "images.csv"
@@ -166,5 +167,5 @@ def _tile(comparison: Comparison, side_number: int, image: int, pixels: Image.Im
     header = f"{letter}: {len(right)} found, {len(missed)} missed, {len(wrong)} wrong (" + (
         f"score > {errors.score:g})" if np.isfinite(errors.score) else "all scores)"
     )
-    ImageDraw.Draw(tile).text((2, 13), header, fill="#222222", font=load_font(15), anchor="lm")
+    ImageDraw.Draw(tile).text((2, 13), header, fill="#222222", font=load_font(15, header), anchor="lm")
     return tile

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ from retina.analysis.accumulate import accumulate
 from retina.analysis.calibration import Calibration, calibrate
 from retina.analysis.errors import Errors, LostAP, find_errors, lost_ap
 from retina.analysis.intervals import bootstrap_weights, interval, resample
-from retina.analysis.matches import Floats, Ints, Matches, match_detections
+from retina.analysis.matches import Floats, Ints, Matches
 from retina.analysis.recall import Breakdown, break_down_recall
 from retina.analysis.results_file import Results
 from retina.analysis.scoring import describe_disagreement, list_differences
@@ -66,8 +65,8 @@ class Report(NamedTuple):
 def analyze(
     annotations: Annotations,
     results: Results,
+    matches: Matches,
     metrics: dict[str, Any],
-    exclude: Iterable[int] = (),
     milliseconds: float | None = None,
 ) -> Report:
     """Compute the numbers of a report.
@@ -75,20 +74,18 @@ def analyze(
     Args:
         annotations: the objects.
         results: the detections.
+        matches: of both; images that are not among them do not count.
         metrics: of an `Evaluation` of both by pycocotools.
-        exclude: ids of images that do not count.
         milliseconds: for an image.
 
     Raises:
         DataError: no image counts.
     """
-    exclude = list(exclude)
-    matches = match_detections(annotations, results, exclude)
     accumulated = accumulate(matches)
     bounds = interval(resample(matches, bootstrap_weights(len(matches.image_ids))))
     own = {**accumulated.metrics, "per_class": accumulated.per_class}
     different = list_differences(metrics, "pycocotools", own, "the matching of this report")
-    errors = find_errors(annotations, results, exclude)
+    errors = find_errors(annotations, results, np.setdiff1d(annotations.image_ids, matches.image_ids))
     curve, class_curves = score_curve(matches), [score_curve(matches, k) for k in range(len(annotations.names))]
     threshold = best_threshold(curve)
     score = threshold.score if threshold else 0.0

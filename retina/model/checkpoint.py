@@ -10,6 +10,7 @@ model/weights.py reads it for evaluation and prediction.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -122,6 +123,14 @@ def load_newest(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
         reasons = "; ".join(refused)
         raise CheckpointError(f"{reasons}; to start anew, move what is damaged away or give another output_dir")
     return None, refused
+
+
+def newest_state(run: Path) -> dict[str, Any] | None:
+    """The state of the newest valid file of last.pt and previous.pt, or None. Unlike `load_newest` it only looks."""
+    for name in (LAST, PREVIOUS):
+        with contextlib.suppress(CheckpointError):
+            return load(run / name)
+    return None
 
 
 def _read(path: Path) -> Any:

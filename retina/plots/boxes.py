@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from retina.plots.fonts import load_font
 from retina.plots.style import class_color, clean_text
 
 
@@ -69,18 +68,18 @@ def draw_boxes(
     if text_size == 0:
         return image
     size = text_size or max(11, max(image.size) // 40)
-    longest = max(load_font(size).getlength(text) for text in texts)
-    font = load_font(min(size, max(4, int(size * image.width / (longest + size)))))
-    padding = max(1, int(font.size) // 6)
-    height = sum(font.getmetrics())
+    longest = max(load_font(size, text).getlength(text) for text in texts)
+    size = min(size, max(4, int(size * image.width / (longest + size))))
+    fonts = [load_font(size, text) for text in texts]
+    padding = max(1, size // 6)
     text_boxes: dict[int, tuple[int, int, int, int]] = {}
     for index in reversed(order):  # those on top choose their place first
-        width = math.ceil(font.getlength(texts[index])) + 2 * padding
+        width, height = math.ceil(fonts[index].getlength(texts[index])) + 2 * padding, sum(fonts[index].getmetrics())
         text_boxes[index] = _place_label(corners[index], width, height, image.size, list(text_boxes.values()))
     for index in order:
         x1, y1, x2, y2 = text_boxes[index]
         draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colors[index])
-        draw.text((x1 + padding, y1), texts[index], fill=_text_color(colors[index]), font=font)
+        draw.text((x1 + padding, y1), texts[index], fill=_text_color(colors[index]), font=fonts[index])
     return image
 
 
@@ -111,11 +110,6 @@ def _draw_outline(
         draw.rectangle((left - edge, top - edge, right + edge, bottom + edge), fill=_text_color(color))
     for side in sides:
         draw.rectangle(side, fill=color)
-
-
-def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and has Latin, Greek and Cyrillic letters; `size` in pixels."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
 
 
 def _place_label(

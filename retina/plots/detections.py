@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from retina.plots.boxes import draw_boxes, load_font
+from retina.plots.boxes import draw_boxes
+from retina.plots.fonts import load_font
 from retina.plots.result_files import read_json
 from retina.plural import plural
 
@@ -97,7 +98,7 @@ def _tile(image: Image.Image, items: list[dict[str, Any]], names: dict[int, str]
     image = draw_boxes(image, boxes, labels, scores, dashed=[bool(item.get("iscrowd")) for item in items])
     tile = Image.new("RGB", (TILE, image.height + 30), "white")
     tile.paste(image, ((TILE - image.width) // 2, 30))
-    ImageDraw.Draw(tile).text((TILE // 2, 15), caption, fill="#333333", font=load_font(18), anchor="mm")
+    ImageDraw.Draw(tile).text((TILE // 2, 15), caption, fill="#333333", font=load_font(18, caption), anchor="mm")
     return tile
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from PIL import Image
 
+from retina.plots.fonts import use_fonts
+
 DPI = 150  # of the figures
 
 
@@ -96,8 +98,9 @@ Block = Heading | Paragraph | Bullets | Code | Table | Picture | Gallery | Besid
 def figure_picture(figure: Figure, file: str, alt: str) -> Picture:
     """A figure as PNG; text has one size in all figures of a page."""
     buffer = io.BytesIO()
+    use_fonts(figure)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # letters that the font lacks; a layout too narrow for its names
+        warnings.simplefilter("ignore")  # letters that no font has; a layout too narrow for its names
         figure.savefig(buffer, format="png", dpi=DPI)
     png = buffer.getvalue()
     return Picture(file, alt, png, round(int.from_bytes(png[16:20]) * 100 / DPI))

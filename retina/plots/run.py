@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
+from retina.plots.fonts import use_fonts
 from retina.plots.result_files import read_json, read_metrics
 from retina.plots.style import (
     MANY_CLASSES,
@@ -61,6 +62,7 @@ def plot_run(run: Path, output: Path) -> Path:
             style_step_axis(axes, max_ticks=7)
     figure.suptitle(run.resolve().name, fontsize=14, fontweight="bold")
     output.parent.mkdir(parents=True, exist_ok=True)
+    use_fonts(figure)
     figure.savefig(output, format="png", dpi=100)
     return output
 

@@ -14,7 +14,6 @@ from torch import distributed
 from retina.config import Config
 from retina.model import checkpoint
 from retina.train.errors import RunError
-from retina.train.state import newest_step
 
 
 @contextlib.contextmanager
@@ -59,8 +58,8 @@ def _less_memory(config: Config) -> str:
 
 
 def _start(run: Path) -> str:
-    if step := newest_step(run):
-        return f"continues after step {step}"
+    if state := checkpoint.newest_state(run):
+        return f"continues after step {state['step']}"
     exists = any(os.path.lexists(run / name) for name in (checkpoint.LAST, checkpoint.PREVIOUS))
     return "continues after its newest checkpoint, if that can be read" if exists else "starts at step 0"
 

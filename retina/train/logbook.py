@@ -39,7 +39,7 @@ from retina.config_file import KEYS_OF_PLACE, ConfigError, changed_keys, load_co
 from retina.data.batch import Batch
 from retina.data.coco import CocoDataset
 from retina.evaluate.coco import format_metrics
-from retina.model import CheckpointError, checkpoint
+from retina.model import checkpoint
 from retina.train.distributed import all_gather_list
 from retina.train.errors import RunFolderError, RunFolderInUseError
 from retina.train.events import EventFile
@@ -229,7 +229,7 @@ def check_run_folder(config: Config, resume: bool, keys_to_change: Collection[st
         )
     if not (folder / "config.yaml").exists():
         found = [name for name in RUN_FILES if (folder / name).exists()]
-        if found and not any(_is_checkpoint(folder / name) for name in (checkpoint.LAST, checkpoint.PREVIOUS)):
+        if found and checkpoint.newest_state(folder) is None:
             raise RunFolderError(
                 f"{folder} has {', '.join(found)}, but no config.yaml and no checkpoint of this program; there is no "
                 "run to resume, and its files would be replaced; give another output_dir"
@@ -261,14 +261,6 @@ def _has_run(folder: Path) -> bool:
     if names - own:
         return True
     return "metrics.csv" in names and len((folder / "metrics.csv").read_text(encoding="utf-8").splitlines()) > 1
-
-
-def _is_checkpoint(path: Path) -> bool:
-    try:
-        checkpoint.load(path)
-    except CheckpointError:
-        return False
-    return True
 
 
 def describe_changes(old: Config, new: Config, keys: Collection[str]) -> str:

@@ -10,10 +10,8 @@ config. If no default is possible, increase FORMAT in that file: older files are
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,6 @@ from torch import Tensor
 
 from retina.config import Config, Train
 from retina.data.coco import CocoDataset
-from retina.model import checkpoint
 from retina.model.retinanet import RetinaNet
 
 
@@ -110,11 +107,3 @@ def data_digest(dataset: CocoDataset, evaluated: bool = False) -> str:
     for column in (*columns, file.areas) if evaluated else columns:
         digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()
-
-
-def newest_step(run: Path) -> int | None:
-    """The step of the newest valid checkpoint of a run folder; None if there is none."""
-    for name in (checkpoint.LAST, checkpoint.PREVIOUS):
-        with contextlib.suppress(checkpoint.CheckpointError):
-            return int(checkpoint.load(run / name)["step"])
-    return None

@@ -14,6 +14,7 @@ from rows import columns
 
 from retina.analysis import pictures
 from retina.analysis.calibration import calibrate
+from retina.analysis.matches import match_detections
 from retina.analysis.page import write_report
 from retina.analysis.report import Report, analyze
 from retina.analysis.scoring import score_with_pycocotools
@@ -38,7 +39,7 @@ def half_right(num_images: int) -> tuple[list[list[float]], list[list[float]]]:
 def report_of(*rows: Any, milliseconds: float | None = None, **wrong: float) -> Report:
     annotations, results = columns(*rows)
     metrics = score_with_pycocotools(annotations, results).metrics
-    return analyze(annotations, results, metrics | wrong, milliseconds=milliseconds)
+    return analyze(annotations, results, match_detections(annotations, results), metrics | wrong, milliseconds)
 
 
 def write(report: Report, folder: Path, command: tuple[str, ...] = (), note: str = "") -> tuple[str, dict[str, Any]]:
@@ -125,7 +126,7 @@ def test_a_box_with_a_negative_width_is_no_object(tmp_path: Path) -> None:
     annotations, results = columns(1, 1, objects, [[0, 0, *BOX, 0.9]])
     annotations = annotations._replace(areas=np.abs(annotations.areas))  # as some files say, so that COCO counts it
     metrics = score_with_pycocotools(annotations, results).metrics
-    _, data = write(analyze(annotations, results, metrics), tmp_path)
+    _, data = write(analyze(annotations, results, match_detections(annotations, results), metrics), tmp_path)
     assert "with 2 objects." in data["summary"][0] and metrics["AP"] == pytest.approx(51 / 101)
 
 
