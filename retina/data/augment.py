@@ -39,7 +39,7 @@ def random_short_side(config: Data, seed: int, epoch: int, image_id: int, copy: 
     """The short side of a copy of an image in an epoch, in pixels: one of `data.short_side`, before the zoom."""
     if len(config.short_side) == 1:
         return config.short_side[0]
-    return int(_generator(seed, epoch, image_id, stream=2 * copy).choice(config.short_side))
+    return int(_generator(seed, epoch, image_id, stream=2 * copy + 2).choice(config.short_side))
 
 
 def resized_size(height: int, width: int, short_side: int, config: Data) -> tuple[int, int]:
@@ -193,4 +193,5 @@ def _compose(flip: float, vertical_flip: float, photometric: float, with_crop: b
 
 
 def _generator(seed: int, epoch: int, image_id: int, stream: int) -> np.random.Generator:
+    """`stream`: at least 1. NumPy takes zeros at the end of a seed for none, and [seed, epoch] is that of `epoch_order`."""
     return np.random.default_rng([seed, epoch, image_id % 2**63, stream])

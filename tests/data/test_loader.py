@@ -195,6 +195,13 @@ def test_resize_respects_both_limits() -> None:
     assert {random_short_side(config, 0, 0, 5, copy) for copy in range(30)} == {600, 700, 800}
 
 
+def test_the_short_side_of_no_image_follows_the_order_of_the_epoch() -> None:
+    """NumPy takes zeros at the end of a seed for none: the seeds (s, e) and (s, e, image 0, stream 0) are one."""
+    config = Data(short_side=tuple(range(600, 900)))
+    with_order = [int(np.random.default_rng([7, epoch]).choice(config.short_side)) for epoch in range(20)]
+    assert [random_short_side(config, 7, epoch, 0) for epoch in range(20)] != with_order
+
+
 def test_unreadable_images_stop_the_run_or_are_skipped_with_a_reason(tiny_yaml: Path, tmp_path: Path) -> None:
     annotations = write_coco(tmp_path, "train", 4, seed=5)
     (tmp_path / "train/0002.png").write_bytes(b"no picture")
