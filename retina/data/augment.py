@@ -193,5 +193,5 @@ def _compose(flip: float, vertical_flip: float, photometric: float, with_crop: b
 
 
 def _generator(seed: int, epoch: int, image_id: int, stream: int) -> np.random.Generator:
-    """`stream`: at least 1. NumPy takes zeros at the end of a seed for none, and [seed, epoch] is that of `epoch_order`."""
+    """`stream`: at least 1. NumPy takes zeros at the end of a seed for none; [seed, epoch] is that of `epoch_order`."""
     return np.random.default_rng([seed, epoch, image_id % 2**63, stream])
