@@ -1,32 +1,21 @@
 """The one source of defaults: every setting of a run with its type, its default and the values it accepts.
 
 `Config` is frozen and has one section for each part of the program. config_file.py reads it from YAML and the command
-line. A new setting is a new field here, and nothing else lists the fields. This file never imports torch. Where
+line. A new setting is a new field here and a line in tests/study/defaults.json. This file never imports torch. Where
 published RetinaNets differ, the description of the field names who uses which value.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from omegaconf import OmegaConf
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Probability = Annotated[float, Field(ge=0, le=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-PositiveInt = Annotated[int, Field(ge=1)]
-FilePath = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the home folder
-# These keys change no number of a run, so a resumed run may change them.
-KEYS_WITHOUT_EFFECT = (
-    "output_dir", "data.workers", "data.cache", "data.shapes", "train.checkpoint_every", "train.keep",
-)  # fmt: skip
-# These keys a resumed run may change by --change, from the step on at which it resumes.
-KEYS_TO_CHANGE = ("train.steps", "train.lr", "train.schedule", "train.milestones", "train.accumulate",
-                  "train.eval_batch", "data.unreadable")  # fmt: skip
+from retina.config_section import FilePath, NonNegativeFloat, PositiveFloat, PositiveInt, Probability, Section
+
 # In the folder of a generated data set; it identifies the data.
 SHAPES_MANIFEST = "manifest.json"
 # The twelve numbers of pycocotools, in its order.
@@ -37,12 +26,6 @@ Backbone = Literal[
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
     "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d",
 ]  # fmt: skip
-
-
-class Section(BaseModel):
-    """Frozen; unknown keys, NaN and infinity are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
 class Data(Section):
@@ -144,7 +127,7 @@ class Model(Section):
     def _backbone_fits(self) -> Self:
         if self.base_channels != 64 and self.backbone != "resnet10":
             raise ValueError(f"base_channels {self.base_channels}: only resnet10 takes another width than 64")
-        if self.stride_in_1x1 and self.backbone in ("resnet10", "resnet18", "resnet34"):
+        if self.stride_in_1x1 and not self.backbone.startswith(("resnet50", "resnet101", "resnet152", "resnext")):
             raise ValueError(f"stride_in_1x1: {self.backbone} has no bottlenecks")
         if self.norm == "group" and self.base_channels % 32:
             raise ValueError(f"norm group has 32 groups: base_channels {self.base_channels} is not a multiple of 32")

@@ -19,13 +19,21 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
-from retina.config import Config, Section
+from retina.config import Config
+from retina.config_section import Section
 
 # Settings that change the detections of given weights.
 _DETECTOR_KEYS = re.compile(
     r"model\.(?!weights$|frozen_stages$).*|anchors\..*|detect\.(?!tta_scales$).*|train\.precision"
     r"|data\.(short_side|eval_short_side|max_side|resize|normalization|pad_multiple)"
 )
+# These keys change no number of a run, so a resumed run may change them.
+KEYS_WITHOUT_EFFECT = (
+    "output_dir", "data.workers", "data.cache", "data.shapes", "train.checkpoint_every", "train.keep",
+)  # fmt: skip
+# These keys a resumed run may change by --change, from the step on at which it resumes.
+KEYS_TO_CHANGE = ("train.steps", "train.lr", "train.schedule", "train.milestones", "train.accumulate",
+                  "train.eval_batch", "data.unreadable")  # fmt: skip
 # Where the data are and how the run is called: a resumed run may change them if the annotations are the same.
 KEYS_OF_PLACE = ("name", *(f"data.{split}_{what}" for split in ("train", "val") for what in ("annotations", "images")))
 

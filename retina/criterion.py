@@ -102,7 +102,7 @@ def _class_loss(
     positives_only: bool = False,
 ) -> Tensor:
     weight_NR = (1 / normalizer_N)[:, None].expand_as(labels_NR)
-    if config.cls in ("ohem", "ohem_1_3"):
+    if config.cls == "ohem" or config.cls == "ohem_1_3":  # mypy does not narrow the type by `in`
         loss_NR = ohem_loss(
             torch.cat(logits, dim=1),
             labels_NR,
@@ -117,10 +117,12 @@ def _class_loss(
         return (loss_NR * is_positive_NR if positives_only else loss_NR).sum()
     if positives_only:
         labels_NR = torch.where(labels_NR < logits[0].shape[-1], labels_NR, -1)
-    if config.cls == "focal_star":
+    if config.cls == "focal":
+        loss = partial(sigmoid_focal_loss, gamma=config.gamma, alpha=config.alpha)
+    elif config.cls == "focal_star":
         loss = partial(focal_star_loss, gamma=config.gamma, beta=config.beta, alpha=config.alpha)
     else:
-        loss = partial(sigmoid_focal_loss, gamma=config.gamma, alpha=config.alpha)
+        assert_never(config.cls)
     sizes = [len(level) for level in anchors]
     # Level by level: to concatenate the logits would copy the largest tensors of the step.
     levels = list(zip(logits, torch.split(labels_NR, sizes, dim=1), torch.split(weight_NR, sizes, dim=1), strict=True))

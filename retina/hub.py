@@ -18,7 +18,7 @@ import torch
 
 from retina.config import COCO_METRICS, Config
 from retina.evaluate.detector import Detector
-from retina.evaluate.loading import load
+from retina.evaluate.loading import find_weights, load
 from retina.model.saved_folder import SETTINGS, WEIGHTS, save_folder, saved_metrics, without_absolute_paths
 from retina.model.weights import Weights
 
@@ -28,6 +28,11 @@ except ImportError as error:
     raise ImportError(
         "retina.hub needs huggingface_hub and safetensors: pip install huggingface_hub safetensors"
     ) from error
+
+LOSSES = {  # for the model card
+    "focal": "focal loss", "focal_star": "focal loss FL*",
+    "ohem": "online hard example mining", "ohem_1_3": "online hard example mining, 1:3",
+}  # fmt: skip
 
 
 class HubDetector(Detector, ModelHubMixin):
@@ -63,8 +68,14 @@ class HubDetector(Detector, ModelHubMixin):
 
 
 def metrics_of(detector: Detector) -> dict[str, Any]:
-    """What the evaluation during the training says of these weights; empty if the file is not in its run folder."""
+    """What the evaluation during the training says of these weights.
+
+    Empty if the file is not in its run folder, or if the weights have changed since they were loaded.
+    """
     if detector.file is None or detector.step is None:
+        return {}
+    saved, state = find_weights(str(detector.file)).state, detector.model.state_dict()
+    if not all(torch.equal(tensor.cpu(), saved[key]) for key, tensor in state.items() if key in saved):
         return {}
     if detector.file.is_dir():
         return saved_metrics(detector.file)
@@ -86,7 +97,7 @@ def model_card(detector: HubDetector) -> str:
     data = ModelCardData(
         library_name="retina",
         pipeline_tag="object-detection",
-        tags=["retinanet", "focal-loss"],
+        tags=["retinanet", *(["focal-loss"] if config.loss.cls == "focal" else [])],
         model_name=config.name,
         eval_results=results or None,
     )
@@ -95,7 +106,8 @@ def model_card(detector: HubDetector) -> str:
             f"---\n{data.to_yaml()}\n---",
             f"# {config.name}",
             "",
-            f"A RetinaNet ({config.model.backbone}, focal loss) that finds {len(names)} classes: {', '.join(names)}.",
+            f"A RetinaNet ({config.model.backbone}, {LOSSES[config.loss.cls]}) that finds {len(names)} classes: "
+            f"{', '.join(names)}.",
             "",
             "```python",
             "from retina.hub import HubDetector  # needs huggingface_hub and safetensors",

@@ -19,6 +19,7 @@ from typing import TextIO
 from retina.atomic_files import write_text
 from retina.command_line import file_path
 from retina.convert import convert_voc, convert_yolo
+from retina.convert.checks import CONVERTED
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -74,7 +75,7 @@ def refuse_foreign_file(output: Path) -> None:
         return
     try:
         description = json.loads(output.read_bytes())["info"]["description"]
-        written_here = ", converted from " in description
+        written_here = CONVERTED in description
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         written_here = False
     if not written_here:

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from retina.command_line import EXIT_FOLDER_IN_USE, config_parser, exit_with_error, load_config_or_exit
-from retina.config import KEYS_TO_CHANGE, Config
-from retina.config_file import ConfigError
+from retina.config import Config
+from retina.config_file import KEYS_TO_CHANGE, ConfigError
 from retina.parent_process import end_with_parent, end_with_torchrun
 
 

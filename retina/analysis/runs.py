@@ -12,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from retina.analysis.results_file import Results, ResultsError, read_results
-from retina.config import KEYS_WITHOUT_EFFECT
-from retina.config_file import ConfigError, changed_keys, load_config
+from retina.config_file import KEYS_WITHOUT_EFFECT, ConfigError, changed_keys, load_config
 from retina.data.annotations import Annotations, read_annotations
 
 DETECTIONS, EVALUATIONS = "detections.json", "eval.json"

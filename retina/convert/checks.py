@@ -19,12 +19,20 @@ MIN_SIDE = 1e-3  # in pixels; training computes in float32, where a smaller box 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)  # float() also takes 1_0 and nan
 
 
+CONVERTED = ", converted from "  # in every description of `info`: tools/convert.py replaces only such files
+
+
 class Conversion(NamedTuple):
     """What a converter returns."""
 
     coco: dict[str, Any]  # info, images, annotations, categories
     notes: list[str]  # one line for each change
     images: Path  # the folder that each `file_name` is relative to
+
+
+def info(title: str, format_name: str) -> dict[str, str]:
+    """The `info` of a COCO file."""
+    return {"description": f"{title}{CONVERTED}{format_name}"}
 
 
 def raise_together(problems: list[ValueError | OSError], where: Path) -> None:

@@ -101,7 +101,7 @@ def convert_voc(root: Path, split: str, categories: list[str] | None = None) -> 
         notes.append(f"excluded: {count} objects of class {shorten(name)}, which is not one of {categories}")
     name = Path(os.path.abspath(root)).name  # noqa: PTH100 - Path.resolve raises RuntimeError for a circle of links
     coco = {
-        "info": {"description": f"{name} {split}, converted from Pascal VOC"},
+        "info": checks.info(f"{name} {split}", "Pascal VOC"),
         "images": images,
         "annotations": annotations,
         "categories": checks.categories_list(categories),

@@ -101,7 +101,7 @@ def convert_yolo(root: Path, split: str | None = None, categories: list[str] | N
     notes += [f"{count} {what}" for what, count in counts.items() if count]
     title = " ".join([absolute(root).name, *([] if split is None else [split])])
     coco = {
-        "info": {"description": f"{title}, converted from YOLO"},
+        "info": checks.info(title, "YOLO"),
         "images": images,
         "annotations": annotations,
         "categories": checks.categories_list(data.names),

@@ -30,8 +30,8 @@ Implementations
 ===============
 `impl="auto"` takes
 - "chunked" on the CPU, for a sum or a mean: one forward that also computes the gradient, in chunks that fit the cache.
-  Class ids (focal_cpu.py) need no one-hot, and allow one backward. Labels of the logits' shape (focal_labels_cpu.py)
-  allow any number: the first backward is ready, further derivatives come from the reference;
+  Class ids (focal_cpu.py) need no one-hot; labels of the logits' shape are in focal_labels_cpu.py. The first backward
+  is ready, further derivatives come from the reference;
 - "triton" (focal_triton.py) for class ids on CUDA, where Triton is installed: one pass over the logits, one backward;
 - "reference" (below) for everything else: on CUDA, labels of the logits' shape; class ids with a weight for each
   element; reduction "none"; a gradient for labels, weight, alpha or avg_factor; torch.compile on the CPU (which fuses
@@ -67,7 +67,7 @@ from retina.losses.arguments import (
     in_functorch_transform,
     per_class_tensor,
 )
-from retina.losses.focal_cpu import chunked_focal_loss
+from retina.losses.focal_cpu import ids_loss_and_gradient
 from retina.losses.focal_labels_cpu import labels_loss_and_gradient
 from retina.losses.one_pass import LossAndGradient, one_pass_loss, takes_one_pass
 
@@ -117,10 +117,8 @@ def sigmoid_focal_loss(
     alphas = _check_arguments(logits, targets, alpha, weight, reduction, avg_factor, ignore_index)
     path = _select_impl(impl, logits, targets, alphas, weight, reduction, avg_factor)
     divisor = 1 if reduction == "sum" else max(logits.numel(), 1) if avg_factor is None else avg_factor
-    if path == "chunked" and targets.shape == logits.shape:
-        return _labels_loss(logits, targets, alphas, gamma, weight, ignore_index, 1 / float(divisor))
     if path == "chunked":
-        return chunked_focal_loss(logits, targets, weight, alphas, gamma, ignore_index, 1 / float(divisor))
+        return _chunked_loss(logits, targets, alphas, float(gamma), weight, ignore_index, 1 / float(divisor))
     if path == "triton":
         from retina.losses.focal_triton import fused_focal_loss  # here, because importing Triton is slow
 
@@ -171,23 +169,25 @@ def _focal(x_t: Tensor, gamma: float) -> Tensor:
     return -modulating_factor(log_p_t, torch.sigmoid(-x_t), gamma) * log_p_t
 
 
-def _labels_loss(
+def _chunked_loss(
     logits: Tensor,
-    labels: Tensor,
+    targets: Tensor,
     alphas: AlphaPair,
     gamma: float,
     weight: Tensor | None,
     ignore_index: int,
     scale: float,
 ) -> Tensor:
-    """`scale` times the sum of the focal loss over labels of the logits' shape, in one pass (focal_labels_cpu.py)."""
+    """`scale` times the sum of the focal loss, in one pass (focal_cpu.py, focal_labels_cpu.py)."""
     scaled = (alphas[0] * scale, alphas[1] * scale)
 
-    def plain(x: Tensor, y: Tensor = labels, weight: Tensor | None = weight) -> Tensor:
+    def plain(x: Tensor, y: Tensor = targets, weight: Tensor | None = weight) -> Tensor:
         return _elementwise_loss(partial(_focal, gamma=gamma), x, y, scaled, weight, ignore_index).sum()
 
     def fast(x: Tensor, with_gradient: bool) -> LossAndGradient:
-        return labels_loss_and_gradient(x, labels, weight, scaled, float(gamma), ignore_index, plain, with_gradient)
+        if targets.shape == x.shape:
+            return labels_loss_and_gradient(x, targets, weight, scaled, gamma, ignore_index, plain, with_gradient)
+        return ids_loss_and_gradient(x, targets, weight, scaled, gamma, ignore_index, with_gradient)
 
     return one_pass_loss(logits, fast, plain)
 

@@ -12,97 +12,64 @@ R rows, K classes, P positives, H rows with a hard negative.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from retina.losses.one_pass import LossAndGradient
 
 # Three float32 buffers of 0.6 MB: smaller chunks spend more time on starting operations, larger ones on memory access.
 CHUNK_ELEMENTS = 5 << 15
 NEARLY_ONE = 0.98  # for p up to here, 1 - p and log1p(-p) are accurate to 1e-6
 
 
-def chunked_focal_loss(
+def ids_loss_and_gradient(
     logits: Tensor,
     targets: Tensor,
     weight: Tensor | None,
     alphas: tuple[float | Tensor, float | Tensor],
     gamma: float,
     ignore_index: int,
-    scale: float,
-) -> Tensor:
-    """`scale` times the sum of the focal loss over class ids; arguments as in `retina.losses.sigmoid_focal_loss`.
+    with_gradient: bool,
+) -> LossAndGradient:
+    """The sum of the focal loss over class ids, and its gradient; arguments as in `retina.losses.sigmoid_focal_loss`.
 
-    `alphas` are the factors of positives and of negatives, alpha and 1 - alpha: numbers or (K,).
+    `alphas` are the factors of positives and of negatives, alpha and 1 - alpha: numbers or (K,). Without
+    `with_gradient` the second result is None.
 
-    Returns: a scalar, float32 (float64 for float64 logits). It allows one backward, because the forward computes the
-        gradient and the backward gives away that tensor without keeping a copy.
-
-    Raises: RuntimeError in the backward, for a second backward or a second derivative.
+    Returns: a scalar, float32 (float64 for float64 logits), and a contiguous gradient in the dtype of the logits
+        (float32 for float16, whose smallest number is 6e-8: the scale of the loss comes later).
     """
-    logits_RK = logits.reshape(-1, logits.shape[-1])
-    targets_R = targets.reshape(-1).long()
+    logits_RK, targets_R = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1).long()
     weight_R = None if weight is None else weight.reshape(-1)
-    total: Tensor = _ChunkedFocal.apply(
-        logits_RK, targets_R, weight_R, alphas, float(gamma), ignore_index, scale, torch.is_grad_enabled()
-    )
-    return total
+    compute_dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    gradient_dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+    gradient_RK = None
+    if with_gradient:
+        gradient_RK = torch.empty_like(logits_RK, dtype=gradient_dtype, memory_format=torch.contiguous_format)
+    ignored_R = targets_R == ignore_index
+    row_P = (~ignored_R & (targets_R < logits_RK.shape[1])).nonzero()[:, 0]
+    class_P = targets_R[row_P]
+    alpha_pos, alpha_neg = alphas
+    alpha_P = alpha_pos[class_P] if isinstance(alpha_pos, Tensor) else alpha_pos
+    if weight_R is not None:
+        weight_R = weight_R.masked_fill(ignored_R, 0)  # the weight of an ignored row may be NaN
 
+    skipped = (row_P, class_P, ignored_R.nonzero()[:, 0])
+    total = _negative_loss(logits_RK, gradient_RK, compute_dtype, skipped, weight_R, alpha_neg, gamma)
 
-class _ChunkedFocal(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits_RK: Tensor,
-        targets_R: Tensor,
-        weight_R: Tensor | None,
-        alphas: tuple[float | Tensor, float | Tensor],
-        gamma: float,
-        ignore_index: int,
-        scale: float,
-        with_gradient: bool,
-    ) -> Tensor:
-        compute_dtype = torch.float64 if logits_RK.dtype == torch.float64 else torch.float32
-        # The smallest float16 is 6e-8, and the upstream gradient, which includes the loss scale, comes later.
-        gradient_dtype = torch.float32 if logits_RK.dtype == torch.float16 else logits_RK.dtype
-        with_gradient &= ctx.needs_input_grad[0]
-        gradient_RK = torch.empty_like(logits_RK, dtype=gradient_dtype) if with_gradient else None
-        classes = logits_RK.shape[1]
-        ignored_R = targets_R == ignore_index
-        row_P = (~ignored_R & (targets_R < classes)).nonzero()[:, 0]
-        class_P = targets_R[row_P]
-        alpha_pos, alpha_neg = alphas
-        alpha_P = alpha_pos[class_P] if isinstance(alpha_pos, Tensor) else alpha_pos
-        if weight_R is not None:
-            weight_R = weight_R.masked_fill(ignored_R, 0)  # the weight of an ignored row may be NaN
-
-        skipped = (row_P, class_P, ignored_R.nonzero()[:, 0])
-        total = _negative_loss(logits_RK, gradient_RK, compute_dtype, skipped, weight_R, alpha_neg * scale, gamma)
-
-        x_P = logits_RK[row_P, class_P].to(compute_dtype)
-        log_p_P, one_minus_p_P = F.logsigmoid(x_P), torch.sigmoid(-x_P)
-        factor_P = one_minus_p_P.pow(gamma) * (alpha_P * scale)
-        if weight_R is not None:
-            factor_P *= weight_R[row_P]
-        total -= (factor_P * log_p_P).sum(dtype=torch.float64)
-        if gradient_RK is not None:
-            slope_P = factor_P * (gamma * torch.sigmoid(x_P) * log_p_P - one_minus_p_P)
-            gradient_RK[row_P, class_P] = slope_P.to(gradient_dtype)
-        ctx.gradient_RK = gradient_RK
-        ctx.dtype = logits_RK.dtype
-        return total.to(compute_dtype)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradient_RK = ctx.gradient_RK
-        if gradient_RK is None or torch.is_grad_enabled():
-            request = "a second backward" if gradient_RK is None else "a second derivative (create_graph=True)"
-            raise RuntimeError(f"the chunked focal loss allows one backward; for {request} use impl='reference'")
-        ctx.gradient_RK = None
-        if upstream != 1:
-            gradient_RK *= upstream
-        return gradient_RK.to(ctx.dtype), None, None, None, None, None, None, None
+    x_P = logits_RK[row_P, class_P].to(compute_dtype)
+    log_p_P, one_minus_p_P = F.logsigmoid(x_P), torch.sigmoid(-x_P)
+    factor_P = one_minus_p_P.pow(gamma) * alpha_P
+    if weight_R is not None:
+        factor_P *= weight_R[row_P]
+    total -= (factor_P * log_p_P).sum(dtype=torch.float64)
+    if gradient_RK is None:
+        return total.to(compute_dtype), None
+    slope_P = factor_P * (gamma * torch.sigmoid(x_P) * log_p_P - one_minus_p_P)
+    gradient_RK[row_P, class_P] = slope_P.to(gradient_dtype)
+    return total.to(compute_dtype), gradient_RK.view(logits.shape)
 
 
 def _negative_loss(
@@ -117,7 +84,6 @@ def _negative_loss(
     """The loss of all elements except the `skipped` ones, a float64 scalar; also fills `gradient_RK`.
 
     `skipped` holds the positives, by row and class, and the ignored rows. Their gradient is set to 0.
-    `alpha_neg` includes the scale of the loss.
     """
     row_P, class_P, ignored_rows = skipped
     rows, classes = logits_RK.shape

@@ -81,13 +81,14 @@ def _check_shapes(weights: Weights, model: RetinaNet, config: Config) -> None:
     own = network_settings(model.state_dict())
     differences = []
     for key, value in network_settings(weights.state).items():
-        if value == own[key]:
+        here = own.get(key)  # None: this backbone does not have it
+        if value == here:
             continue
         if key == "anchors":
             product = f"anchors.scales={config.anchors.scales} times {len(config.anchors.ratios)} anchors.ratios"
-            differences.append(f"{value} anchors in a cell, the config {own[key]} ({product})")
+            differences.append(f"{value} anchors in a cell, the config {here} ({product})")
         else:
-            differences.append(f"{key}={value}, the config {own[key]}")
+            differences.append(f"{key}={value}, the config {here}")
     if differences:
         raise WeightsError(f"{weights.source} does not fit the model: it has {'; '.join(differences)}")
 

@@ -142,8 +142,11 @@ def _from_content(content: Any, path: Path) -> Weights:
         try:
             saved = {"config": meta["config"], "categories": json.loads(meta["categories"])}
         except (KeyError, ValueError):
-            message = "weights of this project without their config (as YAML) and categories (as JSON) in the metadata"
-            raise WeightsError(f"{path}: {message}") from None
+            raise WeightsError(
+                f"{path}: weights of this project without their config (as YAML) and categories (as JSON) in the "
+                "metadata; HubDetector(detector).save_pretrained(FOLDER) of retina.hub saves all of it, and "
+                "detector.model.load_state_dict(torch.load(FILE)) puts bare weights into a detector"
+            ) from None
         return _own(tensors, str(path), "weights of this project", saved)
     return _from_tensors(tensors, str(path), meta)
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from retina.config import NonNegativeFloat, PositiveInt, Probability, Section
 from retina.config_file import ConfigError, read_yaml
+from retina.config_section import NonNegativeFloat, PositiveInt, Probability, Section
 from retina.shapes.outlines import CLASSES
 
 MAX_IMAGES = 1_000_000  # of a split

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retina.config import KEYS_WITHOUT_EFFECT, SHAPES_MANIFEST, Config
-from retina.config_file import ConfigError
+from retina.config import SHAPES_MANIFEST, Config
+from retina.config_file import KEYS_WITHOUT_EFFECT, ConfigError
 
 DEFAULT_OUTPUT = Path("runs/ablations")
 LEDGER = "ledger.jsonl"  # in the folder of a study: its trials, where no other storage is given

@@ -24,8 +24,8 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from retina import __version__
-from retina.config import KEYS_WITHOUT_EFFECT, SHAPES_MANIFEST, Config
-from retina.config_file import load_config, read_yaml
+from retina.config import SHAPES_MANIFEST, Config
+from retina.config_file import KEYS_WITHOUT_EFFECT, load_config, read_yaml
 from retina.study.cells import DEFAULT_OUTPUT, Cell, Settings, Study, StudyError
 from retina.study.paper import paper_tables
 

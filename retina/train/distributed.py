@@ -39,6 +39,11 @@ def process_group() -> Iterator[tuple[int, int, torch.device]]:
         distributed.destroy_process_group()
 
 
+def rank() -> int:
+    """The number of this process in the run, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
 def world_size() -> int:
     """The number of processes of the run."""
     return distributed.get_world_size() if distributed.is_initialized() else 1

@@ -34,8 +34,15 @@ from tqdm import tqdm
 
 from retina.analysis.scoring import Evaluation
 from retina.atomic_files import named_errors, write_text
-from retina.config import KEYS_TO_CHANGE, KEYS_WITHOUT_EFFECT, Config
-from retina.config_file import KEYS_OF_PLACE, ConfigError, changed_keys, load_config
+from retina.config import Config
+from retina.config_file import (
+    KEYS_OF_PLACE,
+    KEYS_TO_CHANGE,
+    KEYS_WITHOUT_EFFECT,
+    ConfigError,
+    changed_keys,
+    load_config,
+)
 from retina.data.batch import Batch
 from retina.data.coco import CocoDataset
 from retina.evaluate.coco import format_metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import assert_never
 
 import torch
 from torch import nn
@@ -23,13 +24,15 @@ def learning_rate(step: int, config: Train) -> float:
     if config.schedule == "cosine":
         progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
         return peak * 0.5 * (1 + math.cos(math.pi * progress))
-    milestones_passed = sum(step >= round(fraction * config.steps) for fraction in config.milestones)
-    return peak * 0.1**milestones_passed
+    if config.schedule == "steps":
+        milestones_passed = sum(step >= round(fraction * config.steps) for fraction in config.milestones)
+        return peak * 0.1**milestones_passed
+    assert_never(config.schedule)
 
 
 def build_optimizer(model: nn.Module, config: Train) -> torch.optim.Optimizer:
     """SGD with momentum or AdamW over the trainable parameters; norm layers have the decay `norm_weight_decay`."""
-    norm_layers = [m for m in model.modules() if isinstance(m, (_BatchNorm, nn.GroupNorm))]
+    norm_layers = [m for m in model.modules() if isinstance(m, (_BatchNorm, nn.GroupNorm, nn.LayerNorm))]
     norm_ids = {id(p) for layer in norm_layers for p in layer.parameters()}
     trainable = [p for p in model.parameters() if p.requires_grad]
     norm_decay = config.weight_decay if config.norm_weight_decay is None else config.norm_weight_decay
@@ -40,7 +43,9 @@ def build_optimizer(model: nn.Module, config: Train) -> torch.optim.Optimizer:
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    assert_never(config.optimizer)
 
 
 @torch.no_grad()

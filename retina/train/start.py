@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from retina.config import KEYS_TO_CHANGE, KEYS_WITHOUT_EFFECT, Config
-from retina.config_file import KEYS_OF_PLACE, changed_keys, config_from_yaml
+from retina.config import Config
+from retina.config_file import KEYS_OF_PLACE, KEYS_TO_CHANGE, KEYS_WITHOUT_EFFECT, changed_keys, config_from_yaml
 from retina.data.coco import CocoDataset
 from retina.device import autocast, compile_network
 from retina.model import checkpoint

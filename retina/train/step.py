@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -18,7 +19,7 @@ from retina.criterion import count_positives, detection_loss, normalizer, positi
 from retina.data.batch import Batch
 from retina.device import autocast
 from retina.model.anchors import make_anchors
-from retina.train.distributed import world_size
+from retina.train.distributed import rank, world_size
 from retina.train.schedule import learning_rate
 
 
@@ -37,7 +38,7 @@ def train_step(
 
     Args:
         model: the network, or DistributedDataParallel around it.
-        optimizer: of its parameters, from `build_optimizer`; its learning rate is set here.
+        optimizer: of its parameters, with `fused=True`, as from `build_optimizer`; its learning rate is set here.
         batches: `train.accumulate` micro-batches, on the device of the model.
         num_classes: K.
         ema_positives: float32 scalar, the moving average of the number of positive anchors; updated in place.
@@ -51,7 +52,11 @@ def train_step(
         finite (0 if the loss or its gradient is not finite; then no weight was updated, and the run should end) and
         stop (above 0 if any process asked for it).
     """
+    if not optimizer.defaults.get("fused"):
+        raise ValueError("train_step needs an optimizer with fused=True, which skips a step that is not finite")
     world = world_size()
+    # For a network with random layers, such as dropout: their numbers depend on the step, not on those before it.
+    torch.manual_seed(int(np.random.SeedSequence([config.seed, step, rank()]).generate_state(1, np.uint64)[0]))
     anchors = [make_anchors(config.anchors, *batch.images.shape[2:], batch.images.device) for batch in batches]
     assignments = [
         assign(level_anchors, batch.targets, batch.sizes, num_classes, config.assign)
@@ -94,8 +99,7 @@ def train_step(
         group["lr"] = learning_rate(step, config.train)
     if config.train.clip_norm:
         nn.utils.clip_grads_with_norm_(parameters, config.train.clip_norm, totals["grad_norm"])
-    assert optimizer.defaults["fused"]  # a fused optimizer skips the update where `found_inf` is 1
-    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # a fused one skips the update where it is 1
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     totals["positives"] = batch_positives / config.train.batch_size

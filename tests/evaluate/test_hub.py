@@ -20,7 +20,7 @@ import retina
 from retina.config import COCO_METRICS
 from retina.config_file import config_from_yaml, load_config
 from retina.evaluate import Detector
-from retina.hub import HubDetector
+from retina.hub import HubDetector, model_card
 from retina.model import WeightsError
 from retina.model.checkpoint import digest
 
@@ -98,6 +98,20 @@ def test_metrics_survive_another_save_and_are_left_out_where_unknown(run: Path, 
     HubDetector(retina.load(tmp_path / "alone.pt")).save_pretrained(tmp_path / "alone")
     card = (tmp_path / "alone/README.md").read_text()
     assert "## Metrics" not in card and "model-index" not in card and "## Settings" in card
+
+
+def test_the_card_of_changed_weights_has_no_metrics_and_names_the_loss(
+    tiny_yaml: Path, tmp_path: Path, run: Path
+) -> None:
+    detector = retina.load(run, device="cpu")
+    assert HubDetector(detector).metrics["AP"] == METRICS["AP"]
+    with torch.no_grad():
+        detector.model.bbox_reg.bias += 0.5
+    assert HubDetector(detector).metrics == {}
+    assert "(resnet10, focal loss)" in model_card(HubDetector(detector))
+    save_random_detector(tmp_path / "best.pt", load_config(tiny_yaml, ["loss.cls=ohem"]))
+    card = model_card(HubDetector(retina.load(tmp_path / "best.pt")))
+    assert "(resnet10, online hard example mining)" in card and "focal-loss" not in card
 
 
 def test_push_uploads_the_folder(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

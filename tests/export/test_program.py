@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from export_helpers import random_config, random_detector, random_image, random_model
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from retina.detect import Detections
 from retina.evaluate import ImageDetections
@@ -103,6 +105,22 @@ def test_folding_changes_no_output(tiny_yaml: Path, norm: str, backbone: str) ->
         return [*logits, *deltas]
 
     folded = inference_network(model, torch.float32)
+    assert not any(isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d) for module in folded.modules())
     assert any(isinstance(module, torch.nn.Identity) for module in folded.modules()) == (norm != "group")
     for found, expected in zip(outputs(folded), outputs(model), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_folding_knows_other_backbones(tiny_yaml: Path) -> None:
+    """A network with other names and nested blocks, in place of the ResNet."""
+    model = random_model(random_config(tiny_yaml))
+    model.backbone.body = torchvision.models.mobilenet_v3_small().features.eval()  # type: ignore[assignment]
+    for module in model.backbone.body.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = 0.1 * torch.randn(module.num_features)
+            module.running_var = torch.rand(module.num_features) + 0.5
+    body = inference_network(model, torch.float32).backbone.body
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in body.modules())
+    images = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(body(images), model.backbone.body(images), rtol=1e-3, atol=1e-5)

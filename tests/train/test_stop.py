@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 from train_helpers import settings, stop_after, weights
 
 from retina.config import Config
-from retina.model import checkpoint
+from retina.model import RetinaNet, checkpoint
+from retina.model.retinanet import Outputs
 from retina.train.errors import RunError, RunFolderError
 from retina.train.loop import train
 
@@ -78,6 +81,25 @@ def test_a_stopped_run_with_repeat_factor_sampling_resumes_exactly(
     assert (stopped.run_dir / "metrics.csv").read_bytes() == (whole.run_dir / "metrics.csv").read_bytes()
     with pytest.raises(RunError, match=r"data\.sampling was repeat_factor, is uniform"):
         train(settings(tiny_yaml, stopped.run_dir, *flags[1:]), resume=True)
+
+
+def test_a_stopped_run_with_random_layers_resumes_exactly(
+    tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a network with dropout or stochastic depth. Without them the random numbers of torch change nothing."""
+
+    class WithDropout(RetinaNet):
+        def forward(self, images: Tensor) -> Outputs:
+            return super().forward(F.dropout(images, 0.2, self.training))
+
+    monkeypatch.setattr("retina.train.start.RetinaNet", WithDropout)
+    whole, stopped = (settings(tiny_yaml, tmp_path / name) for name in ("whole", "stopped"))
+    train(whole)
+    with stop_after(3):
+        train(stopped)
+    train(stopped, resume=True)
+    assert weights(stopped.run_dir) == weights(whole.run_dir)
+    assert (stopped.run_dir / "metrics.csv").read_bytes() == (whole.run_dir / "metrics.csv").read_bytes()
 
 
 def test_resume_skips_a_damaged_checkpoint(tiny: Config, finished_run: Path) -> None:
