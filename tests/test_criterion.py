@@ -29,6 +29,7 @@ ANCHORS = make_anchors(Anchors(), 64, 64, torch.device("cpu"))
 BoxLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # The losses on decoded boxes: ours, and another implementation.
 IOU_LOSSES: dict[str, tuple[BoxLoss, BoxLoss]] = {"giou": (giou_loss, generalized_box_iou_loss)}
+each_class_loss = pytest.mark.parametrize("cls", get_args(Loss.model_fields["cls"].annotation))
 each_box_loss = pytest.mark.parametrize("box", get_args(Loss.model_fields["box"].annotation))
 
 
@@ -85,6 +86,31 @@ def test_other_class_losses_equal_those_of_retina_losses() -> None:
     star = focal_star_loss(logits, assignment.labels_NR, gamma=4.0, beta=0.5, alpha=0.25, avg_factor=5.0)
     given = loss(Loss(cls="focal_star", gamma=4.0, beta=0.5))["loss_cls"]
     assert given == pytest.approx(star.item(), rel=1e-5)
+
+
+@each_class_loss
+def test_what_every_class_loss_has_to_do(cls: str) -> None:
+    """Ignored anchors, label -1, count nothing; `positives_only` leaves the negatives out; a weight for each anchor."""
+    outputs, assignment = example()
+    labels, normalizer_N = assignment.labels_NR, torch.tensor([5.0, 5.0])
+    assert set(labels.unique().tolist()) > {-1, K}
+    config = Loss(cls=cls, ohem_batch=10**6, ohem_nms=1.0)  # type: ignore[arg-type]  # OHEM takes all positives
+
+    def losses(changed: torch.Tensor | None, config: Loss = config) -> tuple[float, float]:
+        level_labels = torch.split(labels, [len(level) for level in ANCHORS], dim=1)
+        logits = [
+            level if changed is None else torch.where(torch.isin(ids, changed)[..., None], -level, level)
+            for level, ids in zip(outputs.logits, level_labels, strict=True)
+        ]
+        arguments = (Outputs(logits, outputs.deltas), ANCHORS, assignment, normalizer_N, config)
+        return float(detection_loss(*arguments, 62.5)["loss_cls"]), float(positive_class_loss(*arguments))
+
+    given = losses(None)
+    assert losses(torch.tensor(-1)) == given, "an ignored anchor counts"
+    by_negatives = losses(torch.tensor(K))
+    assert by_negatives[0] != pytest.approx(given[0], rel=1e-3) and by_negatives[1] == pytest.approx(given[1], rel=1e-6)
+    by_image = losses(None, config.model_copy(update={"normalizer": "image"}))
+    assert by_image == pytest.approx(given, rel=1e-5)
 
 
 @pytest.mark.parametrize("cls", ["focal", "focal_star", "ohem", "ohem_1_3"])
