@@ -80,9 +80,15 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
     num_cells = len(study.cells)
     num_finished = num_cells - len(open_cells)
     print(f"{study.name}: {num_cells} cells, {num_finished} finished; {machine}", flush=True)
+    if other_code := sum(cell.has_other_code() for cell in study.cells):
+        print(
+            f"{other_code} of them were finished by other code than this, and keep their numbers; to run them again, "
+            "delete their folders, or give another --output"
+        )
     if arguments.dry_run:
         for cell in study.cells:
-            print(f"  {cell.key}  {cell.label}{'' if cell in open_cells else '  (finished)'}")
+            finished = "  (finished by other code)" if cell.has_other_code() else "  (finished)"
+            print(f"  {cell.key}  {cell.label}{'' if cell in open_cells else finished}")
         if missing := study.missing_data():
             made = all(cell.config.data.shapes for cell in study.cells)
             for settings in {cell.config.data.shapes for cell in study.cells} - {None}:

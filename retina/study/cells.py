@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from retina.config import SHAPES_MANIFEST, Config
 from retina.config_file import KEYS_WITHOUT_EFFECT, ConfigError
 
 DEFAULT_OUTPUT = Path("runs/ablations")
+PACKAGES_OF_A_RUN = ("losses", "data", "model", "train", "evaluate", "analysis")  # beside the files at the top
 LEDGER = "ledger.jsonl"  # in the folder of a study: its trials, where no other storage is given
 Settings = dict[str, Any]  # values by their keys, as on the command line: {"loss.gamma": 2.0}
 
@@ -42,6 +45,11 @@ class Cell:
         """What `outcome.write_result` wrote when the run ended; None before."""
         path = self.folder / "result.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def has_other_code(self) -> bool:
+        """Whether the cell has ended, and the code has changed since."""
+        result = self.result()
+        return result is not None and result.get("code") != code_digest()
 
     def failure(self) -> str | None:
         """Why the cell was given up; None if it was not."""
@@ -92,6 +100,17 @@ class Study:
         if self.milliseconds:
             shared["milliseconds"] = True
         return {"cells": {cell.key: cell.label for cell in self.cells}, "shared": shared}
+
+
+@cache
+def code_digest() -> str:
+    """12 hexadecimal digits: the hash of the source files that a run executes."""
+    root = Path(__file__).parents[1]
+    files = [*root.glob("*.py"), *(path for package in PACKAGES_OF_A_RUN for path in (root / package).rglob("*.py"))]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def short_key(key: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retina.atomic_files import write_text
-from retina.study.cells import Cell
+from retina.study.cells import Cell, code_digest
 
 
 def evaluations(cell: Cell) -> list[dict[str, Any]]:
@@ -52,6 +52,7 @@ def write_result(cell: Cell, seconds: float | None, milliseconds: float | None) 
         "metrics": metrics,
         "diverged": diverged,
         "milliseconds": milliseconds,
+        "code": earlier.get("code") if earlier else code_digest(),
         "seconds": earlier.get("seconds") if seconds is None else seconds,
     }
     write_text(cell.folder / "result.json", json.dumps(result, indent=1))

@@ -138,8 +138,8 @@ def test_what_cannot_train_is_reported_before_the_start(make_study: MakeStudy, t
     assert not (tmp_path / "out/cells").exists()
 
 
-def test_a_copied_study_on_other_data(tiny_yaml: Path, tmp_path: Path) -> None:
-    """Real runs, from the copied file to the report."""
+def test_a_copied_study_on_other_data(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real runs, from the copied file to the report. Then the code changes."""
     text = (STUDIES / "gamma_alpha.yaml").read_text().replace("base: base/shapes.yaml", f"base: {tiny_yaml}")
     text = text.replace("[0, 0.1, 0.2, 0.5, 1, 2, 5]", "[0, 2]")
     text = text.replace("[0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999]", "[0.25]")
@@ -159,6 +159,11 @@ def test_a_copied_study_on_other_data(tiny_yaml: Path, tmp_path: Path) -> None:
     forgotten = run_main("ablate.py", tmp_path / "mine.yaml", "--output", tmp_path / "out", "--report")
     assert forgotten.returncode == 2 and "train.steps was 3, is 6" in forgotten.stderr, forgotten.stderr
     assert (folder / "report.html").read_bytes() == page
+    dry_run = ("ablate.py", tmp_path / "mine.yaml", "--output", tmp_path / "out", "train.steps=3", "--dry-run")
+    assert "other code" not in run_main(*dry_run).stdout
+    monkeypatch.setattr("retina.study.cells.code_digest", lambda: "0" * 12)
+    said = run_main(*dry_run).stdout
+    assert "2 of them were finished by other code than this" in said and said.count("(finished by other code)") == 2
 
 
 def test_a_cell_on_two_processes(tiny_yaml: Path, tmp_path: Path) -> None:

@@ -1,0 +1,32 @@
+"""The hash of the code that a run executes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from retina.study import cells
+from retina.study.cells import code_digest
+
+
+def test_the_code_of_a_run_is_what_it_executes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "retina"
+    shutil.copytree(Path(cells.__file__).parents[1], root, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def digest() -> str:
+        code_digest.cache_clear()
+        return code_digest()
+
+    here = digest()
+    monkeypatch.setattr(cells, "__file__", str(root / "study/cells.py"))
+    assert digest() == here and len(here) == 12
+    (root / "study/report.py").write_text("")
+    (root / "losses/notes.txt").write_text("")
+    assert digest() == here
+    for file in ("losses/focal.py", "train/step.py", "criterion.py"):
+        before = digest()
+        (root / file).write_text((root / file).read_text() + "\n")
+        assert digest() != before
+    code_digest.cache_clear()
