@@ -6,24 +6,52 @@ import contextlib
 import io
 import re
 import runpy
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from detector_helpers import save_random_detector
 
 from retina.check.codes import CODES
+from retina.config import Config
+from retina.detect import detect
+from retina.model.checkpoint import digest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "data/README.md"]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.DOTALL)
+
+
 def test_code_of_the_losses_page_runs() -> None:
-    page = (ROOT / "docs" / "losses.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    blocks = python_blocks("losses.md")
     assert len(blocks) > 5
     namespace: dict[str, object] = {}
     for block in blocks:  # in order, in one namespace
         exec(compile(block, "docs/losses.md", "exec"), namespace)
+
+
+@pytest.mark.slow
+def test_code_of_the_python_page_runs(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_random_detector(tmp_path / "runs/mine/best.pt", tiny)
+    shutil.copy(Path(tiny.data.val_images) / "0000.png", "image.jpg")
+    namespace: dict[str, Any] = {}
+    blocks = python_blocks("python.md")
+    for block in blocks[:2]:
+        exec(compile(block, "docs/python.md", "exec"), namespace)
+    found = detect(namespace["outputs"], namespace["anchors"], namespace["batch"].sizes, tiny.detect)[0]
+    expected = namespace["detector"]("image.jpg")
+    assert len(expected) > 5 and torch.equal(found.scores, expected.scores), "the outputs are those of the detector"
+    before = digest(namespace["detector"].model.state_dict())
+    for block in blocks[2:]:
+        exec(compile(block, "docs/python.md", "exec"), namespace)
+    assert digest(namespace["detector"].model.state_dict()) == digest(namespace["model"].state_dict()) != before
 
 
 def test_table_of_wrong_variants_equals_the_output_of_its_script() -> None:

@@ -41,7 +41,7 @@ class Detector:
     """Finds the objects in images. Several threads may call one detector at the same time.
 
     Attributes:
-        model: in evaluation mode, on `device`.
+        model: on `device`, in evaluation mode and frozen: `model.requires_grad_(True).train()` makes it trainable.
         config: with the network and anchors of the model, its image size, thresholds and precision.
         categories: (id, name) of each label.
         device: of the model.
