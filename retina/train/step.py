@@ -43,7 +43,7 @@ def train_step(
         num_classes: K.
         ema_positives: float32 scalar, the moving average of the number of positive anchors; updated in place.
         config: of the run.
-        step: counts from 0.
+        step: counts from 0. torch's generator is seeded with it.
         stop: this process asks all processes to end after the step.
         log_loss_parts: compute the class loss of the positive and of the negative anchors too.
 
