@@ -28,6 +28,11 @@ LONGEST_FILES = (
 LAST_FILES = ("test_onnx.py", "test_package.py")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: some tests wait for a time limit, or for a process that they started."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONGEST_FILES)}
     places |= {name: len(LONGEST_FILES) + 1 + place for place, name in enumerate(LAST_FILES)}

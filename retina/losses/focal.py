@@ -69,7 +69,7 @@ from retina.losses.arguments import (
 )
 from retina.losses.focal_cpu import ids_loss_and_gradient
 from retina.losses.focal_labels_cpu import labels_loss_and_gradient
-from retina.losses.one_pass import LossAndGradient, one_pass_loss, takes_one_pass
+from retina.losses.one_pass import LossAndGradient, has_tangent, one_pass_loss, takes_one_pass
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # it comes with torch for CUDA on Linux
 Impl = Literal["auto", "reference", "chunked", "triton"]
@@ -181,7 +181,7 @@ def _chunked_loss(
     """`scale` times the sum of the focal loss, in one pass (focal_cpu.py, focal_labels_cpu.py)."""
     scaled = (alphas[0] * scale, alphas[1] * scale)
 
-    def plain(x: Tensor, y: Tensor = targets, weight: Tensor | None = weight) -> Tensor:
+    def plain(x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
         return _elementwise_loss(partial(_focal, gamma=gamma), x, y, scaled, weight, ignore_index).sum()
 
     def fast(x: Tensor, with_gradient: bool) -> LossAndGradient:
@@ -189,7 +189,7 @@ def _chunked_loss(
             return labels_loss_and_gradient(x, targets, weight, scaled, gamma, ignore_index, plain, with_gradient)
         return ids_loss_and_gradient(x, targets, weight, scaled, gamma, ignore_index, with_gradient)
 
-    return one_pass_loss(logits, fast, plain)
+    return one_pass_loss(logits, fast, plain, (targets, weight))
 
 
 def _elementwise_loss(
@@ -248,7 +248,7 @@ def _select_impl(
 ) -> Literal["chunked", "triton", "reference"]:
     check_choice("impl", impl, get_args(Impl))
     inputs = (targets, weight, avg_factor, *alphas)
-    constants = not any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
+    constants = not any(isinstance(value, Tensor) and (value.requires_grad or has_tangent(value)) for value in inputs)
     is_labels = targets.shape == logits.shape
     fused = constants and reduction != "none" and not in_functorch_transform()  # required by both
     rows = not is_labels and (weight is None or weight.shape != logits.shape)

@@ -88,12 +88,12 @@ def _negative_loss(
     row_P, class_P, ignored_rows = skipped
     rows, classes = logits_RK.shape
     step = max(1, CHUNK_ELEMENTS // classes)
-    edges = torch.arange(0, rows + step, step)
+    edges = torch.arange(0, rows + step, step, device=logits_RK.device)
     positive_edges = torch.searchsorted(row_P, edges).tolist()
     ignored_edges = torch.searchsorted(ignored_rows, edges).tolist()
-    buffers = [torch.empty(min(step, rows), classes, dtype=compute_dtype) for _ in range(3)]
+    buffers = [logits_RK.new_empty(min(step, rows), classes, dtype=compute_dtype) for _ in range(3)]
     lowest_log_p = 1.2 * math.log(torch.finfo(compute_dtype).tiny)  # p is 0 from here down
-    total = torch.zeros((), dtype=torch.float64)
+    total = logits_RK.new_zeros((), dtype=torch.float64)
     for i, start in enumerate(range(0, rows, step)):
         chunk = slice(start, min(start + step, rows))
         x = logits_RK[chunk]

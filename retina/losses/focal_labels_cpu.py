@@ -51,16 +51,16 @@ def labels_loss_and_gradient(
     """
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     gradient_dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
-    gradient = torch.empty(logits.shape, dtype=gradient_dtype) if with_gradient else None
+    gradient = logits.new_empty(logits.shape, dtype=gradient_dtype) if with_gradient else None
     if not logits.numel():
-        return torch.zeros((), dtype=dtype), gradient
+        return logits.new_zeros((), dtype=dtype), gradient
     by_row = weight is not None and weight.shape != logits.shape
     # Without a value for each row or class the shape does not matter, and the chunks are equal for every K.
     classes = logits.shape[-1] if by_row or isinstance(alphas[0], Tensor) else 1
     x_RK, y_RK = logits.reshape(-1, classes), labels.reshape(-1, classes)
     gradient_RK = None if gradient is None else gradient.view(-1, classes)
     weight_RK = None if weight is None else weight.reshape(-1, 1 if by_row else classes)
-    total = torch.zeros((), dtype=torch.float64)
+    total = logits.new_zeros((), dtype=torch.float64)
     step = max(1, CHUNK_ELEMENTS // max(classes, 1))
     for start in range(0, len(x_RK), step):
         x, y = x_RK[start : start + step], y_RK[start : start + step]

@@ -7,8 +7,8 @@ the same name documents each argument and the errors.
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +35,22 @@ class _Loss(nn.Module):
             self.settings[name] = values
             return 1
         tensor = as_tensor(name, values, "numbers, or one number", torch.float32).clone()
+        if tensor.requires_grad:
+            raise ValueError(f"{name}: given a tensor with a gradient, which a module keeps constant; use the function")
         if not tensor.numel():
             raise ValueError(f"{name}: given no values, expected one number or one per class")
         self.register_buffer(name, tensor)
         return tensor.shape[0] if tensor.dim() else 1
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Values move to a device, but stay float32 in `.half()` and `.bfloat16()`, where 1 - 0.9995 would be 0."""
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, values in before.items():
+            moved: Tensor = getattr(self, name)
+            if moved.dtype != values.dtype:
+                setattr(self, name, values.to(moved.device))
+        return self
 
     def arguments(self) -> dict[str, Any]:
         return self.settings | dict(self.named_buffers())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,19 @@ LossAndGradient = tuple[Tensor, Tensor | None]
 
 def takes_one_pass(logits: Tensor) -> bool:
     """Whether `one_pass_loss` can take these logits: on the CPU in eager mode, without forward-mode derivatives."""
-    return can_read_values(logits) and forward_ad.unpack_dual(logits).tangent is None  # type: ignore[no-untyped-call]
+    return can_read_values(logits) and not has_tangent(logits)
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether forward-mode derivatives are taken with respect to `tensor`."""
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def one_pass_loss(
-    logits: Tensor, fast: Callable[[Tensor, bool], LossAndGradient], plain: Callable[[Tensor], Tensor]
+    logits: Tensor,
+    fast: Callable[[Tensor, bool], LossAndGradient],
+    plain: Callable[..., Tensor],
+    constants: Sequence[Tensor | None],
 ) -> Tensor:
     """The loss of `fast`, with its gradient for the first backward and that of `plain` for all further derivatives.
 
@@ -28,11 +36,13 @@ def one_pass_loss(
         logits: floats, the only input that gets a gradient.
         fast: called with the logits and whether a gradient is wanted; returns the loss, and the gradient of its sum.
             The loss is a scalar, or has a value for each row and as many dimensions as the logits.
-        plain: the same loss by autograd. It may have other dimensions, of size 1.
+        plain: called with the logits and the constants; the same loss by autograd. It may have other dimensions, of
+            size 1. It must not hold the constants, which autograd frees after a backward, and guards against changes.
+        constants: targets, weights and the like, which get no gradient.
 
-    Nothing of the size of the logits is kept beside the gradient, which the first backward gives away.
+    Nothing is copied for the backward but the gradient, which the first one gives away.
     """
-    loss: Tensor = _OnePass.apply(logits, fast, plain, torch.is_grad_enabled())
+    loss: Tensor = _OnePass.apply(logits, fast, plain, torch.is_grad_enabled(), *constants)
     return loss
 
 
@@ -42,24 +52,25 @@ class _OnePass(torch.autograd.Function):
         ctx: Any,
         logits: Tensor,
         fast: Callable[[Tensor, bool], LossAndGradient],
-        plain: Callable[[Tensor], Tensor],
+        plain: Callable[..., Tensor],
         grad_enabled: bool,
+        *constants: Tensor | None,
     ) -> Tensor:
         loss, ctx.gradient = fast(logits.detach(), grad_enabled and ctx.needs_input_grad[0])
         ctx.plain, ctx.dtype = plain, logits.dtype
-        ctx.save_for_backward(logits)
+        ctx.save_for_backward(logits, *constants)
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         again = torch.is_grad_enabled()  # create_graph=True
         gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None or again:
-            (logits,) = ctx.saved_tensors  # torch's own error if the graph was freed
+        if gradient is None or again or torch._C._functorch.is_legacy_batchedtensor(upstream):  # is_grads_batched
+            logits, *constants = ctx.saved_tensors  # torch's own error if the graph was freed, or one of them changed
             with torch.enable_grad():
                 x = logits if again else logits.detach().requires_grad_()
-                loss = ctx.plain(x)
+                loss = ctx.plain(x, *constants)
                 (gradient,) = torch.autograd.grad(loss, x, upstream.reshape(loss.shape), create_graph=again)
         elif upstream.dim() or upstream != 1:
             gradient *= upstream
-        return gradient.to(ctx.dtype), None, None, None
+        return gradient.to(ctx.dtype), *[None] * (len(ctx.needs_input_grad) - 1)

@@ -35,7 +35,7 @@ from retina.losses.arguments import (
     per_class_tensor,
 )
 from retina.losses.focal import modulating_factor
-from retina.losses.one_pass import LossAndGradient, one_pass_loss, takes_one_pass
+from retina.losses.one_pass import LossAndGradient, has_tangent, one_pass_loss, takes_one_pass
 from retina.losses.softmax_cpu import softmax_loss_and_gradient
 
 
@@ -76,7 +76,8 @@ def softmax_focal_loss(
     check_choice("reduction", reduction, get_args(Reduction))
     ids = torch.where(kept, targets, 0).long()
     row_weight = _row_weight(logits, ids, kept, class_weight)
-    if row_weight.requires_grad or logits.shape[dim] < 2 or not takes_one_pass(logits):
+    has_derivative = row_weight.requires_grad or has_tangent(row_weight)
+    if has_derivative or logits.shape[dim] < 2 or not takes_one_pass(logits):
         return _reduce(_plain_loss(logits, ids, row_weight, kept, gamma, dim), row_weight, reduction)
 
     if reduction == "mean":
@@ -88,12 +89,12 @@ def softmax_focal_loss(
         loss, gradient = _fast_loss(x, ids, row_weight, kept, gamma, dim, with_gradient)
         return loss.sum() if scalar else loss.unsqueeze(dim), gradient
 
-    def plain(x: Tensor) -> Tensor:
+    def plain(x: Tensor, ids: Tensor, row_weight: Tensor, kept: Tensor) -> Tensor:
         loss = _plain_loss(x, ids, row_weight, kept, gamma, dim)
         return loss.sum() if scalar else loss
 
-    loss = one_pass_loss(logits, fast, plain)
-    return loss if scalar else loss.squeeze(dim)
+    loss = one_pass_loss(logits, fast, plain, (ids, row_weight, kept))
+    return loss if scalar else loss.squeeze(dim).clone()  # a view of it could not be changed in place
 
 
 def focal_nll_loss(
@@ -172,7 +173,12 @@ def _row_weight(x: Tensor, ids: Tensor, kept: Tensor, class_weight: Sequence[flo
     if class_weight is None:
         return kept.to(dtype)
     weight_C = per_class_tensor("class_weight", class_weight, x, dim=0 if x.dim() == 1 else 1).to(dtype)
-    return torch.where(kept, weight_C[ids], 0)
+    return _weight_of(ids, kept, weight_C)
+
+
+def _weight_of(ids: Tensor, kept: Tensor, weight_C: Tensor) -> Tensor:
+    # torch.func cannot compute weight_C[ids] for each sample.
+    return torch.where(kept, weight_C.gather(0, ids.reshape(-1)).view(ids.shape), 0)
 
 
 def _plain_loss(x: Tensor, ids: Tensor, row_weight: Tensor, kept: Tensor, gamma: float, dim: int) -> Tensor:
@@ -221,7 +227,7 @@ def _all_classes_loss(
         q = (1 - label_smoothing) * q + label_smoothing / classes
     else:
         ids = torch.where(kept, targets, 0).long()
-        row_weight = kept.to(log_p.dtype) if weight_C is None else torch.where(kept, weight_C[ids], 0)
+        row_weight = kept.to(log_p.dtype) if weight_C is None else _weight_of(ids, kept, weight_C)
         is_true = ids.unsqueeze(dim) == torch.arange(classes, device=ids.device).view(column)
         q = torch.where(is_true, 1 - label_smoothing + label_smoothing / classes, label_smoothing / classes)
         q = q.to(log_p.dtype) * kept.unsqueeze(dim)

@@ -55,7 +55,7 @@ def softmax_loss_and_gradient(
     gradient_NCD = None
     if with_gradient:
         gradient_dtype = torch.float32 if x_NCD.dtype == torch.float16 else x_NCD.dtype
-        gradient_NCD = torch.empty(x_NCD.shape, dtype=gradient_dtype)
+        gradient_NCD = x_NCD.new_empty(x_NCD.shape, dtype=gradient_dtype)
     first = x_NCD.shape[2] > 1 or classes <= SHORT_ROW
     buffers = None
     for rows, columns in _chunks(x_NCD.shape, first):
@@ -63,7 +63,7 @@ def softmax_loss_and_gradient(
         x = x_NCD[rows, :, columns]
         gradient = None if gradient_NCD is None else gradient_NCD[rows, :, columns]
         if buffers is None:  # the first chunk is the largest
-            buffers = torch.empty(2, x.numel(), dtype=dtype)
+            buffers = x.new_empty(2, x.numel(), dtype=dtype)
         copies = buffers[:, : x.numel()]
         if first:
             parts = (x.transpose(0, 1), None if gradient is None else gradient.transpose(0, 1))
