@@ -72,7 +72,8 @@ def class_weights(
         scheme: with n_c examples of class c and n in total: "balanced" n / (K n_c), as compute_class_weight of
             scikit-learn; "inverse" 1 / n_c; "inverse_sqrt" 1 / sqrt(n_c); "effective_number"
             (1 - beta) / (1 - beta^n_c) (Cui et al., CVPR 2019, arXiv 1901.05555).
-        beta: parameter of "effective_number", at least 0 and below 1; near 1 the weights approach "inverse".
+        beta: parameter of "effective_number", at least 0 and below 1. Classes with more than a few times 1 / (1 - beta)
+            examples get equal weights; near 1 the weights approach "inverse".
         zero: how to treat a class without examples: "error" raises; "ignore" gives it weight 0 and does not count it
             in K; "smooth" adds 1 to the count of every class.
         normalize: None; "classes" scales the weights to an average of 1 over the classes that have examples;
