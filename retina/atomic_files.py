@@ -1,9 +1,12 @@
-"""Writes files that are complete or absent, also if the process or the machine stops. Never imports torch."""
+"""Writes files that are complete or absent, also if the process or the machine stops; locks. Never imports torch."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +41,20 @@ def named_errors(path: Path) -> Iterator[None]:
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
+
+
+@contextlib.contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Wait for the lock of a file, which is made, and hold it. A file system without locks is named on stderr."""
+    with path.open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            reason = f"{path.parent} cannot be locked ({error.strerror})"
+            print(f"{reason}: make sure that only one process writes there", file=sys.stderr)
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,7 +11,9 @@ from typing import NoReturn
 from retina.config import Config
 from retina.config_file import ConfigError, load_config
 
-# Exit status of tools/train.py where another process trains in the same folder (EX_TEMPFAIL of sysexits.h: try later).
+# What tools/train.py says where another process trains in the same folder, and its exit status (EX_TEMPFAIL of
+# sysexits.h: try later). torchrun turns the status into 1.
+FOLDER_IN_USE = "another process is training here"
 EXIT_FOLDER_IN_USE = 75
 
 

@@ -35,7 +35,8 @@ KEYS_WITHOUT_EFFECT = (
 KEYS_TO_CHANGE = ("train.steps", "train.lr", "train.schedule", "train.milestones", "train.accumulate",
                   "train.eval_batch", "data.unreadable")  # fmt: skip
 # Where the data are and how the run is called: a resumed run may change them if the annotations are the same.
-KEYS_OF_PLACE = ("name", *(f"data.{split}_{what}" for split in ("train", "val") for what in ("annotations", "images")))
+PATHS_OF_DATA = tuple(f"data.{split}_{what}" for split in ("train", "val") for what in ("annotations", "images"))
+KEYS_OF_PLACE = ("name", *PATHS_OF_DATA)
 
 
 class ConfigError(ValueError):

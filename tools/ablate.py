@@ -8,12 +8,12 @@ of the cells.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
 
+from retina.atomic_files import file_lock
 from retina.command_line import exit_with_error, file_path
 from retina.config_file import ConfigError
 from retina.shapes.settings import load_settings
@@ -55,8 +55,7 @@ def main() -> int:
 
             check_same_study(study, arguments.storage)  # the report of other settings would replace it, without cells
             study.folder.mkdir(parents=True, exist_ok=True)
-            report(study)
-            return 0
+            return 0 if report(study) else 1
         signal.signal(
             signal.SIGTERM, signal.default_int_handler
         )  # clean up as after Ctrl-C, also in the time measurement
@@ -122,8 +121,7 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
     except StudyError:
         report(study)
         raise
-    report(study)
-    return 0 if finished else 1
+    return 0 if report(study) and finished else 1
 
 
 def make_missing_data(study: Study) -> bool:
@@ -143,20 +141,20 @@ def check_data(study: Study) -> None:
         raise StudyError("\n".join([*missing, f"the first lines of {study.base} tell how to get the data"]))
 
 
-def report(study: Study) -> None:
-    """Write the report of the results so far and print its main table."""
+def report(study: Study) -> bool:
+    """Write the report of the results so far and print its main table; False if it cannot be written."""
     from retina.study.report import terminal_table, write_report
 
     try:
-        with (study.folder / ".lock").open("w") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX)  # another process of the study may write it too
+        with file_lock(study.folder / ".lock"):  # another process of the study may write it too
             paths = write_report(study)
     except OSError as error:
         print(f"no report: {error}", file=sys.stderr)
-        return
+        return False
     for path in paths:
         print(path)
     print(terminal_table(study))
+    return True
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from retina.check.findings import MAX_EXAMPLES, Finding, Split, image_finding
+from retina.cores import available_cores
 from retina.data.coco import to_rgb
 from retina.exif import SWAPS_SIDES, exif_orientation
 
@@ -130,7 +131,7 @@ def read_all_facts(split: Split, images: NDArray[np.int64], pixels: bool, progre
     file = split.file
     sizes = zip(file.widths[images].tolist(), file.heights[images].tolist(), strict=True)
     paths = [split.image_path(image) for image in images.tolist()]
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(available_cores()) as pool:
         warnings.simplefilter("ignore")  # PIL's, about large images and damaged tags
         return list(progress(pool.map(read_facts, paths, sizes, repeat(pixels)), len(paths)))
 

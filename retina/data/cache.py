@@ -6,7 +6,6 @@ a run has equal bits with and without the cache. Processes that need the same ca
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -18,7 +17,7 @@ import PIL
 from numpy.typing import NDArray
 from PIL import features
 
-from retina.atomic_files import atomic_file
+from retina.atomic_files import atomic_file, file_lock
 from retina.data.annotations import DataError
 from retina.data.coco import Record, read_image
 
@@ -45,8 +44,7 @@ class ImageCache:
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / ".cache.lock").open("w") as lock:
-                fcntl.lockf(lock, fcntl.LOCK_EX)
+            with file_lock(folder / ".cache.lock"):
                 if not self.path.exists():
                     self._write()
         except OSError as error:

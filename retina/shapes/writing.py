@@ -5,12 +5,10 @@ and the SHA-256 of the files, so its own hash identifies the data set, pixels in
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -21,10 +19,11 @@ import cv2
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from retina.atomic_files import write_text
+from retina.atomic_files import file_lock, write_text
 from retina.config import SHAPES_MANIFEST as MANIFEST
 from retina.config import Data
 from retina.config_file import ConfigError
+from retina.cores import available_cores
 from retina.shapes.layout import CATEGORIES
 from retina.shapes.scene import GENERATOR_VERSION, draw_scene
 from retina.shapes.settings import MAX_IMAGES, ShapesSettings, load_settings
@@ -54,7 +53,7 @@ def write_shapes(root: Path, settings: ShapesSettings, processes: int | None = N
         ValueError: `processes` is less than 1.
         FileExistsError: `root` was written with other settings, or has images or annotations of another origin.
     """
-    processes = os.cpu_count() or 1 if processes is None else processes
+    processes = available_cores() if processes is None else processes
     if processes < 1:
         raise ValueError(f"processes: given {processes}, expected at least 1")
     root = Path(root)
@@ -66,8 +65,7 @@ def write_shapes(root: Path, settings: ShapesSettings, processes: int | None = N
     if has_images and not has_annotations and not lock_file.exists():
         raise FileExistsError(f"{root}: has a folder train or val with files in it; give another folder")
     root.mkdir(parents=True, exist_ok=True)
-    with lock_file.open("w") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX)
+    with file_lock(lock_file):
         if not _check_existing(root, settings):
             print(f"{root}: writing {settings.train} + {settings.val} images", flush=True)
             _write_splits(root, settings, processes)

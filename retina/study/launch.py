@@ -6,6 +6,7 @@ A run is tools/train.py on a config.yaml, as a user would start it. So a crash o
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from retina.cores import available_cores
 from retina.study.cells import StudyError
+
+OF_ANOTHER_RUN = re.compile(r"(WORLD_SIZE|RANK|LOCAL_RANK|MASTER_ADDR|MASTER_PORT|TORCHELASTIC_\w+)$")
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,9 @@ class Machine:
 
     def environment(self, worker: int) -> dict[str, str]:
         """Environment variables for the run of a worker: its GPUs, and its share of the CPU threads."""
-        values = dict(os.environ)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        # Each run is one of its own, also where this program was started by torchrun or in a job of several processes.
+        values = {name: value for name, value in os.environ.items() if not OF_ANOTHER_RUN.match(name)}
+        cores = available_cores()
         for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):  # otherwise each run would take all cores
             values.setdefault(name, str(max(1, cores // (self.workers * self.devices))))
         if self.gpus:

@@ -22,7 +22,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from retina.atomic_files import write_text
-from retina.command_line import EXIT_FOLDER_IN_USE
+from retina.command_line import EXIT_FOLDER_IN_USE, FOLDER_IN_USE
 from retina.study.cells import Cell, Study, StudyError
 from retina.study.estimate import MIN_FREE_BYTES, count_steps
 from retina.study.launch import Machine, kill
@@ -237,7 +237,7 @@ class Runner:
         cell, log = running.cell, running.cell.folder / "log.txt"
         if self.stopping:
             reason = "stopped"
-        elif status == EXIT_FOLDER_IN_USE:
+        elif status == EXIT_FOLDER_IN_USE or (status > 0 and FOLDER_IN_USE in error_line(log)):  # torchrun ends with 1
             reason = "another process trains in this folder"
             self.busy_since[cell.key] = time.monotonic()
         elif status > 0:

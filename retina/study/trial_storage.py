@@ -34,6 +34,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from retina.config_file import PATHS_OF_DATA
 from retina.study.cells import LEDGER, Cell, Study, StudyError
 
 
@@ -258,11 +259,16 @@ def _check_unchanged(study: Study, stored_summary: dict[str, Any]) -> None:
             changes.append(f"{len(different)} cells are {word} ({examples})")
     if not changes:
         changes = ["the annotation files or the version of the program changed"]
+    advice = "Save the changed study under another name: cells that are finished are found there too, and not run again"
+    if any(stored_summary["shared"].get(key) != summary["shared"].get(key) for key in PATHS_OF_DATA):
+        advice = "The paths of the data are part of each cell: use the same on all machines, for example a link"
     raise StudyError(
         f"{study.file} is not what the study {study.name} was started with: {'; '.join(changes)}. Nothing was changed. "
-        "Save the changed study under another name: cells that are finished are found there too, and not run again"
+        f"{advice}"
     )
 
 
 def first_line(error: BaseException) -> str:
+    if isinstance(error, StorageInternalError):  # Optuna's own text takes every error for one of the data
+        error = error.__cause__ or error
     return (str(error).strip() or type(error).__name__).splitlines()[0]

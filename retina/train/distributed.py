@@ -18,6 +18,7 @@ from retina.train.errors import RunError
 # A process waits for the others at most this long. A machine without power says nothing; an evaluation takes a while.
 TIMEOUT = timedelta(minutes=10)
 T = TypeVar("T")
+TORCHRUN_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @contextlib.contextmanager
@@ -26,10 +27,10 @@ def process_group() -> Iterator[tuple[int, int, torch.device]]:
     if "WORLD_SIZE" not in os.environ:
         yield 0, 1, pick_device()
         return
-    if "LOCAL_RANK" not in os.environ:
+    if missing := [name for name in TORCHRUN_VARIABLES if name not in os.environ]:
         raise RunError(
-            "the environment has WORLD_SIZE, but not LOCAL_RANK; start several processes with torchrun, and for one "
-            "process unset WORLD_SIZE"
+            f"the environment has WORLD_SIZE, but not {', '.join(missing)}; start several processes with torchrun, and "
+            "for one process unset WORLD_SIZE"
         )
     device = pick_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)

@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from retina.analysis.scoring import Evaluation
 from retina.atomic_files import named_errors, write_text
+from retina.command_line import FOLDER_IN_USE
 from retina.config import Config
 from retina.config_file import (
     KEYS_OF_PLACE,
@@ -86,8 +87,9 @@ class Logbook:
     def info(self, message: str) -> None:
         """Print `message` above the progress bar."""
         if self.active:
-            tqdm.write(message, file=sys.stdout)
-            sys.stdout.flush()
+            with contextlib.suppress(BrokenPipeError):  # a `tee` that has ended must not end the run
+                tqdm.write(message, file=sys.stdout)
+                sys.stdout.flush()
 
     def open(self, step: int, evaluated_step: int, changes: list[dict[str, Any]]) -> None:
         """Lock the folder, remove entries of a killed run that come later, and open the files.
@@ -179,8 +181,7 @@ class Logbook:
         except (BlockingIOError, PermissionError):
             self.lock.seek(0)
             raise RunFolderInUseError(
-                f"{self.folder}: another process is training here; wait for it, or stop it: "
-                f"{self.lock.read() or 'unknown'}"
+                f"{self.folder}: {FOLDER_IN_USE}; wait for it, or stop it: {self.lock.read() or 'unknown'}"
             ) from None
         except OSError as error:  # some network file systems have no locks
             self.info(f"{self.folder} cannot be locked ({error.strerror}): make sure that only one run writes here")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -34,11 +35,15 @@ from retina.train.state import TrainState, checkpoint_metadata
 from retina.train.step import train_step
 from retina.train.step_flags import StepFlags
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # Ctrl-C, a closed terminal, Slurm
+REPEAT_SECONDS = 5.0
+STOPPING = b"stopping after this step or evaluation; the same signal after 5 seconds ends the run at once\n"
+
 
 def train(config: Config, resume: bool = False, changed_keys: Collection[str] = ()) -> dict[str, Any]:
     """Train in `config.run_dir`, and return the last entry of eval.json.
 
-    Under torchrun every process calls it. SIGTERM and Ctrl-C write a checkpoint and end cleanly. `resume` continues
+    Under torchrun every process calls it. STOP_SIGNALS write a checkpoint and end cleanly. `resume` continues
     from the newest valid checkpoint of the folder, if there is one. Then `changed_keys`, of KEYS_TO_CHANGE, may have
     other values than before, which hold from the next step on.
     Raises RunError, DataError, and what `load_pretrained` raises. Each message explains what to do.
@@ -261,17 +266,27 @@ def _deterministic_cudnn() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _catch_stop_signals(rank: int) -> Iterator[list[int]]:
-    """A list that collects SIGTERM and SIGINT (Ctrl-C). A second one of the same kind ends the process at once."""
+    """A list that collects the signals that ask the run to stop. The same one later ends the process at once.
+
+    Slurm and a terminal send a signal to every process of a job, and torchrun and tools/ablate.py pass it on to the
+    processes that they started. So a signal may come twice, and only one after REPEAT_SECONDS is a second request.
+    """
     received: list[int] = []
+    first_time: dict[int, float] = {}
 
     def handle(number: int, _: object) -> None:
         received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-        if rank == 0:
+        is_first = number not in first_time
+        if time.monotonic() > first_time.setdefault(number, time.monotonic()) + REPEAT_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif is_first and rank == 0:
             with contextlib.suppress(OSError):  # Ctrl-C also ends a `tee` that reads this
-                os.write(2, b"stopping after this step or evaluation; the same signal again ends the run at once\n")
+                os.write(2, STOPPING)
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    # A signal that is ignored stays ignored, as nohup wants it.
+    numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield received
     finally:

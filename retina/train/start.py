@@ -19,7 +19,7 @@ from retina.device import autocast, compile_network
 from retina.model import checkpoint
 from retina.model.pretrained import load_pretrained
 from retina.model.retinanet import RetinaNet
-from retina.train.distributed import broadcast, world_size
+from retina.train.distributed import all_gather_list, broadcast, world_size
 from retina.train.errors import RunError
 from retina.train.logbook import Logbook, describe_changes
 from retina.train.schedule import build_optimizer, learning_rate
@@ -54,6 +54,7 @@ def create_train_state(
         data_digest(dataset),
         data_digest(val_set, evaluated=True),
     )
+    _check_processes(state, config)
     if saved is None and resume:
         log.info(f"no checkpoint in {config.run_dir}: the run starts at step 0")
     if saved is not None:
@@ -79,6 +80,19 @@ def create_train_state(
     for line in _surprising_settings(config):
         log.info(line)
     return state
+
+
+def _check_processes(state: TrainState, config: Config) -> None:
+    """Raise RunError in every process if one has other settings or data than process 0."""
+    settings = {k: v for k, v in config.flat().items() if k not in (*KEYS_WITHOUT_EFFECT, *KEYS_OF_PLACE)}
+    annotations = {"training annotations": state.train_data, "validation annotations": state.val_data}
+    processes = all_gather_list([settings | annotations | {"precision": state.precision}])
+    for number, values in enumerate(processes):
+        if different := [key for key, value in values.items() if processes[0][key] != value]:
+            raise RunError(
+                f"process {number} has another {', another '.join(different)} than process 0; all processes need the "
+                "same command, settings and annotations"
+            )
 
 
 def _surprising_settings(config: Config) -> Iterator[str]:

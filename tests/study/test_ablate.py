@@ -72,7 +72,11 @@ def test_each_worker_has_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert Machine.detect(3, 2, Path()).environment(0)["OMP_NUM_THREADS"] == "2"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert Machine.detect(3, 2, Path()).environment(0)["OMP_NUM_THREADS"] == "5", "the value of the user counts"
+    for name in ("WORLD_SIZE", "RANK", "TORCHELASTIC_RUN_ID"):  # this program was started by torchrun
+        monkeypatch.setenv(name, "1")
+    environment = Machine.detect(3, 2, Path()).environment(0)
+    assert environment["OMP_NUM_THREADS"] == "5", "the value of the user counts"
+    assert not {"WORLD_SIZE", "RANK", "TORCHELASTIC_RUN_ID"} & environment.keys()
 
 
 def test_dry_run_lists_the_cells_and_measures_the_time(make_study: MakeStudy) -> None:

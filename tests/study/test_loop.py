@@ -177,7 +177,7 @@ def test_without_an_answer_of_the_storage_the_runs_stop_in_time(make_study: Make
 
 
 def test_a_folder_in_which_another_process_trains_is_tried_again_later(make_study: MakeStudy) -> None:
-    study = make_study([0], **{"g0.0": ["busy"] * 4 + ["finish"]})
+    study = make_study([0], **{"g0.0": ["busy", "busy under torchrun"] * 2 + ["finish"]})
     runner, _ = make_runner(study, lease=1)
     assert runner.run() and num_starts(study) == [5] and not runner.trial_storage.errors(study.cells[0])
 

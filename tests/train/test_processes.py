@@ -98,6 +98,19 @@ def test_three_processes_resume_with_the_same_bits(tiny_yaml: Path, tmp_path: Pa
     assert (tmp_path / "stopped/metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
 
 
+def train_with_other_settings(rank: int, yaml: Path, folder: Path) -> None:
+    """Process 1 has another learning rate, and the validation images as training images."""
+    config = settings(yaml, folder)
+    data = config.data
+    other = [f"data.train_annotations={data.val_annotations}", f"data.train_images={data.val_images}", "train.lr=0.2"]
+    with pytest.raises(RunError, match=r"process 1 has another train\.lr, another training annotations than process 0"):
+        loop.train(settings(yaml, folder, *other) if rank else config)
+
+
+def test_processes_with_other_settings_or_data_are_refused(tiny_yaml: Path, tmp_path: Path, on_cpu: None) -> None:
+    run_two_processes(train_with_other_settings, tiny_yaml, tmp_path / "run")
+
+
 def rows(run: Path) -> list[dict[str, float]]:
     with (run / "metrics.csv").open() as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]

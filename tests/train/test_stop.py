@@ -23,7 +23,7 @@ from retina.config import Config
 from retina.model import RetinaNet, checkpoint
 from retina.model.retinanet import Outputs
 from retina.train.errors import RunError, RunFolderError
-from retina.train.loop import train
+from retina.train.loop import _catch_stop_signals, train
 
 pytestmark = pytest.mark.slow
 
@@ -100,6 +100,44 @@ def test_a_stopped_run_with_random_layers_resumes_exactly(
     train(stopped, resume=True)
     assert weights(stopped.run_dir) == weights(whole.run_dir)
     assert (stopped.run_dir / "metrics.csv").read_bytes() == (whole.run_dir / "metrics.csv").read_bytes()
+
+
+def test_a_signal_that_comes_twice_at_once_is_one_request() -> None:
+    """Slurm sends it to every process of a job, and torchrun and ablate.py pass it on."""
+    with _catch_stop_signals(1) as received:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.01)
+    assert received == [signal.SIGTERM] * 3 + [signal.SIGUSR1]
+    code = (
+        "import os, signal, time; from retina.train import loop; loop.REPEAT_SECONDS = 0.05\n"
+        "with loop._catch_stop_signals(0):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.2); os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGTERM, "a second request ends the run at once"
+    assert done.stderr.count(b"stopping after this step") == 1
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with _catch_stop_signals(0) as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.01)
+        assert received == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_end_of_a_tee_does_not_end_the_run(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("retina.train.logbook.tqdm.write", broken)
+    assert train(tiny)["step"] == 6
 
 
 def test_resume_skips_a_damaged_checkpoint(tiny: Config, finished_run: Path) -> None:

@@ -30,6 +30,9 @@ elif action == "diverge":
     sys.exit(1)
 elif action == "busy":
     sys.exit(75)
+elif action == "busy under torchrun":
+    print("error: runs/a: another process is training here; wait for it")
+    sys.exit(1)
 elif action == "half":
     (folder / "eval.json").write_text("[]")
     sys.exit(0)
