@@ -114,7 +114,8 @@ def test_a_signal_that_comes_twice_at_once_is_one_request() -> None:
     code = (
         "import os, signal, time; from retina.train import loop; loop.REPEAT_SECONDS = 0.05\n"
         "with loop._catch_stop_signals(0):\n"
-        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.2); os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
+        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.2)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.returncode == -signal.SIGTERM, "a second request ends the run at once"
