@@ -19,8 +19,10 @@ import torch
 from retina.config import COCO_METRICS, Config
 from retina.evaluate.detector import Detector
 from retina.evaluate.loading import find_weights, load
+from retina.model.checkpoint import CheckpointError
 from retina.model.saved_folder import SETTINGS, WEIGHTS, save_folder, saved_metrics, without_absolute_paths
 from retina.model.weights import Weights
+from retina.model.weights_file import WeightsError
 
 try:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData, ModelHubMixin, snapshot_download
@@ -70,11 +72,14 @@ class HubDetector(Detector, ModelHubMixin):
 def metrics_of(detector: Detector) -> dict[str, Any]:
     """What the evaluation during the training says of these weights.
 
-    Empty if the file is not in its run folder, or if the weights have changed since they were loaded.
+    Empty if the file is not in its run folder, or if the weights differ from those in the file.
     """
     if detector.file is None or detector.step is None:
         return {}
-    saved, state = find_weights(str(detector.file)).state, detector.model.state_dict()
+    try:
+        saved, state = find_weights(str(detector.file)).state, detector.model.state_dict()
+    except (FileNotFoundError, WeightsError, CheckpointError):
+        return {}
     if not all(torch.equal(tensor.cpu(), saved[key]) for key, tensor in state.items() if key in saved):
         return {}
     if detector.file.is_dir():

@@ -14,6 +14,7 @@ from coco_files import write_coco
 
 from retina.config import Config
 from retina.config_file import load_config
+from retina.cores import available_cores
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # set before Triton is imported: its kernels then run on the CPU, slowly
@@ -28,9 +29,10 @@ LONGEST_FILES = (
 LAST_FILES = ("test_onnx.py", "test_package.py")
 
 
-def pytest_xdist_auto_num_workers() -> int:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
     """One process more than cores: some tests wait for a time limit, or for a process that they started."""
-    return (os.cpu_count() or 1) + 1
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else available_cores() + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -69,6 +69,7 @@ def main() -> int:
 
 
 def run(study: Study, arguments: argparse.Namespace) -> int:
+    from retina.study.cells import LEDGER, code_digest
     from retina.study.estimate import check_disk_space, estimate_seconds, measure_step_time
     from retina.study.launch import Machine
     from retina.study.loop import Runner
@@ -79,14 +80,16 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
     num_cells = len(study.cells)
     num_finished = num_cells - len(open_cells)
     print(f"{study.name}: {num_cells} cells, {num_finished} finished; {machine}", flush=True)
-    if other_code := sum(cell.has_other_code() for cell in study.cells):
+    code = code_digest()
+    if other_code := sum(cell.has_other_code(code) for cell in study.cells):
+        storage = "use a new --storage" if arguments.storage else f"delete {study.folder / LEDGER}"
         print(
-            f"{other_code} of them were finished by other code than this, and keep their numbers; to run them again, "
-            "delete their folders, or give another --output"
+            f"{other_code} of them were finished by other or unknown code, and keep their numbers; to run them again, "
+            f"delete their folders and {storage}, or give another --output"
         )
     if arguments.dry_run:
         for cell in study.cells:
-            finished = "  (finished by other code)" if cell.has_other_code() else "  (finished)"
+            finished = "  (finished by other code)" if cell.has_other_code(code) else "  (finished)"
             print(f"  {cell.key}  {cell.label}{'' if cell in open_cells else finished}")
         if missing := study.missing_data():
             made = all(cell.config.data.shapes for cell in study.cells)

@@ -42,7 +42,9 @@ def one_pass_loss(
 
     Nothing is copied for the backward but the gradient, which the first one gives away.
     """
-    loss: Tensor = _OnePass.apply(logits, fast, plain, torch.is_grad_enabled(), *constants)
+    # Autograd keeps no tensor of torch.inference_mode, such as the labels of a teacher.
+    kept = [value.clone() if value is not None and value.is_inference() else value for value in constants]
+    loss: Tensor = _OnePass.apply(logits, fast, plain, torch.is_grad_enabled(), *kept)
     return loss
 
 

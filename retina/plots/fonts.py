@@ -33,20 +33,21 @@ def use_fonts(figure: Figure) -> None:
 @cache
 def _file_of(text: frozenset[str]) -> str:
     """The file of DejaVu Sans, or of the installed font that has the most of the letters that it lacks."""
-    wanted = frozenset(map(ord, filter(str.isprintable, text)))
-    if wanted <= _letters(DEJAVU_SANS)[0]:
+    wanted = frozenset(ord(letter) for letter in text if letter.isprintable() and letter != " ")
+    missing = wanted - _letters(DEJAVU_SANS)[0]
+    if not missing:
         return DEJAVU_SANS
 
-    def value(file: str) -> tuple[int, bool]:
+    def value(file: str) -> tuple[int, int, bool]:
         letters, is_regular = _letters(file)
-        return len(wanted & letters), is_regular
+        return len(missing & letters), len(wanted & letters), is_regular
 
     files = sorted(findSystemFonts(), key=lambda file: (len(Path(file).stem), file))  # Sans before Serif
     best = max([DEJAVU_SANS, *files], key=value)
     if lacking := "".join(map(chr, sorted(wanted - _letters(best)[0]))):
         warnings.warn(
-            f"no installed font has the letters {lacking}: they are drawn as boxes; install one that has them, for "
-            "example Noto Sans CJK (Debian and Ubuntu: apt install fonts-noto-cjk)",
+            f"no installed font has all letters of a name; {lacking} are drawn as boxes; install one that has them, "
+            "for example Noto Sans CJK (Debian and Ubuntu: apt install fonts-noto-cjk)",
             stacklevel=2,
         )
     return best

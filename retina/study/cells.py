@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,11 @@ from retina.config import SHAPES_MANIFEST, Config
 from retina.config_file import KEYS_WITHOUT_EFFECT, ConfigError
 
 DEFAULT_OUTPUT = Path("runs/ablations")
-PACKAGES_OF_A_RUN = ("losses", "data", "model", "train", "evaluate", "analysis")  # beside the files at the top
+# The source files that can change the numbers of a run.
+CODE_OF_A_RUN = (
+    "*.py", "losses/*.py", "data/*.py", "model/*.py", "train/*.py", "evaluate/*.py", "analysis/scoring.py",
+    "analysis/results_file.py",
+)  # fmt: skip
 LEDGER = "ledger.jsonl"  # in the folder of a study: its trials, where no other storage is given
 Settings = dict[str, Any]  # values by their keys, as on the command line: {"loss.gamma": 2.0}
 
@@ -46,10 +49,10 @@ class Cell:
         path = self.folder / "result.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
-    def has_other_code(self) -> bool:
-        """Whether the cell has ended, and the code has changed since."""
+    def has_other_code(self, code: str) -> bool:
+        """Whether the cell was finished by code that is not known, or has another digest than `code`."""
         result = self.result()
-        return result is not None and result.get("code") != code_digest()
+        return result is not None and result.get("code") != code
 
     def failure(self) -> str | None:
         """Why the cell was given up; None if it was not."""
@@ -102,12 +105,11 @@ class Study:
         return {"cells": {cell.key: cell.label for cell in self.cells}, "shared": shared}
 
 
-@cache
 def code_digest() -> str:
-    """12 hexadecimal digits: the hash of the source files that a run executes."""
+    """12 hexadecimal digits: the hash of the source files that can change the numbers of a run, as they are now."""
     root = Path(__file__).parents[1]
-    files = [*root.glob("*.py"), *(path for package in PACKAGES_OF_A_RUN for path in (root / package).rglob("*.py"))]
     digest = hashlib.sha256()
+    files = {path for pattern in CODE_OF_A_RUN for path in root.glob(pattern)} - {root / "hub.py"}
     for path in sorted(files):
         digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:12]

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from retina.atomic_files import write_text
 from retina.command_line import EXIT_FOLDER_IN_USE, FOLDER_IN_USE
-from retina.study.cells import Cell, Study, StudyError
+from retina.study.cells import Cell, Study, StudyError, code_digest
 from retina.study.estimate import MIN_FREE_BYTES, count_steps
 from retina.study.launch import Machine, kill
 from retina.study.outcome import (
@@ -53,6 +53,7 @@ class _RunningTrial:
     start_time: float = field(default_factory=time.monotonic)
     heartbeat_count: int = 0
     last_heartbeat: float = field(default_factory=time.monotonic)
+    code: str = field(default_factory=code_digest)  # this program runs for hours, and each run reads the files anew
     timing: bool = False  # training has ended, and the process measures the speed of the detector
 
 
@@ -222,7 +223,7 @@ class Runner:
         # A run that was killed after its last evaluation may lack its last checkpoint: it is resumed.
         if not untimed and (status == 0 or not trained):
             seconds = None if running.checkpoint_at_start else round(time.monotonic() - running.start_time, 1)
-            result = write_result(cell, seconds, _read_milliseconds(cell) if running.timing else None)
+            result = write_result(cell, seconds, _read_milliseconds(cell) if running.timing else None, running.code)
             if result is not None:
                 (cell.folder / "previous.pt").unlink(missing_ok=True)  # nothing will be resumed
                 self.trial_storage.complete(running.trial, ap_of(result))

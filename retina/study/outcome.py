@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retina.atomic_files import write_text
-from retina.study.cells import Cell, code_digest
+from retina.study.cells import Cell
 
 
 def evaluations(cell: Cell) -> list[dict[str, Any]]:
@@ -27,10 +27,11 @@ def is_trained(cell: Cell) -> bool:
     return bool(entries[-1]["step"] == train.steps) or 0 < train.early_stop <= since_best
 
 
-def write_result(cell: Cell, seconds: float | None, milliseconds: float | None) -> dict[str, Any] | None:
+def write_result(cell: Cell, seconds: float | None, milliseconds: float | None, code: str) -> dict[str, Any] | None:
     """Write and return result.json of a run that is trained or has diverged; None for a run that is neither.
 
-    `seconds` is None if the run was resumed; the value of an earlier result.json is kept then.
+    `seconds` is None if the run was resumed; the value of an earlier result.json is kept then. `code`: the
+    `code_digest` at the start of the run.
     """
     nonfinite_steps = sorted(
         json.loads(p.read_text(encoding="utf-8"))["step"] for p in cell.folder.glob("nonfinite_step_*.json")
@@ -52,7 +53,7 @@ def write_result(cell: Cell, seconds: float | None, milliseconds: float | None) 
         "metrics": metrics,
         "diverged": diverged,
         "milliseconds": milliseconds,
-        "code": earlier.get("code") if earlier else code_digest(),
+        "code": earlier.get("code") if earlier else code,
         "seconds": earlier.get("seconds") if seconds is None else seconds,
     }
     write_text(cell.folder / "result.json", json.dumps(result, indent=1))

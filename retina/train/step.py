@@ -56,7 +56,7 @@ def train_step(
         raise ValueError("train_step needs an optimizer with fused=True, which skips a step that is not finite")
     world = world_size()
     # For a network with random layers, such as dropout: their numbers depend on the step, not on those before it.
-    torch.manual_seed(int(np.random.SeedSequence([config.seed, step, rank()]).generate_state(1, np.uint64)[0]))
+    torch.manual_seed(int(np.random.SeedSequence([config.seed, step, rank() + 1]).generate_state(1, np.uint64)[0]))
     anchors = [make_anchors(config.anchors, *batch.images.shape[2:], batch.images.device) for batch in batches]
     assignments = [
         assign(level_anchors, batch.targets, batch.sizes, num_classes, config.assign)

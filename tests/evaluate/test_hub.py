@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import huggingface_hub
 import pytest
@@ -17,10 +17,10 @@ from detector_helpers import save_random_detector
 from safetensors import safe_open
 
 import retina
-from retina.config import COCO_METRICS
+from retina.config import COCO_METRICS, Loss
 from retina.config_file import config_from_yaml, load_config
 from retina.evaluate import Detector
-from retina.hub import HubDetector, model_card
+from retina.hub import LOSSES, HubDetector, model_card
 from retina.model import WeightsError
 from retina.model.checkpoint import digest
 
@@ -108,6 +108,10 @@ def test_the_card_of_changed_weights_has_no_metrics_and_names_the_loss(
     with torch.no_grad():
         detector.model.bbox_reg.bias += 0.5
     assert HubDetector(detector).metrics == {}
+    other = retina.load(shutil.copytree(run, tmp_path / "other"), device="cpu")
+    shutil.rmtree(tmp_path / "other")
+    assert HubDetector(other).metrics == {}, "the weights in memory can still be saved"
+    assert set(LOSSES) == set(get_args(Loss.model_fields["cls"].annotation))
     assert "(resnet10, focal loss)" in model_card(HubDetector(detector))
     save_random_detector(tmp_path / "best.pt", load_config(tiny_yaml, ["loss.cls=ohem"]))
     card = model_card(HubDetector(retina.load(tmp_path / "best.pt")))

@@ -77,6 +77,16 @@ def test_batched_gradients(name: str) -> None:
 
 
 @each_loss
+def test_targets_of_the_inference_mode(name: str) -> None:
+    loss_of, known, make_targets = LOSSES[name]
+    with torch.inference_mode():
+        targets = make_targets()
+    x = logits()
+    (found,) = torch.autograd.grad(loss_of(x, targets), x)
+    torch.testing.assert_close(found, torch.autograd.grad(known(x, targets.clone()), x)[0])
+
+
+@each_loss
 def test_another_default_device(name: str) -> None:
     loss_of, known, make_targets = LOSSES[name]
     x, targets = logits(), make_targets()

@@ -74,12 +74,14 @@ def test_letters_that_dejavu_lacks_are_drawn_with_an_installed_font(installed: l
         assert not np.array_equal(picture("猫"), picture("犬")), "boxes for both would be equal"
     assert Path(load_font(20, "猫").path).name == "animals.ttf"
     assert Path(load_font(20, "Straße, мост").path).name == "DejaVuSans.ttf"
+    with pytest.warns(UserWarning, match="; 039 are drawn"):  # the letters count more than the digits of the score
+        assert Path(load_font(20, "猫 0.93").path).name == "animals.ttf"
 
 
 def test_letters_that_no_font_has_are_named(installed: list[str]) -> None:
-    with pytest.warns(UserWarning, match="no installed font has the letters 鳥: .* apt install fonts-noto-cjk"):
+    with pytest.warns(UserWarning, match="no installed font has all .*; 鳥 are drawn .* apt install fonts-noto-cjk"):
         font = load_font(20, "猫鳥")
     assert Path(font.path).name == "animals.ttf", "it has one of the two"
     installed.clear()
-    with pytest.warns(UserWarning, match="letters 猫"):
+    with pytest.warns(UserWarning, match="; 猫 are drawn"):
         assert Path(load_font(20, "猫").path).name == "DejaVuSans.ttf"

@@ -167,7 +167,14 @@ def test_a_copied_study_on_other_data(tiny_yaml: Path, tmp_path: Path, monkeypat
     assert "other code" not in run_main(*dry_run).stdout
     monkeypatch.setattr("retina.study.cells.code_digest", lambda: "0" * 12)
     said = run_main(*dry_run).stdout
-    assert "2 of them were finished by other code than this" in said and said.count("(finished by other code)") == 2
+    assert "2 of them were finished by other or unknown code" in said and said.count("(finished by other code)") == 2
+    monkeypatch.undo()
+    assert f"and delete {folder / 'ledger.jsonl'}, or" in said
+    for path in (tmp_path / "out/cells").iterdir():
+        shutil.rmtree(path)
+    (folder / "ledger.jsonl").unlink()
+    done = run_ablate_process(tmp_path / "mine.yaml", "--output", tmp_path / "out", "train.steps=3", "--workers", 2)
+    assert done.returncode == 0 and done.stdout.count(": started (") == 2, done.stdout
 
 
 def test_a_cell_on_two_processes(tiny_yaml: Path, tmp_path: Path) -> None:
@@ -196,6 +203,6 @@ def test_every_shipped_study_trains(path: Path, tiny_yaml: Path, tmp_path: Path)
     (cell.folder / "config.yaml").write_text(cell.config.to_yaml())
     metrics = train(load_config(cell.folder / "config.yaml"), resume=True)
     assert metrics["step"] == 1 and is_trained(cell) and not study.is_done(cell)
-    outcome.write_result(cell, None, 1.0)
+    outcome.write_result(cell, None, 1.0, "")
     write_report(study)
     assert study.is_done(cell) and (study.folder / "report.html").is_file()

@@ -15,18 +15,13 @@ def test_the_code_of_a_run_is_what_it_executes(tmp_path: Path, monkeypatch: pyte
     root = tmp_path / "retina"
     shutil.copytree(Path(cells.__file__).parents[1], root, ignore=shutil.ignore_patterns("__pycache__"))
 
-    def digest() -> str:
-        code_digest.cache_clear()
-        return code_digest()
-
-    here = digest()
+    here = code_digest()
     monkeypatch.setattr(cells, "__file__", str(root / "study/cells.py"))
-    assert digest() == here and len(here) == 12
-    (root / "study/report.py").write_text("")
-    (root / "losses/notes.txt").write_text("")
-    assert digest() == here
-    for file in ("losses/focal.py", "train/step.py", "criterion.py"):
-        before = digest()
+    assert code_digest() == here and len(here) == 12
+    for file in ("study/report.py", "losses/notes.txt", "hub.py", "analysis/page.py"):
+        (root / file).write_text("")
+    assert code_digest() == here
+    for file in ("losses/focal.py", "train/step.py", "criterion.py", "analysis/scoring.py"):
+        before = code_digest()
         (root / file).write_text((root / file).read_text() + "\n")
-        assert digest() != before
-    code_digest.cache_clear()
+        assert code_digest() != before

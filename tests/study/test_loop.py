@@ -75,7 +75,7 @@ def test_the_time_left_follows_the_pace_of_this_process(make_study: MakeStudy) -
     assert runner._time_left() == ", about 0:06:40 left", "100 s for half a cell, and two cells are left"
     study.cells[2].folder.mkdir()
     (study.cells[2].folder / "nonfinite_step_1.json").write_text('{"step": 1}')
-    assert write_result(study.cells[2], 1.0, None)
+    assert write_result(study.cells[2], 1.0, None, "")
     assert runner._time_left() == ", about 0:03:20 left", "a cell that ended early is not counted as done in full"
 
 
