@@ -145,7 +145,7 @@ def _from_content(content: Any, path: Path) -> Weights:
             raise WeightsError(
                 f"{path}: weights of this project without their config (as YAML) and categories (as JSON) in the "
                 "metadata; HubDetector(detector).save_pretrained(FOLDER) of retina.hub saves all of it, and "
-                "detector.model.load_state_dict(torch.load(FILE)) puts bare weights into a detector"
+                "detector.model.load_state_dict(...) puts bare weights into a detector"
             ) from None
         return _own(tensors, str(path), "weights of this project", saved)
     return _from_tensors(tensors, str(path), meta)
