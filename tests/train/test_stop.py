@@ -9,9 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from train_helpers import settings, stop_after, weights
 from retina.config import Config
 from retina.model import RetinaNet, checkpoint
 from retina.model.retinanet import Outputs
+from retina.train import loop
 from retina.train.errors import RunError, RunFolderError
 from retina.train.loop import _catch_stop_signals, train
 
@@ -154,19 +155,18 @@ def test_a_signal_writes_a_checkpoint_and_ends_cleanly(
     tiny_yaml: Path, tmp_path: Path, finished_run: Path, number: signal.Signals
 ) -> None:
     config = settings(tiny_yaml, tmp_path / "stopped", "train.checkpoint_every=1000")
+    step_function = loop.train_step
 
-    def at_step_two() -> None:
-        path = config.run_dir / "metrics.csv"
-        while not path.exists() or path.read_text().count("\n") < 3:
-            pass
-        os.kill(os.getpid(), number)
+    def train_step(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        if args[6] == 2:
+            os.kill(os.getpid(), number)
+        return step_function(*args, **kwargs)
 
-    watcher = threading.Thread(target=at_step_two)
-    watcher.start()
-    train(config)
-    watcher.join()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_step", train_step)
+        train(config)
     stopped_at = checkpoint.load(config.run_dir / checkpoint.LAST)["step"]
-    assert 2 <= stopped_at < 6
+    assert 3 <= stopped_at < 6
     train(config, resume=True)
     assert weights(config.run_dir) == weights(finished_run)
 
