@@ -81,15 +81,15 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
     num_finished = num_cells - len(open_cells)
     print(f"{study.name}: {num_cells} cells, {num_finished} finished; {machine}", flush=True)
     code = code_digest()
-    if other_code := sum(cell.has_other_code(code) for cell in study.cells):
+    if other_code := [cell for cell in study.cells if cell.has_other_code(code)]:
         storage = "use a new --storage" if arguments.storage else f"delete {study.folder / LEDGER}"
         print(
-            f"{other_code} of them were finished by other or unknown code, and keep their numbers; to run them again, "
+            f"{len(other_code)} of them were finished by other or unknown code, and keep their numbers; to run them again, "
             f"delete their folders and {storage}, or give another --output"
         )
     if arguments.dry_run:
         for cell in study.cells:
-            finished = "  (finished by other code)" if cell.has_other_code(code) else "  (finished)"
+            finished = "  (finished by other code)" if cell in other_code else "  (finished)"
             print(f"  {cell.key}  {cell.label}{'' if cell in open_cells else finished}")
         if missing := study.missing_data():
             made = all(cell.config.data.shapes for cell in study.cells)
