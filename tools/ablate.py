@@ -84,8 +84,8 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
     if other_code := [cell for cell in study.cells if cell.has_other_code(code)]:
         storage = "use a new --storage" if arguments.storage else f"delete {study.folder / LEDGER}"
         print(
-            f"{len(other_code)} of them were finished by other or unknown code, and keep their numbers; to run them again, "
-            f"delete their folders and {storage}, or give another --output"
+            f"{len(other_code)} of them were finished by other or unknown code, and keep their numbers; to run them "
+            f"again, delete their folders and {storage}, or give another --output"
         )
     if arguments.dry_run:
         for cell in study.cells:
