@@ -87,7 +87,7 @@ class Logbook:
     def info(self, message: str) -> None:
         """Print `message` above the progress bar."""
         if self.active:
-            with contextlib.suppress(BrokenPipeError):  # a `tee` that has ended must not end the run
+            with contextlib.suppress(OSError):  # a `tee` that has ended, or a closed terminal, must not end the run
                 tqdm.write(message, file=sys.stdout)
                 sys.stdout.flush()
 
