@@ -23,7 +23,9 @@ from torchvision.ops import sigmoid_focal_loss as torchvision_focal
 from retina.losses import sigmoid_focal_loss, softmax_focal_loss
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SOFTMAX_SHAPES = [(65536, 10), (16384, 100), (4096, 1000), (512, 32000)]
+SOFTMAX_SHAPES: list[tuple[int, ...]] = [
+    (65536, 10), (16384, 50), (16384, 100), (4096, 1000), (512, 32000), (4, 19, 64, 64), (4, 21, 128, 128), (128, 3),
+]  # fmt: skip
 SIGMOID_SHAPES = [(200_000, 80), (1_000, 5_000)]
 Loss = Callable[[Tensor], Tensor]
 
@@ -48,10 +50,10 @@ def compare(name: str, ours: Loss, theirs: Loss, logits: Tensor, rounds: int) ->
     print(f"{name:42}{milliseconds[0]:9.2f}{milliseconds[1]:9.2f}   {spread}", flush=True)
 
 
-def compare_softmax(shape: tuple[int, int], dtype: str, gammas: list[float], rounds: int) -> None:
+def compare_softmax(shape: tuple[int, ...], dtype: str, gammas: list[float], rounds: int) -> None:
     """Class ids, reduction "mean", against `F.cross_entropy`."""
     logits = torch.randn(shape).mul_(2).to(DTYPES[dtype]).requires_grad_()
-    ids = torch.randint(0, shape[1], shape[:1])
+    ids = torch.randint(0, shape[1], shape[:1] + shape[2:])
     for gamma in gammas:
         ours = partial(softmax_focal_loss, targets=ids, gamma=gamma)
         theirs = partial(F.cross_entropy, target=ids)

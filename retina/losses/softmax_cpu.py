@@ -1,16 +1,17 @@
 """The softmax focal loss of class ids on the CPU: loss and gradient in one pass, in chunks that fit the cache.
 
-With m the logit of the true class y minus the log-sum-exp of the other classes, p = sigmoid(m) is the probability of y,
-1 - p = sigmoid(-m), and s_j the softmax over the *other* classes. Then
+With y the true class, t the largest logit of the *other* classes and S the sum of their exp(x_j - t),
+
+    u = p / (1 - p) = exp(x_y - t) / S      1 - p = 1 / (1 + u)      log(p) = -log(1 + 1 / u)
 
     FL = -(1 - p)^gamma log(p)    dFL/dx_y = (1 - p)^gamma (gamma p log(p) - (1 - p))    dFL/dx_j = -s_j dFL/dx_y
 
-No power of 1 - p is negative, so nothing is infinite at p = 1. m is a float64, which keeps 1 - p accurate near p = 1;
-a softmax over all classes would round there.
+with s_j = exp(x_j - t) / S, the softmax over the other classes. No power of 1 - p is negative, so nothing is infinite
+at p = 1. u is a float64, which keeps 1 - p accurate near p = 1; a softmax over all classes would round there.
 
-N images or rows, C classes, D positions (all further dimensions; 1 without any). A chunk is copied with the classes
-first, (C, n, d), or with the classes last, (n, C): torch's softmax over fewer than 16 elements in the last dimension is
-10 times slower.
+N images or rows, C classes, D positions (all further dimensions; 1 without any); n, d those of a chunk. A chunk is
+computed in the memory of its gradient where that has its dtype. Rows of few classes are first copied so that the
+classes are the outer dimension of the memory: loops over a few neighbors are slow.
 """
 
 from __future__ import annotations
@@ -20,13 +21,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from retina.losses.one_pass import LossAndGradient
 
-CHUNK_ELEMENTS = 1 << 18  # two float32 buffers of 1 MB; smaller chunks spend more time on starting operations
-FEWEST_COLUMNS = 64  # of a chunk with the classes first: shorter pieces of the memory cost more than they save
-SHORT_ROW = 15  # up to here the classes come first even without further dimensions
+CHUNK_ELEMENTS = 1 << 19  # 2 MB of float32; smaller chunks spend more time on starting operations
+FEWEST_COLUMNS = 64  # of a chunk with further dimensions: shorter pieces of the memory cost more than they save
+SHORT_ROW = 15  # up to here rows without further dimensions are copied with the classes as the outer dimension
 
 
 def softmax_loss_and_gradient(
@@ -56,24 +56,26 @@ def softmax_loss_and_gradient(
     if with_gradient:
         gradient_dtype = torch.float32 if x_NCD.dtype == torch.float16 else x_NCD.dtype
         gradient_NCD = x_NCD.new_empty(x_NCD.shape, dtype=gradient_dtype)
-    first = x_NCD.shape[2] > 1 or classes <= SHORT_ROW
-    buffers = None
-    for rows, columns in _chunks(x_NCD.shape, first):
+    short_rows = x_NCD.shape[2] == 1 and classes <= SHORT_ROW
+    in_place = gradient_NCD is not None and gradient_NCD.dtype == dtype and not short_rows
+    buffer = None
+    for rows, columns in _chunks(x_NCD.shape):
         ids, weight, kept = (value[rows, columns] for value in rows_ND)
-        x = x_NCD[rows, :, columns]
+        source = x_NCD[rows, :, columns]
         gradient = None if gradient_NCD is None else gradient_NCD[rows, :, columns]
-        if buffers is None:  # the first chunk is the largest
-            buffers = x.new_empty(2, x.numel(), dtype=dtype)
-        copies = buffers[:, : x.numel()]
-        if first:
-            parts = (x.transpose(0, 1), None if gradient is None else gradient.transpose(0, 1))
-            loss = _chunk(parts, ids[None], weight[None], gamma, copies, dim=0)[0]
+        if gradient is not None and in_place:
+            x = gradient
         else:
-            parts = (x[:, :, 0], None if gradient is None else gradient[:, :, 0])
-            loss = _chunk(parts, ids, weight, gamma, copies, dim=1)
+            if buffer is None:  # the first chunk is the largest
+                buffer = x_NCD.new_empty(source.numel(), dtype=dtype)
+            memory = buffer[: source.numel()]
+            x = memory.view(classes, -1).t()[:, :, None] if short_rows else memory.view(source.shape)
+        loss = _chunk(x.copy_(source), ids[:, None], weight[:, None], gamma, gradient is not None)[:, 0]
+        if gradient is not None and not in_place:
+            gradient.copy_(x)
         if not math.isfinite(loss.sum()):
             with torch.enable_grad():
-                leaf = x.detach().requires_grad_(gradient is not None)
+                leaf = source.detach().requires_grad_(gradient is not None)
                 loss = plain(leaf, ids, weight, kept)
                 if gradient is not None:
                     gradient.copy_(torch.autograd.grad(loss.sum(), leaf)[0])
@@ -81,38 +83,26 @@ def softmax_loss_and_gradient(
     return loss_ND, gradient_NCD
 
 
-def _chunks(shape: torch.Size, first: bool) -> Iterator[tuple[slice, slice]]:
+def _chunks(shape: torch.Size) -> Iterator[tuple[slice, slice]]:
     """Slices of the rows and of the positions."""
     rows, classes, columns = shape
-    size = max(CHUNK_ELEMENTS // classes, FEWEST_COLUMNS if first else 1)
+    size = max(CHUNK_ELEMENTS // classes, FEWEST_COLUMNS if columns > 1 else 1)
     step = max(1, size // max(columns, 1))
     for row in range(0, rows, step):
         for column in range(0, columns, size):
             yield slice(row, row + step), slice(column, column + size)
 
 
-def _chunk(
-    parts: tuple[Tensor, Tensor | None], ids: Tensor, weight: Tensor, gamma: float, copies: Tensor, dim: int
-) -> Tensor:
-    """The loss of a chunk, in float64; `parts` are its logits, and its gradient, which is filled.
-
-    The classes are dimension `dim`, which is of size 1 in `ids` and `weight`. `copies` are two buffers.
-    """
-    source, gradient = parts
-    x, s = (copy.view(source.shape) for copy in copies)
-    x.copy_(source)
-    x_y = x.gather(dim, ids)
-    x.scatter_(dim, ids, -torch.inf)
-    if gradient is not None and gradient.is_contiguous() and gradient.dtype == s.dtype:
-        s = gradient
-    torch.softmax(x, dim, out=s)
-    # The largest s is 1 / sum of exp(x - top): the log-sum-exp without a second pass of exp.
-    margin = x_y.double() - x.amax(dim, keepdim=True) + s.amax(dim, keepdim=True).double().log_()
-    p, miss, log_p = torch.sigmoid(margin), torch.sigmoid(-margin), F.logsigmoid(margin)
-    factor = miss.pow(gamma).mul_(weight)
-    slope = torch.addcmul(-miss, p, log_p, value=gamma).mul_(factor).to(s.dtype)
-    if gradient is not None:
-        s.mul_(-slope).scatter_(dim, ids, slope)
-        if s is not gradient:
-            gradient.copy_(s)
-    return factor.mul_(log_p).neg_()
+def _chunk(x_nCd: Tensor, ids_n1d: Tensor, weight_n1d: Tensor, gamma: float, with_gradient: bool) -> Tensor:
+    """The loss (n, 1, d) of the logits `x_nCd`, in float64; `x_nCd` becomes their gradient `with_gradient`."""
+    x_y = x_nCd.gather(1, ids_n1d).double()
+    top = x_nCd.scatter_(1, ids_n1d, -torch.inf).amax(1, keepdim=True)
+    sum_of_others = x_nCd.sub_(top).exp_().sum(1, keepdim=True)
+    u = x_y.sub_(top).exp_().div_(sum_of_others)
+    cross_entropy = u.reciprocal().log1p_()
+    miss = u.add_(1).reciprocal_()  # 1 - p
+    factor = miss.pow(gamma).mul_(weight_n1d)
+    if with_gradient:
+        slope = torch.addcmul(miss, 1 - miss, cross_entropy, value=gamma).mul_(factor)
+        x_nCd.mul_((slope / sum_of_others).to(x_nCd.dtype)).scatter_(1, ids_n1d, slope.neg_().to(x_nCd.dtype))
+    return factor.mul_(cross_entropy)
