@@ -23,6 +23,8 @@ from retina.plots.style import (
     style_step_axis,
 )
 
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
 
 def plot_run(run: Path, output: Path) -> Path:
     """Write a PNG of a run: losses, learning rate and AP over steps, and the last AP of each class.
@@ -56,7 +58,7 @@ def plot_run(run: Path, output: Path) -> Path:
     _plot_ap(ap_axes, evaluations)
     _plot_class_ap(figure.add_subplot(grid[1, :] if many_classes else grid[1, 1]), evaluations)
     last_step = max([1, *metrics["step"], *by_step])
-    for axes in (loss_axes, lr_axes, ap_axes):
+    for axes in (loss_axes, lr_axes, *([ap_axes] if len(evaluations) > 1 else [])):
         if axes.has_data():
             axes.set_xlim(0, last_step * 1.02)
             style_step_axis(axes, max_ticks=7)
@@ -115,6 +117,13 @@ def _plot_learning_rate(axes: Axes, metrics: dict[str, NDArray[np.float64]]) -> 
 
 
 def _plot_ap(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
+    """Lines over the steps; for a single evaluation bars, of small, medium and large objects too."""
+    if len(evaluations) == 1:
+        present = {name: evaluations[0][name] for name in METRICS if name in evaluations[0]}
+        _draw_bars(axes, present, ["#222222", PALETTE[1], PALETTE[5], *[PALETTE[4]] * 3])
+        style_axes(axes, f"average precision at step {evaluations[0]['step']}", "no AP yet")
+        axes.grid(visible=False, axis="y")
+        return
     steps = [entry["step"] for entry in evaluations]
     for name, color in (("AP50", PALETTE[1]), ("AP75", PALETTE[5]), ("AP", "#222222")):
         values = [math.nan if entry[name] is None else entry[name] for entry in evaluations]
@@ -128,22 +137,30 @@ def _plot_class_ap(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
     """Bars by falling AP; classes without an AP (no ground truth) come last."""
     per_class: dict[str, float | None] = evaluations[-1]["per_class"] if evaluations else {}
     ranked = sorted(per_class.items(), key=lambda item: -1.0 if item[1] is None else item[1], reverse=True)
-    names, heights = [name for name, _ in ranked], [value or 0.0 for _, value in ranked]
-    texts = ["n/a" if value is None else f"{value:.2f}" for _, value in ranked]
-    positions = range(len(names))
+    names = [name for name, _ in ranked]
     if len(names) > MANY_CLASSES:
+        positions, heights = range(len(names)), [value or 0.0 for _, value in ranked]
+        texts = ["n/a" if value is None else f"{value:.2f}" for _, value in ranked]
         bars = axes.bar(positions, heights, color=PALETTE[4])
         axes.set_xticks(positions, list(map(plain, names)), rotation=90, fontsize=8)
         axes.set_xlim(-0.7, len(names) - 0.3)
         axes.bar_label(bars, [text.removeprefix("0") for text in texts], fontsize=6.5, padding=1)
         axes.set_ylim(0, 1)
     elif names:
-        bars = axes.barh(positions, heights, 0.7, color=[class_color(name) for name in names])
-        axes.set_yticks(positions, list(map(plain, names)))
-        margin = max(0.0, (5 - len(names)) / 2)  # a few bars do not fill the panel
-        axes.set_ylim(len(names) - 0.5 + margin, -0.5 - margin)
-        axes.bar_label(bars, texts, fontsize=9, padding=3)
-        axes.set_xlim(0, 1)
+        _draw_bars(axes, dict(ranked), [class_color(name) for name in names])
     title = f"AP of each class at step {evaluations[-1]['step']}" if evaluations else "AP of each class"
     style_axes(axes, title, "no AP yet")
     axes.grid(visible=False, axis="x" if len(names) > MANY_CLASSES else "y")
+
+
+def _draw_bars(axes: Axes, values: dict[str, float | None], colors: list[str]) -> None:
+    """A horizontal bar for each name, the first at the top; None is drawn as "n/a"."""
+    positions = range(len(values))
+    bars = axes.barh(positions, [value or 0.0 for value in values.values()], 0.7, color=colors[: len(values)])
+    axes.set_yticks(positions, list(map(plain, values)))
+    margin = max(0.0, (5 - len(values)) / 2)  # a few bars do not fill the panel
+    axes.set_ylim(len(values) - 0.5 + margin, -0.5 - margin)
+    axes.bar_label(
+        bars, ["n/a" if value is None else f"{value:.2f}" for value in values.values()], fontsize=9, padding=3
+    )
+    axes.set_xlim(0, 1)

@@ -264,8 +264,9 @@ def test_run_at_every_stage_and_with_missing_values(tmp_path: Path) -> None:
     pictures = {name: picture(run) for name, run in stages.items()}
     assert pictures["80 classes"].shape[1] > pictures["one"].shape[1]
     assert (pictures["one"] == ImageColor.getrgb(class_color("a"))).all(axis=2).sum() > 1000, "a bar"
-    curve = [(pictures[name] == (0x22, 0x22, 0x22)).all(axis=2).sum() for name in ("nothing", "no evaluation")]
-    assert curve[0] < 20 < 200 < curve[1]
+    dark = [(pictures[name] == (0x22, 0x22, 0x22)).all(axis=2).sum() for name in ("nothing", "no evaluation", "one")]
+    assert dark[0] < 20 < 200 < dark[1], "a curve"
+    assert dark[2] > dark[1] + 1000, "a bar for the AP of a single evaluation"
 
 
 def test_repeated_steps_of_a_resumed_run_count_once(tmp_path: Path) -> None:
