@@ -7,6 +7,7 @@ published RetinaNets differ, the description of the field names who uses which v
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -283,4 +284,10 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration; `load_config` and `config_from_yaml` read it back as an equal one."""
-        return OmegaConf.to_yaml(OmegaConf.create(json.loads(self.model_dump_json())))
+        return _yaml_of_json(self.model_dump_json())
+
+
+@functools.lru_cache(maxsize=8)
+def _yaml_of_json(text: str) -> str:
+    """Remembered, because a run writes the same settings into each checkpoint."""
+    return OmegaConf.to_yaml(OmegaConf.create(json.loads(text)))

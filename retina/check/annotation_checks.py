@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from retina.check.box_checks import WRONG_NUMBERS, check_box_numbers, check_boxes, first_equal
 from retina.check.findings import Example, Finding, Split, box_finding, image_finding, lower, name_finding
@@ -183,6 +182,8 @@ def _sizes(file: Annotations, images: Iterable[int]) -> list[str]:
 
 def _check_shares(train: Annotations, val: Annotations) -> list[Finding]:
     """Classes for which the share of the images that contain them differs by a factor of 2, beyond chance."""
+    from scipy import stats  # late: it takes half a second, and each training imports this module
+
     num_classes = len(train.names)
     sizes = np.array([[len(train.image_ids)], [len(val.image_ids)]])
     with_class = []

@@ -74,8 +74,8 @@ def plot_precision_recall(curves: dict[str, list[float]]) -> Figure:
 
     `curves`: by class name, the precision at evenly spaced recalls from 0 to 1.
     """
-    figure = Figure(figsize=(7, 5.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(7, 5.5))
+    axes = figure.add_axes((0.09, 0.1, 0.88, 0.83))  # fixed: each evaluation draws it, and a layout takes as long again
     many = len(curves) > MANY_CLASSES
     for (name, values), style in zip(curves.items(), class_lines(list(curves)), strict=True):
         recalls = np.linspace(0, 1, len(values))
