@@ -82,15 +82,15 @@ def changed_keys(old: Config, new: Config, allowed: Collection[str] = ()) -> lis
 
 def _merge(start: dict[str, Any], trees: list[tuple[str, dict[str, Any]]], start_name: str) -> Config:
     """`start`, then the trees with their sources; later values win."""
-    merged = start
+    merged = OmegaConf.create(start)
     origin: dict[str, str] = {}
     for source, tree in trees:
         _check_keys(tree, Config, source)
         for key in _flat_keys(tree):
             origin[key] = source
-        merged = OmegaConf.to_container(OmegaConf.merge(merged, tree))  # type: ignore[assignment]
+        merged.merge_with(tree)
     try:
-        return Config.model_validate(merged)
+        return Config.model_validate(OmegaConf.to_container(merged))
     except ValidationError as error:
         raise ConfigError("\n".join(_format_error(item, origin, start_name) for item in error.errors())) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from retina.config import Config
 PAPER_TABLES = Path(__file__).with_name("paper_tables.yaml")
 
 
+@functools.cache
 def paper_tables() -> dict[str, Any]:
     """The paper's results by table: {"title", "columns", "rows": [{"set": settings, "result": numbers or a word}]}."""
     tables: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(PAPER_TABLES))  # type: ignore[assignment]

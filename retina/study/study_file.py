@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from retina import __version__
 from retina.config import SHAPES_MANIFEST, Config
-from retina.config_file import KEYS_WITHOUT_EFFECT, load_config, read_yaml
+from retina.config_file import KEYS_WITHOUT_EFFECT, load_config, override_config, read_yaml
 from retina.study.cells import DEFAULT_OUTPUT, Cell, Settings, Study, StudyError
 from retina.study.paper import paper_tables
 
@@ -83,7 +83,7 @@ def load_study(
     for settings in combinations:
         flags = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
         config = load_config(base_path, [*shared, *flags], overrides_source=str(path))
-        config = load_config(base_path, [*shared, *flags, *overrides]) if overrides else config
+        config = override_config(config, list(overrides)) if overrides else config
         flat = config.flat()
         configs.append(({key: flat[key] for key in settings}, config))
     files = {file for _, config in configs for file in _data_files(config)}
