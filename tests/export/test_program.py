@@ -15,7 +15,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from retina.detect import Detections
 from retina.evaluate import ImageDetections
 from retina.export.network import inference_network
-from retina.export.program import DetectionProgram, suppress_by_class
+from retina.export.program import DetectionProgram, InputShape, suppress_by_class
 
 
 @torch.inference_mode()
@@ -31,6 +31,11 @@ def assert_equal(found: Detections, expected: ImageDetections) -> None:
     torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-2)
     assert torch.equal(found.labels, expected.labels)
+
+
+def test_input_shapes_are_described() -> None:
+    assert InputShape(None, None, None).describe() == "any number of images of any size"
+    assert InputShape(2, None, 64).describe() == "2 images of anyx64 px (height x width)"
 
 
 @pytest.mark.parametrize("size", [(128, 160), (160, 128), (97, 191)])

@@ -153,8 +153,8 @@ def test_predict_draws_and_writes_a_coco_file(trained: tuple[Path, Path], coco_r
     Image.new("L", (70, 50)).save(folder / "gray.png")
     (folder / "notes.txt").write_text("no image")
     output = folder / "out"  # is not searched when the command is run again
-    for _ in range(2):
-        done = run_process("predict.py", trained[1], folder, "--output", output, "--score", "0.002")
+    for run in (run_process, run_main):
+        done = run("predict.py", trained[1], folder, "--output", output, "--score", "0.002")
         assert done.returncode == 0, done.stderr
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(output / "predictions.json")
