@@ -88,7 +88,12 @@ def _merge(start: dict[str, Any], trees: list[tuple[str, dict[str, Any]]], start
         _check_keys(tree, Config, source)
         for key in _flat_keys(tree):
             origin[key] = source
-        merged.merge_with(tree)
+        try:
+            merged.merge_with(tree)
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            example = "a list is given as a whole, for example data.short_side=[800]"
+            raise ConfigError(f"{source}: not usable as settings: {reason}; {example}") from None
     try:
         return Config.model_validate(OmegaConf.to_container(merged))
     except ValidationError as error:
@@ -173,6 +178,8 @@ def _check_keys(tree: dict[str, Any], section: type[BaseModel], source: str, pre
             ]
             hint = f"; did you mean {similar[0]}?" if similar else f"; known: {', '.join(section.model_fields)}"
             raise ConfigError(f"{source}: unknown key {prefix}{key}{hint}")
+        if value == "???":  # OmegaConf would skip it
+            raise ConfigError(f"{source}: {prefix}{key}: given ???, expected a value")
         field_type = field.annotation
         if isinstance(field_type, type) and issubclass(field_type, Section):
             if not isinstance(value, dict):

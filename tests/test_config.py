@@ -59,6 +59,7 @@ def test_resolved_yaml_reads_back_equal(tmp_path: Path) -> None:
         ("train.accumulate=3", ["train.batch_size 16", "train.accumulate 3"]),
         ("loss={cls: ohem_1_3, ohem_batch: 3}", ["loss", "ohem_batch 3", "at least 4"]),
         ("train=3", ["train", "a section", "given 3"]),
+        ("loss.gamma=???", ["loss.gamma: given ???, expected a value"]),
         ("train.lr", ["section.key=value"]),
     ],
 )
@@ -67,6 +68,13 @@ def test_errors_name_flag_key_value_and_what_is_accepted(tmp_path: Path, flag: s
         load_config(write(tmp_path / "a.yaml", "{}"), [flag])
     for part in [flag, *expected]:
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("flag", ["data.short_side[0]=700", "data.short_side={a: 1}"])
+def test_a_list_is_given_as_a_whole(tmp_path: Path, flag: str) -> None:
+    with pytest.raises(ConfigError, match=r"not usable as settings: .*; a list is given as a whole") as error:
+        load_config(write(tmp_path / "a.yaml", "data: {short_side: [600, 800]}"), [flag])
+    assert flag in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,15 @@ import textwrap
 from pathlib import Path
 
 from retina.classify_demo import STEPS, conclusions, describe, draw_figure, format_table, make_problems, run_experiment
-from retina.command_line import exit_with_error
+from retina.command_line import exit_with_error, file_path
 
 
 def main() -> int:
     """Exit status: 0 with the path of the picture printed, 2 for a usage error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("docs/results"), help="folder of the picture (%(default)s)")
+    parser.add_argument(
+        "--output", type=file_path, default=Path("docs/results"), help="folder of the picture (%(default)s)"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="runs of each loss on each problem (%(default)s)")
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps of a run (%(default)s)")
     arguments = parser.parse_args()

@@ -16,13 +16,14 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from retina.atomic_files import write_text
-from retina.command_line import exit_with_error
+from retina.command_line import exit_with_error, file_path
 from retina.config_file import ConfigError
 from retina.data.annotations import DataError
 from retina.data.coco import CocoDataset
 from retina.evaluate import LossDistribution, build_detector, find_weights, measure_loss_distribution, trained_config
 from retina.model import CheckpointError, WeightsError
 from retina.plots import PALETTE
+from retina.plots.style import style_grid
 
 COLORS = {0.0: PALETTE[4], 0.5: PALETTE[2], 1.0: PALETTE[0], 2.0: PALETTE[5]}  # by gamma, as in tools/plot_loss.py
 
@@ -40,9 +41,7 @@ def draw(distribution: LossDistribution, output: Path) -> Path:
         axes.set_xlabel(f"fraction of the {name}, lowest loss first", fontsize=16)
         axes.set_ylabel("cumulative normalized loss", fontsize=16)
         axes.tick_params(labelsize=15)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
+        style_grid(axes)
         axes.legend(framealpha=1, edgecolor="none", fontsize=16, loc="upper left")
     figure.savefig(output, format="png", dpi=100)
     return output
@@ -68,8 +67,8 @@ def table(summary: dict[str, Any]) -> str:
 def main() -> int:
     """Exit status: 0 with the results printed, 1 if checkpoint or data cannot be used, 2 for a usage error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run; its own config names the data")
-    parser.add_argument("--output", type=Path, help="folder to write to; default: that of the checkpoint")
+    parser.add_argument("checkpoint", type=file_path, help="best.pt or last.pt of a run; its own config names the data")
+    parser.add_argument("--output", type=file_path, help="folder to write to; default: that of the checkpoint")
     parser.add_argument("--images", type=int, default=500, help="largest number of images, evenly spaced (%(default)s)")
     arguments = parser.parse_args()
     file, output = arguments.checkpoint, arguments.output or arguments.checkpoint.parent

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from retina.command_line import file_path
 from retina.config_file import ConfigError
 from retina.shapes import ShapesSettings, load_settings, write_shapes
 from retina.shapes.settings import messages
@@ -20,8 +21,8 @@ from retina.shapes.writing import ANNOTATIONS
 def main() -> int:
     """Exit status: 0 with the data set written, 2 for a usage error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("data/shapes"), help="folder to write (%(default)s)")
-    parser.add_argument("--settings", type=Path, help="YAML file with the settings below")
+    parser.add_argument("--output", type=file_path, default=Path("data/shapes"), help="folder to write (%(default)s)")
+    parser.add_argument("--settings", type=file_path, help="YAML file with the settings below")
     for name, field in ShapesSettings.model_fields.items():
         triple = {"nargs": 3, "metavar": ("LOW", "MODE", "HIGH")} if name in ("objects", "object_size") else {}
         default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default

@@ -20,6 +20,7 @@ from torch import Tensor
 from retina.command_line import exit_with_error, file_path
 from retina.losses import focal_star_loss, sigmoid_focal_loss
 from retina.plots import PALETTE
+from retina.plots.style import style_grid
 
 GAMMAS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 FIGURE_5 = {  # label: loss and color; the settings of table 3
@@ -90,9 +91,7 @@ def _finish(
     axes.set_xlabel(x, fontsize=14)
     axes.set_ylabel(y, fontsize=14)
     axes.tick_params(labelsize=13)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
+    style_grid(axes)
     axes.legend(frameon=False, fontsize=13, loc=legend)
 
 

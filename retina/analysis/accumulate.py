@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from retina.analysis.matches import AREAS, IOU_THRESHOLDS, MAX_DETECTIONS, Matches, object_counts
+from retina.analysis.matches import AREAS, IOU_THRESHOLDS, MAX_DETECTIONS, Floats, Matches, object_counts
 from retina.config import COCO_METRICS
 
 RECALLS = np.linspace(0, 1, 101)
@@ -24,8 +24,6 @@ ELEMENTS = 2_000_000  # of an array that is in work at a time
 METRIC_AREAS = (0, 0, 0, 1, 2, 3) * 2  # of each of COCO_METRICS
 RECALL_LIMITS = (0, 1, 2, 2, 2, 2)  # of the last six, the position in MAX_DETECTIONS
 NARROW = 50  # columns of an array whose rows are too short for a loop over the rows
-
-Floats = NDArray[np.float64]
 
 
 class Accumulated(NamedTuple):

@@ -128,7 +128,7 @@ def _pair(comparison: Comparison, image: int, read_image: ReadImage) -> Picture:
     sheet.paste(right, (left.width + 12, 0))
     before, after = (side.mean_errors()[image] for side in comparison.sides)
     text = f"{name}: {before:.1f} errors with A, {after:.1f} with B"
-    return photo(sheet, "", f"{name} with the detections of A and of B", sheet.width, text)
+    return photo(sheet, f"{name} with the detections of A and of B", sheet.width, text)
 
 
 def _tile(comparison: Comparison, side_number: int, image: int, pixels: Image.Image) -> Image.Image:

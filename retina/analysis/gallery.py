@@ -152,9 +152,7 @@ def draw_example(report: Report, example: Example, images: Path, page: Path, rea
         line_width=4,
     )
     target = quote(Path(os.path.relpath(images / name, page)).as_posix())
-    return photo(
-        drawn, "", f"{TITLES[example.gallery]}: {name}", TILE // 2, caption(report, example), Link(name, target)
-    )
+    return photo(drawn, f"{TITLES[example.gallery]}: {name}", TILE // 2, caption(report, example), Link(name, target))
 
 
 def corners(xywh: Floats, scale: float, origin: Ints) -> Floats:

@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from retina.analysis.accumulate import METRIC_AREAS, accumulate, weighted_ap, weighted_scores
-from retina.analysis.matches import Matches
+from retina.analysis.matches import Floats, Matches
 from retina.data.annotations import DataError
 
 RESAMPLES = 1000
 LEVEL = 0.95
 CONSTANT = 1e-12  # standard error of numbers that do not vary
-
-Floats = NDArray[np.float64]
 
 
 class Sampled(NamedTuple):

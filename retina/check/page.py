@@ -120,7 +120,7 @@ def _worst_image(finding: Finding) -> Picture | None:
             image = draw_example(example)
         except DataError:
             continue
-        return photo(image, "", example.text, image.width, example.text.partition(": bbox")[0])
+        return photo(image, example.text, image.width, example.text.partition(": bbox")[0])
     return None
 
 

@@ -27,6 +27,7 @@ from retina.model.backbone import LEVELS
 from retina.plots.boxes import draw_boxes
 from retina.plots.document import Picture, figure_picture, photo
 from retina.plots.style import MANY_CLASSES, PALETTE, clean_text, style_axes
+from retina.plural import plural
 
 SIDE = (400, 800)  # least and largest longest side of a drawn image, pixels
 FAR = 1e6  # pixels; the largest coordinate that is drawn
@@ -125,8 +126,8 @@ def _tile(batch: Batch, index: int, name: str, class_names: Sequence[str]) -> Pi
         dashed=[False] * len(labels) + [True] * ignored,
         text_size=0 if len(boxes) > MAX_NAMES else 18,
     )
-    objects = f"{len(labels)} object{'s' * (len(labels) != 1)}" + f", {ignored} ignored" * bool(ignored)
-    return photo(image, "", f"{name} with its boxes", TILE, f"{name}: {objects}, {width} x {height}")
+    objects = plural(len(labels), "object") + f", {ignored} ignored" * bool(ignored)
+    return photo(image, f"{name} with its boxes", TILE, f"{name}: {objects}, {width} x {height}")
 
 
 def plot_classes(check: DataCheck) -> Picture:
@@ -190,20 +191,20 @@ def plot_sizes(objects: Objects, config: Config) -> Picture:
     sides = np.sqrt(objects.sizes.prod(axis=1))
     steps = anchors.octave_base * 2 ** (np.arange(anchors.scales) / anchors.scales)
     marks = np.outer([2.0**level for level in LEVELS], steps).ravel()
-    _plot_log_histogram(left, sides, marks, 4)
+    _plot_log_histogram(left, sides, marks)
     left.set_xlabel("square root of the area, pixels of the resized image")
     style_axes(left, "objects by size", "no objects")
-    _plot_log_histogram(right, objects.sizes[:, 1] / objects.sizes[:, 0].clip(1e-6), np.array(anchors.ratios), 4)
+    _plot_log_histogram(right, objects.sizes[:, 1] / objects.sizes[:, 0].clip(1e-6), np.array(anchors.ratios))
     right.set_xlabel("height / width")
     style_axes(right, "objects by shape", "no objects")
     return figure_picture(figure, "sizes.png", "Histograms of the sizes and of the shapes of the objects")
 
 
-def _plot_log_histogram(axes: Axes, values: NDArray[np.float64], anchors: NDArray[np.float64], parts: int) -> None:
-    """Bars over a logarithmic axis, `parts` to an octave, and a mark at each anchor."""
+def _plot_log_histogram(axes: Axes, values: NDArray[np.float64], anchors: NDArray[np.float64]) -> None:
+    """Bars over a logarithmic axis, four to an octave, and a mark at each anchor."""
     logs = np.log2(values.clip(2**-6, 2**14))
     low, high = math.floor(min(logs.min(), np.log2(anchors.min()))), math.ceil(max(logs.max(), np.log2(anchors.max())))
-    edges = 2.0 ** np.linspace(low, high, (high - low) * parts + 1)
+    edges = 2.0 ** np.linspace(low, high, (high - low) * 4 + 1)
     axes.hist(2**logs, edges.tolist(), color=PALETTE[4], edgecolor="white", linewidth=0.5, label="objects")
     axes.plot(anchors, np.zeros_like(anchors), "^", color=PALETTE[5], markersize=7, clip_on=False, label="anchors",
               linestyle="none", zorder=3)  # fmt: skip

@@ -61,13 +61,12 @@ def check_tensor(name: str, value: object) -> None:
         raise ValueError(f"{name}: given {type(value).__name__}, expected a tensor")
 
 
-def check_floats(name: str, tensor: Tensor, min_dims: int = 1) -> None:
-    """Raises ValueError unless `tensor` has a floating dtype and at least `min_dims` dimensions."""
+def check_floats(name: str, tensor: Tensor) -> None:
+    """Raises ValueError unless `tensor` has a floating dtype and at least one dimension."""
     check_tensor(name, tensor)
-    if not tensor.is_floating_point() or tensor.dim() < min_dims:
+    if not tensor.is_floating_point() or tensor.dim() < 1:
         raise ValueError(
-            f"{name}: given {tensor.dtype} of shape {tuple(tensor.shape)}, expected floats of at least "
-            f"{min_dims} dimension{'s' if min_dims > 1 else ''}"
+            f"{name}: given {tensor.dtype} of shape {tuple(tensor.shape)}, expected floats of at least 1 dimension"
         )
 
 

@@ -153,7 +153,7 @@ def _margin(x: Tensor, ids: Tensor, dim: int) -> Tensor:
     """The logit of p_y = sigmoid(margin): x_y minus the log-sum-exp of the other classes; float64, one per row.
 
     So p_y and 1 - p_y are accurate near 0 and near 1, where a log_softmax rounds to 0 from 1 - p = 6e-8 on. The sum is
-    taken relative to the largest of the others, in the dtype of `x`; only the final differences need float64.
+    taken relative to the largest of the others. Its terms have the dtype of `x`; the sum and the rest need float64.
     """
     column = ids.unsqueeze(dim)
     others = x.scatter(dim, column, -torch.inf)
@@ -161,7 +161,7 @@ def _margin(x: Tensor, ids: Tensor, dim: int) -> Tensor:
     alone = top == -torch.inf  # one class, or all others masked: the gradient of their log-sum-exp would be NaN
     others = others.scatter(dim, column, torch.where(alone, 0, top.new_tensor(-torch.inf)))
     top = torch.where(top.isinf(), 0, top)
-    rest = torch.logsumexp(others - top, dim).double()
+    rest = torch.exp(others - top).sum(dim, dtype=torch.float64).log()
     x_y = x.gather(dim, column).squeeze(dim).double()
     margin = x_y - top.squeeze(dim).double() - rest
     return torch.where(alone.squeeze(dim), x_y + torch.inf, margin)  # NaN if x_y is -inf too, as in F.cross_entropy
@@ -262,5 +262,5 @@ def _log_softmax(x: Tensor, dim: int) -> Tensor:
     # What the subtraction rounded away (Knuth's two-sum); exp turns it into a relative error of exp(below).
     moved = below.detach() - x
     lost = ((x - (below - moved)) - (top + moved)).detach().nan_to_num(0, 0, 0)
-    others = (torch.exp(below) * (1 + lost)).scatter(dim, index, 0).sum(dim, keepdim=True)
-    return F.log_softmax(x, dim).scatter(dim, index, -torch.log1p(others))
+    others = (torch.exp(below) * (1 + lost)).scatter(dim, index, 0).sum(dim, keepdim=True, dtype=torch.float64)
+    return F.log_softmax(x, dim).scatter(dim, index, -torch.log1p(others).to(x.dtype))

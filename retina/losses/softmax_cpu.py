@@ -7,7 +7,8 @@ With y the true class, t the largest logit of the *other* classes and S the sum 
     FL = -(1 - p)^gamma log(p)    dFL/dx_y = (1 - p)^gamma (gamma p log(p) - (1 - p))    dFL/dx_j = -s_j dFL/dx_y
 
 with s_j = exp(x_j - t) / S, the softmax over the other classes. No power of 1 - p is negative, so nothing is infinite
-at p = 1. u is a float64, which keeps 1 - p accurate near p = 1; a softmax over all classes would round there.
+at p = 1. S and u are float64, which keeps 1 - p accurate near p = 1: there a softmax over all classes would round, and
+a float32 sum of many equal terms beside the largest one, which is 1, rounds them all alike.
 
 N images or rows, C classes, D positions (all further dimensions; 1 without any); n, d those of a chunk. A chunk is
 computed in the memory of its gradient where that has its dtype. Rows of few classes are first copied so that the
@@ -97,7 +98,7 @@ def _chunk(x_nCd: Tensor, ids_n1d: Tensor, weight_n1d: Tensor, gamma: float, wit
     """The loss (n, 1, d) of the logits `x_nCd`, in float64; `x_nCd` becomes their gradient `with_gradient`."""
     x_y = x_nCd.gather(1, ids_n1d).double()
     top = x_nCd.scatter_(1, ids_n1d, -torch.inf).amax(1, keepdim=True)
-    sum_of_others = x_nCd.sub_(top).exp_().sum(1, keepdim=True)
+    sum_of_others = x_nCd.sub_(top).exp_().sum(1, keepdim=True, dtype=torch.float64)
     u = x_y.sub_(top).exp_().div_(sum_of_others)
     cross_entropy = u.reciprocal().log1p_()
     miss = u.add_(1).reciprocal_()  # 1 - p

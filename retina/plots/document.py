@@ -106,11 +106,11 @@ def figure_picture(figure: Figure, file: str, alt: str) -> Picture:
     return Picture(file, alt, png, round(int.from_bytes(png[16:20]) * 100 / DPI))
 
 
-def photo(image: Image.Image, file: str, alt: str, width: int, caption: str = "", link: Link | None = None) -> Picture:
+def photo(image: Image.Image, alt: str, width: int, caption: str = "", link: Link | None = None) -> Picture:
     """An image as JPEG, with the colors of thin lines in full."""
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=85, subsampling=0, optimize=True)
-    return Picture(file, alt, buffer.getvalue(), width, caption, link)
+    return Picture("", alt, buffer.getvalue(), width, caption, link)
 
 
 def to_text(table: Table) -> str:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
+from retina.config import COCO_METRICS
 from retina.plots.fonts import use_fonts
 from retina.plots.result_files import read_json, read_metrics
 from retina.plots.style import (
@@ -22,8 +23,6 @@ from retina.plots.style import (
     style_log_y,
     style_step_axis,
 )
-
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def plot_run(run: Path, output: Path) -> Path:
@@ -119,7 +118,7 @@ def _plot_learning_rate(axes: Axes, metrics: dict[str, NDArray[np.float64]]) -> 
 def _plot_ap(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
     """Lines over the steps; for a single evaluation bars, of small, medium and large objects too."""
     if len(evaluations) == 1:
-        present = {name: evaluations[0][name] for name in METRICS if name in evaluations[0]}
+        present = {name: evaluations[0][name] for name in COCO_METRICS[:6] if name in evaluations[0]}
         _draw_bars(axes, present, ["#222222", PALETTE[1], PALETTE[5], *[PALETTE[4]] * 3])
         style_axes(axes, f"average precision at step {evaluations[0]['step']}", "no AP yet")
         axes.grid(visible=False, axis="y")

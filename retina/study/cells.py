@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retina.config import SHAPES_MANIFEST, Config
-from retina.config_file import KEYS_WITHOUT_EFFECT, ConfigError
+from retina.config_file import KEYS_WITHOUT_EFFECT, PATHS_OF_DATA, ConfigError
 
 DEFAULT_OUTPUT = Path("runs/ablations")
 # The source files that can change the numbers of a run.
@@ -87,7 +87,7 @@ class Study:
 
     def missing_data(self) -> list[str]:
         """A message for each file or folder of the cells' data that does not exist."""
-        names = ("train_annotations", "train_images", "val_annotations", "val_images")
+        names = [key.removeprefix("data.") for key in PATHS_OF_DATA]
         paths = {(name, getattr(cell.config.data, name)): None for cell in self.cells for name in names}
         roots = (cell.config.data.shapes_root for cell in self.cells)
         paths |= {("shapes", str(root / SHAPES_MANIFEST)): None for root in roots if root is not None}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from retina.cores import available_cores
+from retina.plural import plural
 from retina.study.cells import StudyError
 
 OF_ANOTHER_RUN = re.compile(r"(WORLD_SIZE|RANK|LOCAL_RANK|MASTER_ADDR|MASTER_PORT|TORCHELASTIC_\w+)$")
@@ -82,7 +83,7 @@ class Machine:
 
     def __str__(self) -> str:
         devices = f"GPU {', '.join(self.gpus)}" if self.gpus else "CPU"
-        return f"{self.workers} worker{'s' * (self.workers > 1)}, {devices}"
+        return f"{plural(self.workers, 'worker')}, {devices}"
 
 
 def _visible_gpus() -> list[str]:

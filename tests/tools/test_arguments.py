@@ -31,6 +31,8 @@ def test_the_home_folder_in_arguments(tiny_yaml: Path, tmp_path: Path, monkeypat
         ("predict.py", ["~/best.pt", "~/images"], f"{home}/best.pt: no such checkpoint"),
         ("predict.py", ["~/mine.yaml", "~/images", "--checkpoint=~/a.pt"], f"{home}/a.pt: no such checkpoint"),
         ("predict.py", ["~/mine.yaml", "~/images", "--score=~/a.json"], f"{home}/a.json"),
+        ("loss_distribution.py", ["~/best.pt"], f"{home}/best.pt: no such checkpoint"),
+        ("make_shapes.py", ["--settings=~/a.yaml", "--output=~/a"], f"{home}/a.yaml"),
     ):
         assert expected in run_main(tool, *arguments).stderr
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
