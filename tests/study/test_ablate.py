@@ -176,7 +176,9 @@ def test_a_copied_study_on_other_data(tiny_yaml: Path, tmp_path: Path, monkeypat
     for path in (tmp_path / "out/cells").iterdir():
         shutil.rmtree(path)
     (folder / "ledger.jsonl").unlink()
-    assert not any(map(study.is_done, study.cells)) and TrialStorage(study, None, 10).claim(study.cells[0])
+    assert not any(map(study.is_done, study.cells))
+    done = run_ablate_process(tmp_path / "mine.yaml", "--output", tmp_path / "out", "train.steps=3", "--workers", 2)
+    assert done.returncode == 0 and done.stdout.count(": started (") == 2, done.stdout
 
 
 def test_a_cell_on_two_processes(tiny_yaml: Path, tmp_path: Path) -> None:
