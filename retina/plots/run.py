@@ -139,7 +139,7 @@ def _plot_class_ap(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
     names = [name for name, _ in ranked]
     if len(names) > MANY_CLASSES:
         positions, heights = range(len(names)), [value or 0.0 for _, value in ranked]
-        texts = ["n/a" if value is None else f"{value:.2f}" for _, value in ranked]
+        texts = [_ap_text(value) for _, value in ranked]
         bars = axes.bar(positions, heights, color=PALETTE[4])
         axes.set_xticks(positions, list(map(plain, names)), rotation=90, fontsize=8)
         axes.set_xlim(-0.7, len(names) - 0.3)
@@ -159,7 +159,9 @@ def _draw_bars(axes: Axes, values: dict[str, float | None], colors: list[str]) -
     axes.set_yticks(positions, list(map(plain, values)))
     margin = max(0.0, (5 - len(values)) / 2)  # a few bars do not fill the panel
     axes.set_ylim(len(values) - 0.5 + margin, -0.5 - margin)
-    axes.bar_label(
-        bars, ["n/a" if value is None else f"{value:.2f}" for value in values.values()], fontsize=9, padding=3
-    )
+    axes.bar_label(bars, list(map(_ap_text, values.values())), fontsize=9, padding=3)
     axes.set_xlim(0, 1)
+
+
+def _ap_text(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.2f}"
