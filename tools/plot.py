@@ -25,6 +25,9 @@ def main() -> int:
     try:
         print(plot_run(run, run / "results.png"))
         detections, picture = run / "detections.json", run / "detections.png"
+        if not detections.is_file():
+            print(f"no detections.png: {run} has no evaluation yet; tools/eval.py {run} makes one", file=sys.stderr)
+            return 1
         count, score = arguments.count, arguments.score
         print(plot_detections(annotations, images, detections, picture, read_image, count=count, score=score))
     except (FileNotFoundError, ValueError) as error:

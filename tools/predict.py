@@ -3,7 +3,8 @@
 Folders are searched with all folders in them, without the output folder. Writes each image with its boxes drawn, and
 predictions.json: a COCO file with the images, their detections as annotations (with "score") and the categories, which
 annotation tools can import. Its file names are relative to the folder that has all inputs. A file that cannot be read
-is named at the end; the others are done.
+is named at the end; the others are done. In a folder without predictions.json no file is overwritten: a drawing gets a
+number. With it, the drawings of an earlier call are replaced.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from retina.evaluate import Detector, ImageDetections
 
+PREDICTIONS = "predictions.json"
 SMALLEST_SCORE = 1e-6  # a detector takes scores above 0 only
 
 
@@ -82,11 +84,11 @@ def main() -> int:
         images, results, unreadable = detect(detector, files, root, arguments.output, thresholds)
         contents = coco_file(detector.source, images, results, detector.categories)
         arguments.output.mkdir(parents=True, exist_ok=True)
-        write_text(arguments.output / "predictions.json", json.dumps(contents, indent=1))
+        write_text(arguments.output / PREDICTIONS, json.dumps(contents, indent=1))
     except OSError as error:
         print(f"error: --output: {error.filename or arguments.output}: {error.strerror}", file=sys.stderr)
         return 1
-    print(arguments.output / "predictions.json")
+    print(arguments.output / PREDICTIONS)
     if unreadable:
         print(f"{len(unreadable)} of {len(files)} files could not be read:", *unreadable, sep="\n", file=sys.stderr)
     return 1 if unreadable else 0
@@ -103,6 +105,7 @@ def detect(
     from retina.plots import draw_boxes
 
     taken = {file.resolve() for file in files}
+    replace = (output / PREDICTIONS).exists()  # the folder is from an earlier call
     images: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     unreadable = []
@@ -115,7 +118,7 @@ def detect(
         found = detect_above(detector, image, thresholds)
         drawn = draw_boxes(Image.fromarray(image), found.boxes.tolist(), found.names, found.scores.tolist())
         name = file.relative_to(root)
-        path = free_path(output / name.with_suffix(".png"), taken)
+        path = free_path(output / name.with_suffix(".png"), taken, replace)
         taken.add(path.resolve())
         path.parent.mkdir(parents=True, exist_ok=True)
         drawn.save(path)
@@ -195,10 +198,13 @@ def score_thresholds_or_exit(given: str) -> ScoreThresholds:
         exit_with_error(f"--score: {error}")
 
 
-def free_path(path: Path, taken: set[Path]) -> Path:
-    """`path`, or the first of path_2, path_3, ... that is not in `taken` (the inputs and the files already written)."""
+def free_path(path: Path, taken: set[Path], replace: bool) -> Path:
+    """`path`, or the first of path_2, path_3, ... that is not in `taken` (the inputs and the files already written).
+
+    Without `replace` it is none that exists.
+    """
     number, free = 1, path
-    while free.resolve() in taken:
+    while free.resolve() in taken or (free.exists() and not replace):
         number += 1
         free = path.with_stem(f"{path.stem}_{number}")
     return free

@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import combinations
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import numpy as np
 
 from retina.analysis.results_file import Results, ResultsError, read_results
 from retina.config_file import KEYS_WITHOUT_EFFECT, ConfigError, changed_keys, load_config
-from retina.data.annotations import Annotations, read_annotations
+from retina.data.annotations import Annotations, DataError, read_annotations
 
 DETECTIONS, EVALUATIONS = "detections.json", "eval.json"
 
@@ -44,8 +44,8 @@ def read_runs(sides: Sequence[Sequence[Path]], annotations: Path | None, images:
         images: their folder; None uses that of the first run's config.yaml, if there is one.
 
     Raises:
-        ResultsError: a run has no detections, or detections that cannot be scored; the runs are on different data sets;
-            two trainings of one side have the same seed.
+        ResultsError: a run has no detections, or detections that cannot be scored; the runs are on different data sets,
+            or detected on other images than those of `annotations`; two trainings of one side have the same seed.
         DataError: the annotations cannot be read.
         ConfigError: a config.yaml cannot be read.
     """
@@ -56,6 +56,9 @@ def read_runs(sides: Sequence[Sequence[Path]], annotations: Path | None, images:
     for other in others:
         _check_equal(first, files[data[first][0]], other, files[data[other][0]])
     file = files[data[first][0]]
+    if annotations is not None:
+        for path in paths:
+            _check_images(path, file)
     last_aps = {path: None if annotations else _last_ap(path) for path in paths}  # measured with its own annotations
     read = {path: Run(str(path), read_results(_detections_of(path), file), last_aps[path]) for path in paths}
     folder = next((folder for _, folder in data.values() if folder), None)
@@ -138,7 +141,29 @@ def _check_equal(first: Path, a: Annotations, other: Path, b: Annotations) -> No
         if one.shape != two.shape or (one != two).any():
             raise ResultsError(
                 f"the runs are on different data sets: {first} on {a.path}, {other} on {b.path}; the {name} differ "
-                f"({len(one)} and {len(two)}). --annotations FILE compares all runs on one file"
+                f"({len(one)} and {len(two)}). Evaluate both on one file: tools/eval.py RUN data.val_annotations=FILE "
+                "data.val_images=FOLDER --output DIR; then compare the two DIR. If only the boxes were corrected, "
+                "--annotations FILE compares the detections that there are"
+            )
+
+
+def _check_images(path: Path, file: Annotations) -> None:
+    """Raise ResultsError if the config.yaml of a run says that it detected on other images than those of `file`."""
+    config = _detections_of(path).parent / "config.yaml"
+    if not config.is_file():
+        return
+    try:
+        own = read_annotations(Path(load_config(config).data.val_annotations))
+    except (ConfigError, DataError):
+        return  # of another version, or the annotations are gone: nothing is known about the images
+    names = dict(zip(own.image_ids.tolist(), own.file_names.tolist(), strict=True))
+    for number, name in zip(file.image_ids.tolist(), file.file_names.tolist(), strict=True):
+        if PurePath(names.get(number, "")).name != PurePath(name).name:  # the folder may be written in another way
+            raise ResultsError(
+                f"{path}: its detections are not of the images of {file.path}: the image of id {number} is {name} "
+                f"there, and {names.get(number, 'none')} in {own.path}, on which it was evaluated; evaluate it on "
+                f"that file: tools/eval.py {path} data.val_annotations={file.path} data.val_images=FOLDER "
+                "--output DIR; then compare DIR"
             )
 
 

@@ -87,6 +87,7 @@ def plot_precision_recall(curves: dict[str, list[float]]) -> Figure:
         axes.plot(recalls, mean, color="black", linewidth=2, label=f"mean of {len(curves)} classes")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     style_axes(axes, "precision and recall at IoU 0.5", "nothing to measure")
+    use_fonts(figure)
     return figure
 
 

@@ -67,7 +67,8 @@ class EventFile:
                 boxes = [[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in confident)]
                 labels = [dataset.names[dataset.category_ids.index(r["category_id"])] for r in confident]
                 drawn = draw_boxes(image, boxes, labels, [r["score"] for r in confident])
-                self.writer.add_image(f"detections/{record.path.name}", np.asarray(drawn), step, dataformats="HWC")
+                tag = f"detections/{record.path.as_posix().removeprefix(f'{dataset.folder.as_posix()}/')}"
+                self.writer.add_image(tag, np.asarray(drawn), step, dataformats="HWC")
             self.writer.flush()
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from retina.plots import fonts
 from retina.plots.boxes import draw_boxes
 from retina.plots.fonts import load_font, use_fonts
+from retina.plots.run import plot_precision_recall
 
 LETTERS = "a.猫犬"
 
@@ -69,8 +70,14 @@ def figure_of(name: str) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())
 
 
+def curves_of(name: str) -> np.ndarray:
+    canvas = FigureCanvasAgg(plot_precision_recall({name: [1.0, 0.5, 0.0], "a": [1.0, 0.0, 0.0]}))
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
 def test_letters_that_dejavu_lacks_are_drawn_with_an_installed_font(installed: list[str]) -> None:
-    for picture in (box_of, figure_of):
+    for picture in (box_of, figure_of, curves_of):
         assert not np.array_equal(picture("猫"), picture("犬")), "boxes for both would be equal"
     assert Path(load_font(20, "猫").path).name == "animals.ttf"
     assert Path(load_font(20, "Straße, мост").path).name == "DejaVuSans.ttf"

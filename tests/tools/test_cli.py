@@ -208,6 +208,14 @@ def test_the_checkpoint_alone_is_enough_for_eval(trained: tuple[Path, Path], tmp
     assert "the settings of the checkpoint name this data" in gone.stderr
 
 
+def test_plot_of_a_run_without_an_evaluation(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    config, folder = trained
+    shutil.copy(folder / "metrics.csv", tmp_path)
+    done = run_main("plot.py", config, f"output_dir={tmp_path}")
+    assert done.returncode == 1 and done.stdout == f"{tmp_path}/results.png\n", done.stderr
+    assert done.stderr == f"no detections.png: {tmp_path} has no evaluation yet; tools/eval.py {tmp_path} makes one\n"
+
+
 def test_plot_draws_the_run(trained: tuple[Path, Path]) -> None:
     config, folder = trained
     done = run_process("plot.py", config, "--count", 2)
@@ -253,6 +261,18 @@ def test_images_of_the_same_name_do_not_overwrite_each_other(trained: tuple[Path
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [
         "same.png", "same.webp", "same_2.png", "same_3.png"
     ]  # fmt: skip
+    assert run_main("predict.py", *arguments).returncode == 0
+    assert len(list((tmp_path / "b").iterdir())) == 4, "the drawings of the first call are replaced"
+
+
+def test_files_that_predict_did_not_write_are_kept(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.jpg")
+    for name in ("a.png", "a_2.png"):  # a mask beside the photo, say
+        Image.new("L", (4, 4), 9).save(tmp_path / name)
+    arguments = [trained[1] / "last.pt", tmp_path / "a.jpg", "--output", tmp_path]
+    done = run_main("predict.py", *arguments)
+    assert done.returncode == 0 and f"{tmp_path}/a_3.png: " in done.stdout
+    assert {Image.open(tmp_path / name).size for name in ("a.png", "a_2.png")} == {(4, 4)}
 
 
 def test_checkpoint_of_other_classes_is_refused(trained: tuple[Path, Path], coco_root: Path, tmp_path: Path) -> None:

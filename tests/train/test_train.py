@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +52,23 @@ def test_files_of_a_run(tiny: Config) -> None:
     assert {"val/precision_recall_at_iou_50", "detections/0000.png"} <= set(tags["images"])
     state = checkpoint.load(tiny.run_dir / checkpoint.LAST)
     assert state["categories"] == [[3, "red"], [7, "green"], [20, "blue"]]
+
+
+def test_pictures_of_equal_names_in_two_folders_have_a_tag_each(
+    tiny_yaml: Path, tmp_path: Path, coco_root: Path
+) -> None:
+    tree = json.loads((coco_root / "val.json").read_text())
+    for i, entry in enumerate(tree["images"]):
+        (tmp_path / f"images/{i}").mkdir(parents=True)
+        shutil.copy(coco_root / "val" / entry["file_name"], tmp_path / f"images/{i}/same.png")
+        entry["file_name"] = f"{i}/same.png"
+    (tmp_path / "val.json").write_text(json.dumps(tree))
+    data = (f"data.val_annotations={tmp_path}/val.json", f"data.val_images={tmp_path}/images")
+    train(settings(tiny_yaml, tmp_path / "run", "train.steps=1", "train.warmup_steps=0", *data))
+    board = EventAccumulator(str(tmp_path / "run"))
+    board.Reload()
+    pictures = [tag for tag in board.Tags()["images"] if tag.startswith("detections/")]
+    assert len(pictures) == 6 and all(re.fullmatch(r"detections/\d/same\.png", tag) for tag in pictures)
 
 
 def test_equal_seeds_give_equal_weights_and_others_do_not(
