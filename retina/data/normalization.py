@@ -48,5 +48,8 @@ def denormalize(images: Tensor, name: str) -> Tensor:
 def normalization_arguments(name: str, device: torch.device) -> tuple[Tensor, Tensor, float, bool]:
     """Of `normalize`, after the images, for `data.normalization` = `name`."""
     scale, mean, std, is_bgr = NORMALIZATIONS[name]
-    mean_311, std_311 = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
+    with torch.inference_mode(False):  # a training may take what a detection made
+        mean_311, std_311 = (
+            torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1) for values in (mean, std)
+        )
     return mean_311, std_311, scale, is_bgr

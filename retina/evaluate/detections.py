@@ -27,7 +27,9 @@ class ImageDetections:
         return len(self.scores)
 
     def where(self, kept: Tensor) -> ImageDetections:
-        """Those for which `kept`, bool (D,), is true."""
+        """Those for which `kept`, bool (D,), is true. Raises ValueError for another dtype, such as positions."""
+        if kept.dtype != torch.bool:
+            raise ValueError(f"kept: given {kept.dtype}, expected torch.bool with one value for each object")
         places = kept.nonzero()[:, 0].tolist()
         return ImageDetections(
             self.boxes[kept],

@@ -52,6 +52,14 @@ class _Loss(nn.Module):
                 setattr(self, name, values.to(moved.device))
         return self
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get("settings", {}):
+            raise AttributeError(
+                f"{name} is an argument of the constructor; for another value make a new {type(self).__name__}, or "
+                "call the function, which takes it each time"
+            )
+        super().__setattr__(name, value)
+
     def arguments(self) -> dict[str, Any]:
         return self.settings | dict(self.named_buffers())
 

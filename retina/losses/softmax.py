@@ -229,8 +229,8 @@ def _all_classes_loss(
         ids = torch.where(kept, targets, 0).long()
         row_weight = kept.to(log_p.dtype) if weight_C is None else _weight_of(ids, kept, weight_C)
         is_true = ids.unsqueeze(dim) == torch.arange(classes, device=ids.device).view(column)
-        q = torch.where(is_true, 1 - label_smoothing + label_smoothing / classes, label_smoothing / classes)
-        q = q.to(log_p.dtype) * kept.unsqueeze(dim)
+        q = (1 - label_smoothing) * is_true.to(log_p.dtype) + label_smoothing / classes
+        q = q * kept.unsqueeze(dim)
     log_p = torch.where(q > 0, log_p, 0)  # a class with target 0 may have probability 0
     loss = q * _focal_term(log_p, -torch.expm1(log_p), gamma)
     if weight_C is not None:

@@ -27,17 +27,18 @@ def make_anchors(config: Anchors, height: int, width: int, device: torch.device)
     The centers are `offset` strides from the top left corner of the cell. The sides are octave_base * stride *
     2^(i / scales) (paper, section 4, "Anchors"). The result is cached: do not write into it.
     """
-    levels = []
-    for level in LEVELS:
-        stride = 2**level
-        rows, columns = (height + stride - 1) // stride, (width + stride - 1) // stride  # rounded up
-        step_y, step_x = (height // rows, width // columns) if config.stride == "padded" else (stride, stride)
-        y = (torch.arange(rows, dtype=torch.float32) + config.offset) * step_y
-        x = (torch.arange(columns, dtype=torch.float32) + config.offset) * step_x
-        center_y, center_x = torch.meshgrid(y, x, indexing="ij")
-        centers = torch.stack([center_x, center_y, center_x, center_y], dim=-1)
-        levels.append((centers[:, :, None, :] + _cell_anchors(config, stride)).reshape(-1, 4).to(device))
-    return tuple(levels)
+    with torch.inference_mode(False):  # a training may take the cached anchors of a detection
+        return tuple(_level_anchors(config, 2**level, height, width).to(device) for level in LEVELS)
+
+
+def _level_anchors(config: Anchors, stride: int, height: int, width: int) -> Tensor:
+    rows, columns = (height + stride - 1) // stride, (width + stride - 1) // stride  # rounded up
+    step_y, step_x = (height // rows, width // columns) if config.stride == "padded" else (stride, stride)
+    y = (torch.arange(rows, dtype=torch.float32) + config.offset) * step_y
+    x = (torch.arange(columns, dtype=torch.float32) + config.offset) * step_x
+    center_y, center_x = torch.meshgrid(y, x, indexing="ij")
+    centers = torch.stack([center_x, center_y, center_x, center_y], dim=-1)
+    return (centers[:, :, None, :] + _cell_anchors(config, stride)).reshape(-1, 4)
 
 
 def _cell_anchors(config: Anchors, stride: int) -> Tensor:
@@ -45,7 +46,7 @@ def _cell_anchors(config: Anchors, stride: int) -> Tensor:
     sizes = [config.octave_base * stride * 2 ** (i / config.scales) for i in range(config.scales)]
     if config.quantize:
         sizes = [int(size) for size in sizes]
-    root = torch.tensor(config.ratios).sqrt()
+    root = torch.tensor(config.ratios, dtype=torch.float32).sqrt()
     widths = ((1 / root)[:, None] * torch.tensor(sizes, dtype=torch.float32)).flatten()
     heights = (root[:, None] * torch.tensor(sizes, dtype=torch.float32)).flatten()
     boxes_A4 = torch.stack([-widths, -heights, widths, heights], dim=1) / 2

@@ -190,3 +190,12 @@ def test_torchvisions_names_explain_a_failed_download(monkeypatch: pytest.Monkey
         retina.load("COCO_V1")
     with pytest.raises(FileNotFoundError, match=r"weights name of resnet18: .*COCO_V1 is a RetinaNet with resnet50"):
         retina.load("COCO_V1", load_config(CONFIGS / "bccd.yaml"))  # before anything is downloaded
+
+
+def test_a_part_is_chosen_by_a_mask_only() -> None:
+    boxes, scores = torch.arange(12.0).view(3, 4), torch.tensor([0.9, 0.5, 0.1])
+    found = ImageDetections(boxes, scores, torch.tensor([0, 2, 1]), ["a", "c", "b"], [3, 20, 7])
+    part = found.where(torch.tensor([False, True, True]))
+    assert (part.names, part.category_ids, part.labels.tolist()) == (["c", "b"], [20, 7], [2, 1])
+    with pytest.raises(ValueError, match=r"kept: given torch.int64, expected torch.bool"):
+        found.where(scores.argsort())

@@ -237,3 +237,13 @@ def test_errors_of_focal_star() -> None:
         focal_star_loss(X, IDS, gamma=0)
     with pytest.raises(ValueError, match="beta: given inf"):
         focal_star_loss(X, IDS, beta=math.inf)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_float_labels_are_never_ignored(reduction: str) -> None:
+    logits, labels = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([1.0, 0.0, 0.0])
+    for loss in (sigmoid_focal_loss, focal_star_loss):
+        for ignore_index in (0, 1):
+            given = loss(logits, labels, ignore_index=ignore_index, reduction=reduction)
+            expected = loss(logits, labels, ignore_index=-1, reduction="none").sum()
+            assert given.sum().item() == pytest.approx(expected.item(), rel=1e-6)

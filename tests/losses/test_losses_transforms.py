@@ -216,3 +216,15 @@ def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
     (SigmoidFocalLoss(alpha=[0.3] * 5)(model(LOGITS), IDS) + SoftmaxFocalLoss()(model(LOGITS), IDS)).backward()
     both = torch.load(tmp_path / "gradient.pt", weights_only=True)
     torch.testing.assert_close(both, model.weight.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_a_setting_of_a_module_cannot_be_assigned_in_vain() -> None:
+    for module, name in (
+        (SigmoidFocalLoss(), "gamma"),
+        (SigmoidFocalLoss(), "alpha"),
+        (SoftmaxFocalLoss(), "class_weight"),
+    ):
+        with pytest.raises(
+            AttributeError, match=f"{name} is an argument of the constructor; .* a new {type(module).__name__}"
+        ):
+            setattr(module, name, 1.0)

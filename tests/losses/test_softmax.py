@@ -203,3 +203,11 @@ def test_error_messages(change: dict[str, object], message: str) -> None:
 def test_probabilities_are_not_log_probabilities() -> None:
     with pytest.raises(ValueError, match=r"log_probs: given up to 0\.5, expected at most 0"):
         focal_nll_loss(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
+
+
+def test_label_smoothing_has_the_precision_of_the_logits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20, 7, dtype=torch.float64, generator=generator)
+    ids = torch.randint(7, (20,), generator=generator)
+    given = softmax_focal_loss(logits, ids, gamma=0, label_smoothing=0.1)
+    assert given.item() == pytest.approx(F.cross_entropy(logits, ids, label_smoothing=0.1).item(), rel=1e-14)

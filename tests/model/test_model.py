@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from retina.config import Anchors, Config, Model
+from retina.data.normalization import normalization_arguments
 from retina.losses import prior_bias
 from retina.model.anchors import make_anchors
 from retina.model.backbone import FrozenStatsBatchNorm2d
@@ -73,6 +74,22 @@ def test_one_anchor_for_each_output(size: tuple[int, int]) -> None:
     anchors = make_anchors(Anchors(), *size, CPU)
     assert [len(level) for level in anchors] == [level.shape[1] for level in outputs.logits]
     assert [level.shape[2] for level in outputs.deltas] == [4] * 5
+
+
+def test_cached_tensors_do_not_keep_the_state_of_their_first_caller() -> None:
+    """A training takes those that a detection made."""
+    make_anchors.cache_clear()
+    normalization_arguments.cache_clear()
+    cpu, default = torch.device("cpu"), torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.inference_mode():
+            made = [*make_anchors(Anchors(), 64, 96, cpu), *normalization_arguments("imagenet", cpu)[:2]]
+    finally:
+        torch.set_default_dtype(default)
+    again = [*make_anchors(Anchors(), 64, 96, cpu), *normalization_arguments("imagenet", cpu)[:2]]
+    for one, two in zip(made, again, strict=True):
+        assert one is two and one.dtype == torch.float32 and not one.is_inference()
 
 
 def test_anchor_sizes_of_the_paper() -> None:
