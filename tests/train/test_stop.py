@@ -162,9 +162,11 @@ def test_a_signal_writes_a_checkpoint_and_ends_cleanly(
             os.kill(os.getpid(), number)
         return step_function(*args, **kwargs)
 
+    before = signal.signal(number, signal.default_int_handler)  # a shell that starts pytest with & ignores SIGINT
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_step", train_step)
         train(config)
+    signal.signal(number, before)
     stopped_at = checkpoint.load(config.run_dir / checkpoint.LAST)["step"]
     assert 3 <= stopped_at < 6
     train(config, resume=True)
