@@ -57,8 +57,11 @@ def read_runs(sides: Sequence[Sequence[Path]], annotations: Path | None, images:
         _check_equal(first, files[data[first][0]], other, files[data[other][0]])
     file = files[data[first][0]]
     if annotations is not None:
-        for path in paths:
-            _check_images(path, file)
+        # The first run of each annotation file: runs of one study have the same, and it may be large.
+        evaluated_on = {_own_annotations(path): path for path in reversed(paths)}
+        for own, path in evaluated_on.items():
+            if own is not None and own != annotations:
+                _check_images(path, own, file)
     last_aps = {path: None if annotations else _last_ap(path) for path in paths}  # measured with its own annotations
     read = {path: Run(str(path), read_results(_detections_of(path), file), last_aps[path]) for path in paths}
     folder = next((folder for _, folder in data.values() if folder), None)
@@ -147,15 +150,20 @@ def _check_equal(first: Path, a: Annotations, other: Path, b: Annotations) -> No
             )
 
 
-def _check_images(path: Path, file: Annotations) -> None:
-    """Raise ResultsError if the config.yaml of a run says that it detected on other images than those of `file`."""
-    config = _detections_of(path).parent / "config.yaml"
-    if not config.is_file():
-        return
+def _own_annotations(path: Path) -> Path | None:
+    """The annotation file that the config.yaml of a run names; None without one, or with one of another version."""
     try:
-        own = read_annotations(Path(load_config(config).data.val_annotations))
-    except (ConfigError, DataError):
-        return  # of another version, or the annotations are gone: nothing is known about the images
+        return Path(load_config(_detections_of(path).parent / "config.yaml").data.val_annotations)
+    except ConfigError:
+        return None
+
+
+def _check_images(path: Path, own_file: Path, file: Annotations) -> None:
+    """Raise ResultsError if a run, evaluated on `own_file`, detected on other images than those of `file`."""
+    try:
+        own = read_annotations(own_file)
+    except DataError:
+        return  # the file is gone: nothing is known about the images
     names = dict(zip(own.image_ids.tolist(), own.file_names.tolist(), strict=True))
     for number, name in zip(file.image_ids.tolist(), file.file_names.tolist(), strict=True):
         if PurePath(names.get(number, "")).name != PurePath(name).name:  # the folder may be written in another way

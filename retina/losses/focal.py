@@ -205,9 +205,8 @@ def _elementwise_loss(
     alpha_pos, alpha_neg = alphas
     if weight is not None:
         weight = (weight if weight.shape == x.shape else weight[..., None]).to(x.dtype)
-    has_ignored = not targets.is_floating_point()
     if targets.is_floating_point() and can_read_values(targets) and ((targets == 0) | (targets == 1)).all():
-        targets = targets.bool()  # half the work
+        targets, ignore_index = targets.bool(), -1  # half the work; floats are never ignored
     if targets.is_floating_point():
         y = targets.to(x.dtype)
         # The logit of a masked class may be infinite, and 0 * inf is NaN: a side with weight 0 gets logit 0.
@@ -216,8 +215,7 @@ def _elementwise_loss(
     else:
         ids = targets.long()  # as uint8, 255 would equal -1
         if ids.shape == x.shape:
-            is_positive = ids == 1
-            kept = ids != ignore_index if has_ignored else torch.ones_like(is_positive)
+            is_positive, kept = ids == 1, ids != ignore_index
         else:
             is_positive = ids[..., None] == torch.arange(x.shape[-1], device=x.device)
             kept = (ids != ignore_index)[..., None]

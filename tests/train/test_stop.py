@@ -163,10 +163,12 @@ def test_a_signal_writes_a_checkpoint_and_ends_cleanly(
         return step_function(*args, **kwargs)
 
     before = signal.signal(number, signal.default_int_handler)  # a shell that starts pytest with & ignores SIGINT
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train_step", train_step)
-        train(config)
-    signal.signal(number, before)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "train_step", train_step)
+            train(config)
+    finally:
+        signal.signal(number, before)
     stopped_at = checkpoint.load(config.run_dir / checkpoint.LAST)["step"]
     assert 3 <= stopped_at < 6
     train(config, resume=True)
