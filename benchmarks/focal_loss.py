@@ -235,19 +235,22 @@ def compare_on_cuda(dtype: str, classes: int, rounds: int, copy_rate: float) -> 
 
 
 def sweep(rounds: int) -> None:
-    """Print the time of the kernel for other block sizes and warps; the best belong into focal_triton.py."""
+    """Print the time of the kernel for other sizes of a block, a thread and a program."""
     from retina.losses import focal_triton
 
     for dtype in DTYPES:
         logits, ids = inputs(DTYPES[dtype], 16 * 201_600, CLASSES, "cuda")
-        for block in (512, 1024, 2048, 4096):
-            for warps in (2, 4, 8):
-                for blocks_each in (1, 4, 8, 32):
-                    focal_triton.BLOCK, focal_triton.WARPS, focal_triton.BLOCKS_EACH = block, warps, blocks_each
+        for each in (4, 8, 16):
+            for block in (128, 256, 512, 1024, 2048):
+                for elements in (4096, 8192, 16_384):
+                    if not 32 * each <= block <= 256 * each or elements > 32 * block:
+                        continue
+                    focal_triton.EACH, focal_triton.ELEMENTS = each, elements
+                    focal_triton._block = lambda dtype, block=block: block
                     loss = partial(sigmoid_focal_loss, reduction="sum")
                     time_ms = cuda_milliseconds(lambda _: torch.autograd.grad(loss(logits, ids), logits), rounds)  # noqa: B023
                     print(
-                        f"{dtype} block {block:4} warps {warps} blocks each {blocks_each:2}: {time_ms:.3f} ms",
+                        f"{dtype} block {block:4}, {each:2} a thread, {elements:5} a program: {time_ms:.3f} ms",
                         flush=True,
                     )
 
@@ -258,7 +261,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--dtype", choices=DTYPES, help="only this dtype")
-    parser.add_argument("--sweep", action="store_true", help="CUDA: other block sizes and warps of the kernel")
+    parser.add_argument("--sweep", action="store_true", help="CUDA: other sizes of a block, a thread and a program")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:

@@ -1,10 +1,10 @@
 """Matching on CUDA: every anchor is compared with its image's boxes and keeps the best; no IoU matrix is ever stored.
 
-Two kernels run over the whole batch. The first finds for each box the largest IoU that any anchor has with it (for the
-low-quality matches): each program writes the maximum over its anchors, so the result does not depend on the order of
-the programs. The second finds each anchor's best box and whether the anchor is the best one of some box, and writes
-label and box. The anchors of a program are neighbors, so most boxes overlap none of them: one comparison with their
-bounding box skips such a box.
+One kernel runs over the whole batch, once or twice. The anchors of a block are neighbors, so most boxes overlap none of
+them: 32 boxes at a time are compared with the bounding box of the block, and only those that overlap it are visited.
+The first run gives each anchor the label and the box of its best match, and writes the largest IoU of each block with
+each box. Low-quality matches need the largest IoU of a box over all blocks. So a second run repeats those blocks that
+have a best anchor of some box; they are few.
 
 The IoU is computed operation by operation as on the CPU (no fused multiply-add, IEEE division). So ties and values on a
 threshold give the same result, and the labels are exactly equal. The host never waits.
@@ -22,7 +22,7 @@ from torch import Tensor
 from retina import config as cfg
 from retina.data.batch import Target
 
-BLOCK, WARPS = 512, 4
+BLOCK, WARPS = 128, 2
 
 
 @triton.jit
@@ -56,9 +56,20 @@ def _iou(x1, y1, x2, y2, area, box):
 
 
 @triton.jit
-def _overlaps(left, top, right, bottom, box):
-    across = (tl.load(box) < right) & (tl.load(box + 2) > left)
-    return across & (tl.load(box + 1) < bottom) & (tl.load(box + 3) > top)
+def _overlapping(left, top, right, bottom, boxes, at, end):
+    """Bit i is set if box `at` + i, before `end`, overlaps the bounding box; of 32 boxes."""
+    lane = tl.arange(0, 32)
+    box, inside = boxes + 4 * (at + lane), at + lane < end
+    across = (tl.load(box, mask=inside, other=float("inf")) < right) & (tl.load(box + 2, mask=inside, other=0.0) > left)
+    down = (tl.load(box + 1, mask=inside, other=0.0) < bottom) & (tl.load(box + 3, mask=inside, other=0.0) > top)
+    return tl.reduce_or(tl.where(across & down, 1 << lane, 0), 0)
+
+
+@triton.jit
+def _first_bit(bits):
+    """The position of the lowest 1: the exponent of that power of two as a float."""
+    power = (bits & -bits).to(tl.uint32).to(tl.float32)
+    return (power.to(tl.int32, bitcast=True) >> 23) - 127
 
 
 @triton.jit
@@ -68,69 +79,90 @@ def _is_outside(x1, y1, x2, y2, image):
 
 
 @triton.jit
-def _best_iou_kernel(anchors, boxes, images, best_BT, R, T, PADDING_IS_IGNORED: tl.constexpr, BLOCK: tl.constexpr):
-    block, image = tl.program_id(0), images + 6 * tl.program_id(1)
-    r = block * BLOCK + tl.arange(0, BLOCK)
-    inside = r < R
-    x1, y1, x2, y2, area = _load_anchors(anchors + 4 * r, inside)
-    left, top, right, bottom = _bounding_box(x1, y1, x2, y2, inside)
-    if PADDING_IS_IGNORED:
-        inside &= ~_is_outside(x1, y1, x2, y2, image)
-    for m in range(tl.load(image), tl.load(image + 1)):
-        box = boxes + 4 * m
-        if _overlaps(left, top, right, bottom, box):
-            iou = _iou(x1, y1, x2, y2, area, box)
-            tl.store(best_BT + block.to(tl.int64) * T + m, tl.max(tl.where(inside, iou, 0.0)))
+def _has_best_anchor(best_T, best_BT, begin, end):
+    """Whether the block of the row `best_BT` has a best anchor of one of the boxes from `begin` to `end`."""
+    found = 0
+    for at in range(begin, end, 32):
+        m = at + tl.arange(0, 32)
+        best = tl.load(best_T + m, mask=m < end, other=0.0)
+        is_best = (tl.load(best_BT + m, mask=m < end, other=-1.0) == best) & (best > 0.0)
+        found |= tl.max(is_best.to(tl.int32), 0)
+    return found != 0
 
 
 @triton.jit
-def _match_kernel(
-    anchors, boxes, labels, ignores, images, best_T, label_NR, box_NR4, R, num_classes, positive_iou, negative_iou,
-    LOW_QUALITY: tl.constexpr, OVERWRITE: tl.constexpr, PADDING_IS_IGNORED: tl.constexpr, BLOCK: tl.constexpr,
+def _match_block(
+    anchors, boxes, labels, ignores, image, best_T, best_BT, label_NR, box_NR4, block, R, num_classes,
+    positive_iou, negative_iou,
+    LOW_QUALITY: tl.constexpr, OVERWRITE: tl.constexpr, STORES_BEST: tl.constexpr, PADDING_IS_IGNORED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    block, n = tl.program_id(0), tl.program_id(1)
-    image = images + 6 * n
     r = block * BLOCK + tl.arange(0, BLOCK)
     inside = r < R
     x1, y1, x2, y2, area = _load_anchors(anchors + 4 * r, inside)
     left, top, right, bottom = _bounding_box(x1, y1, x2, y2, inside)
-    outside = r < 0
+    outside = r >= R
     if PADDING_IS_IGNORED:
-        outside = _is_outside(x1, y1, x2, y2, image)
-
+        outside |= _is_outside(x1, y1, x2, y2, image)
+    begin, end = tl.load(image), tl.load(image + 1)
     best = tl.zeros((BLOCK,), tl.float32)
-    has_boxes = tl.load(image) < tl.load(image + 1)
-    match = tl.zeros((BLOCK,), tl.int32) + tl.where(has_boxes, tl.load(image), -1)  # torch.max of zeros is the first
+    match = tl.zeros((BLOCK,), tl.int32) + tl.where(begin < end, begin, -1)  # torch.max of zeros is the first
     best_of = tl.zeros((BLOCK,), tl.int32) - 1  # the box whose best anchor this is; the last one, if several
-    for m in range(tl.load(image), tl.load(image + 1)):
-        box = boxes + 4 * m
-        if _overlaps(left, top, right, bottom, box):
-            iou = tl.where(outside, 0.0, _iou(x1, y1, x2, y2, area, box))
+    lane = tl.arange(0, 32)
+    for at in range(begin, end, 32):
+        best_of_block = tl.zeros((32,), tl.float32)
+        bits = _overlapping(left, top, right, bottom, boxes, at, end)
+        while bits != 0:
+            m = at + _first_bit(bits)
+            bits &= bits - 1
+            iou = tl.where(outside, 0.0, _iou(x1, y1, x2, y2, area, boxes + 4 * m))
             match = tl.where(iou > best, m, match)  # the first of equals, as torch.max
             best = tl.maximum(iou, best)
             if LOW_QUALITY:
                 best_of = tl.where((iou == tl.load(best_T + m)) & (iou > 0.0), m, best_of)
+            if STORES_BEST:  # as an integer, which orders like the float and is reduced faster
+                largest = tl.max(iou.to(tl.int32, bitcast=True), 0).to(tl.float32, bitcast=True)
+                best_of_block = tl.where(lane == m - at, largest, best_of_block)
+        if STORES_BEST:
+            tl.store(best_BT + at + lane, best_of_block, mask=at + lane < end)
 
     label = tl.zeros((BLOCK,), tl.int32) + num_classes
     for u in range(tl.load(image + 2), tl.load(image + 3)):
-        region = ignores + 4 * u
-        if _overlaps(left, top, right, bottom, region):
-            fraction = tl.div_rn(_intersection(x1, y1, x2, y2, region), area)
-            label = tl.where(fraction >= 0.5, -1, label)
+        fraction = tl.div_rn(_intersection(x1, y1, x2, y2, ignores + 4 * u), area)
+        label = tl.where(fraction >= 0.5, -1, label)
     label = tl.where((match >= 0) & (best >= negative_iou) & (best < positive_iou), -1, label)
     is_positive = (best >= positive_iou) & (match >= 0)
     if LOW_QUALITY:
         is_positive |= best_of >= 0
     if OVERWRITE:
         match = tl.where(best_of >= 0, best_of, match)
-    matched = inside & is_positive & ~outside
+    matched = is_positive & ~outside
     label = tl.where(matched, tl.load(labels + match, mask=matched, other=0).to(tl.int32), label)
     label = tl.where(outside, -1, label)
-    at = n.to(tl.int64) * R + r
-    tl.store(label_NR + at, label.to(label_NR.dtype.element_ty), mask=inside)
+    tl.store(label_NR + r, label.to(label_NR.dtype.element_ty), mask=inside)
     for side in tl.static_range(4):
         value = tl.load(boxes + 4 * match + side, mask=matched, other=0.0)
-        tl.store(box_NR4 + 4 * at + side, value, mask=inside)
+        tl.store(box_NR4 + 4 * r + side, value, mask=inside)
+
+
+@triton.jit
+def _match_kernel(
+    anchors, boxes, labels, ignores, images, best_T, best_BT, label_NR, box_NR4, R, T, num_classes,
+    positive_iou, negative_iou,
+    LOW_QUALITY: tl.constexpr, OVERWRITE: tl.constexpr, STORES_BEST: tl.constexpr, PADDING_IS_IGNORED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    block, n = tl.program_id(0), tl.program_id(1)
+    image, best_BT = images + 6 * n, best_BT + block.to(tl.int64) * T
+    repeated = True
+    if LOW_QUALITY:
+        repeated = _has_best_anchor(best_T, best_BT, tl.load(image), tl.load(image + 1))
+    if repeated:
+        _match_block(
+            anchors, boxes, labels, ignores, image, best_T, best_BT, label_NR + n.to(tl.int64) * R,
+            box_NR4 + 4 * n.to(tl.int64) * R, block, R, num_classes, positive_iou, negative_iou,
+            LOW_QUALITY, OVERWRITE, STORES_BEST, PADDING_IS_IGNORED, BLOCK,
+        )  # fmt: skip
 
 
 def match(
@@ -150,29 +182,24 @@ def match(
     ignores_U4 = torch.cat([target.ignore for target in targets]).contiguous()
     images_N6 = _image_table(targets, sizes).to(device, non_blocking=True)
     blocks = triton.cdiv(rows, BLOCK)
-    grid = (blocks, len(targets))
-    padding_is_ignored = config.padding == "ignore"
-    exact = {"BLOCK": BLOCK, "num_warps": WARPS, "enable_fp_fusion": False}
-    best_T = boxes_T4.new_empty(0)
-    low_quality = config.low_quality != "none"
-    if low_quality and len(boxes_T4):
-        best_BT = boxes_T4.new_zeros(blocks, len(boxes_T4))
-        with torch.cuda.device_of(anchors_R4):
-            _best_iou_kernel[grid](
-                anchors_R4, boxes_T4, images_N6, best_BT, rows, len(boxes_T4), PADDING_IS_IGNORED=padding_is_ignored,
-                **exact,
-            )  # fmt: skip
-        best_T = best_BT.amax(dim=0)
     labels_NR = torch.empty(len(targets), rows, dtype=torch.int16, device=device)
     boxes_NR4 = anchors_R4.new_empty(len(targets), rows, 4)
-    with torch.cuda.device_of(anchors_R4):
-        _match_kernel[grid](
-            anchors_R4, boxes_T4, labels_T, ignores_U4, images_N6, best_T, labels_NR, boxes_NR4, rows, num_classes,
-            config.positive_iou, config.negative_iou,
-            LOW_QUALITY=low_quality, OVERWRITE=config.low_quality == "overwrite",
-            PADDING_IS_IGNORED=padding_is_ignored,
-            **exact,
-        )  # fmt: skip
+    low_quality = config.low_quality != "none" and len(boxes_T4) > 0
+    best_BT = boxes_T4.new_empty(blocks if low_quality else 0, len(boxes_T4))
+
+    def run(best_T: Tensor, second: bool) -> None:
+        with torch.cuda.device_of(anchors_R4):
+            _match_kernel[(blocks, len(targets))](
+                anchors_R4, boxes_T4, labels_T, ignores_U4, images_N6, best_T, best_BT, labels_NR, boxes_NR4, rows,
+                len(boxes_T4), num_classes, config.positive_iou, config.negative_iou,
+                LOW_QUALITY=second, OVERWRITE=second and config.low_quality == "overwrite",
+                STORES_BEST=low_quality and not second, PADDING_IS_IGNORED=config.padding == "ignore",
+                BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False,
+            )  # fmt: skip
+
+    run(best_BT, second=False)
+    if low_quality:
+        run(best_BT.amax(dim=0), second=True)
     return labels_NR, boxes_NR4
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -54,6 +55,17 @@ def build(kernel: Any, constants: dict[str, Any], dtype: str = "fp32", warps: in
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 
+def build_focal(constants: dict[str, Any], dtype: str) -> Any:
+    """The compiled focal kernel, with the block size of the dtype."""
+    block = focal_triton._block({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype])
+    return build(
+        focal_triton._focal_kernel,
+        constants | {"BLOCK": block, "INTERPRETED": False},
+        dtype,
+        focal_triton._warps(block),
+    )
+
+
 def describe(name: str, built: Any, elements: int) -> str:
     """Registers and spills of a thread, and machine instructions for each of the elements that it handles.
 
@@ -78,9 +90,9 @@ def describe(name: str, built: Any, elements: int) -> str:
 
 
 def loop_lengths(lines: list[tuple[int, str, str]], elements: int) -> tuple[int, int]:
-    """Instructions of one turn of the loop, by the cheaper and by the dearer of its two branches; zeros without two.
+    """Instructions of a block in the loop, by the cheaper and by the dearer of its two branches; zeros without two.
 
-    Only in the branches does each element have its own exp2.
+    Only in the branches does each element have its own exp2. An unrolled loop has several blocks in a turn.
     """
     jumps = {
         address: int(match[1], 16)
@@ -99,16 +111,18 @@ def loop_lengths(lines: list[tuple[int, str, str]], elements: int) -> tuple[int,
             if op == "BRA":
                 runs.append([])
     branches = sorted(len(run) for run in runs if run.count("MUFU.EX2") >= elements)
+    blocks, odd = divmod(len(branches), 2)
+    if not blocks or odd:
+        return 0, 0
     total = sum(map(len, runs))
-    return (total - branches[1], total - branches[0]) if len(branches) == 2 else (0, 0)
+    return (total - sum(branches[blocks:])) // blocks, (total - sum(branches[:blocks])) // blocks
 
 
 def main() -> None:
     """One line for each kernel and specialization."""
-    block, warps = focal_triton.BLOCK, focal_triton.WARPS
-    each = block // (32 * warps)
+    each = focal_triton.EACH
     common = {"CONTIGUOUS": True, "PER_CLASS": False, "WEIGHTED": False, "DIVIDED": True, "GRADIENT": True}
-    common |= {"BLOCK": block, "BLOCKS_EACH": focal_triton.BLOCKS_EACH, "ROWS": 0, "INTERPRETED": False}
+    common |= {"ELEMENTS": focal_triton.ELEMENTS, "ROWS": 0}
     gamma_2 = {"HALVES": 4, "HAS_REMAINDER": False}
     for dtype in ("fp32", "bf16", "fp16"):
         for classes, halves, has_remainder in (
@@ -121,27 +135,28 @@ def main() -> None:
             (1, 4, False),
         ):
             constants = common | {"K": classes, "HALVES": halves, "HAS_REMAINDER": has_remainder}
-            constants["ROWS"] = focal_triton._rows_of_a_block(classes)
-            built = build(focal_triton._focal_kernel, constants, dtype, warps)
+            constants["ROWS"] = focal_triton._rows_of_a_program(classes)
+            built = build_focal(constants, dtype)
             suffix = " + remainder" if has_remainder else ""
             print(describe(f"focal {dtype} K {classes} gamma {halves / 2:g}{suffix}", built, each))
     full = common | gamma_2 | {"K": 80, "CONTIGUOUS": False, "PER_CLASS": True, "WEIGHTED": True}
-    print(describe("focal fp32, strided, weights, alphas", build(focal_triton._focal_kernel, full), each))
-    no_gradient = common | gamma_2 | {"K": 80, "GRADIENT": False, "ROWS": focal_triton._rows_of_a_block(80)}
-    print(describe("focal bf16, no gradient", build(focal_triton._focal_kernel, no_gradient, "bf16"), each))
-    print(describe("rescale bf16", build(focal_triton._rescale_kernel, {"BLOCK": block}, "bf16", warps), each))
+    print(describe("focal fp32, strided, weights, alphas", build_focal(full, "fp32"), each))
+    no_gradient = common | gamma_2 | {"K": 80, "GRADIENT": False, "ROWS": focal_triton._rows_of_a_program(80)}
+    print(describe("focal bf16, no gradient", build_focal(no_gradient, "bf16"), each))
+    print(
+        describe(
+            "rescale bf16", build(focal_triton._rescale_kernel, {"BLOCK": focal_triton.RESCALE_BLOCK}, "bf16"), each
+        )
+    )
     block, warps = assign_triton.BLOCK, assign_triton.WARPS
     each = block // (32 * warps)
-    best = build(
-        assign_triton._best_iou_kernel, {"PADDING_IS_IGNORED": True, "BLOCK": block}, warps=warps, fusion=False
-    )
-    assert "fma.rn.f32" not in best.asm["ptx"], "a fused multiply-add would change ties"
-    print(describe("best anchors of boxes", best, each))
-    for overwrite in (False, True):
-        constants = {"LOW_QUALITY": True, "OVERWRITE": overwrite, "PADDING_IS_IGNORED": overwrite, "BLOCK": block}
+    for second, overwrite in ((False, False), (True, False), (True, True)):
+        constants = {"LOW_QUALITY": second, "OVERWRITE": overwrite, "STORES_BEST": not second}
+        constants |= {"PADDING_IS_IGNORED": overwrite, "BLOCK": block}
         built = build(assign_triton._match_kernel, constants, warps=warps, fusion=False)
         assert "fma.rn.f32" not in built.asm["ptx"], "a fused multiply-add would change ties"
-        print(describe(f"match{', overwrite' if overwrite else ''}", built, each))
+        run = "second" if second else "first"
+        print(describe(f"match, {run} run{', overwrite' if overwrite else ''}", built, each))
     block, warps = nms_triton.BLOCK, nms_triton.WARPS
     suppression = build(nms_triton._nms_kernel, {"DROPS_EMPTY": True, "BLOCK": block}, warps=warps, fusion=False)
     assert "fma.rn.f32" not in suppression.asm["ptx"], "a fused multiply-add would change IoUs"

@@ -74,8 +74,8 @@ def test_odd_shapes(shape: tuple[int, ...]) -> None:
 def test_blocks_of_background(gamma: float, dtype: torch.dtype) -> None:
     """They have a branch of their own. The last block is shorter than the others."""
     for classes in (focal_triton.FEWEST_CLASSES, 80, 91):
-        rows = 2 * focal_triton.BLOCK // classes + 3
-        assert focal_triton._rows_of_a_block(classes) and rows * classes % focal_triton.BLOCK
+        rows = 2 * focal_triton._block(dtype) // classes + 3
+        assert focal_triton._rows_of_a_program(classes) and rows * classes % focal_triton._block(dtype)
         logits, _ = problem((rows, classes), dtype)
         with torch.no_grad():  # finite in float16 too
             logits.view(-1)[:16] = torch.tensor(
@@ -84,17 +84,18 @@ def test_blocks_of_background(gamma: float, dtype: torch.dtype) -> None:
         compare(logits, torch.full((rows,), classes, device=DEVICE), gamma=gamma, reduction="sum")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("classes", [focal_triton.FEWEST_CLASSES, 80, 91, 264])
 @pytest.mark.parametrize("label", [-1, 0, -2], ids=["ignored", "first class", "last class"])
-def test_one_other_row_at_either_end_of_a_block(label: int, classes: int) -> None:
+def test_one_other_row_at_either_end_of_a_block(label: int, classes: int, dtype: torch.dtype) -> None:
     """A block that contains a part of a row must see its class id, and no other."""
-    block = focal_triton.BLOCK
+    block = focal_triton._block(dtype)
     rows = 3 * block // classes + 2
     label = classes - 1 if label == -2 else label
     for element in (0, block - 1, block, 2 * block - 1, 2 * block, 3 * block - 1, 3 * block, rows * classes - 1):
         ids = torch.full((rows,), classes, device=DEVICE)
         ids[element // classes] = label
-        compare(problem((rows, classes))[0], ids, reduction="sum")
+        compare(problem((rows, classes), dtype)[0], ids, reduction="sum")
 
 
 def test_ignored_and_infinite_logits_beside_background() -> None:
@@ -121,7 +122,7 @@ def test_background_that_is_ignored() -> None:
 
 
 def test_more_than_one_program_and_block() -> None:
-    rows = 2 * focal_triton.BLOCK * focal_triton.BLOCKS_EACH // 80 + 7
+    rows = 2 * focal_triton.ELEMENTS // 80 + 7
     compare(*problem((1, rows, 80)), reduction="sum")
 
 
@@ -243,7 +244,7 @@ def test_vectors_with_any_strides() -> None:
 
 
 def test_rescale_of_more_blocks_than_programs() -> None:
-    gradient = torch.rand(1024 * focal_triton.BLOCK + 777, device=DEVICE)
+    gradient = torch.rand(1024 * focal_triton.RESCALE_BLOCK + 777, device=DEVICE)
     expected = gradient * -2.5
     focal_triton._rescale(gradient, torch.tensor(-2.5, device=DEVICE))
     torch.testing.assert_close(gradient, expected)
