@@ -27,7 +27,7 @@ PROFILED = 3
 # The first that fits: a kind of work, and parts of the names of its kernels (on the CPU, of its operators).
 KINDS = {
     "focal loss": ("focal",),
-    "matching": ("best_iou", "match_kernel"),
+    "matching": ("match_kernel",),
     "optimizer": ("sgd", "adam", "multi_tensor"),
     "compiled elementwise": ("triton_",),
     "convolution": ("conv", "gemm", "xmma", "cudnn", "cutlass", "nvjet", "wgrad", "dgrad", "addpadding", "nchwtonhwc"),

@@ -24,8 +24,8 @@ PACKAGES = {
     "base": Package(BASE, []),
     "losses": Package(
         [
-            *("arguments", "box", "class_weights", "one_pass", "focal_cpu", "focal_labels_cpu", "focal_triton"),
-            *("focal", "softmax_cpu", "softmax", "nms_triton", "mining", "modules"),
+            *("arguments", "box", "class_weights", "one_pass", "focal_cpu", "focal_labels_cpu", "focal_terms_triton"),
+            *("focal_triton", "focal", "softmax_cpu", "softmax", "nms_triton", "mining", "modules"),
         ],
         [],
     ),

@@ -23,89 +23,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from retina.losses.focal_terms_triton import focal_terms, to_float
+
 ELEMENTS = 8192  # of a program, which has them in blocks, in a loop; at most 32 blocks
 EACH = 8  # elements of a thread in a block
 RESCALE_BLOCK = 1024
 FEWEST_CLASSES = 32  # below this a block has many rows, and is seldom all background
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton then runs the kernels on the CPU, for the tests
-
-
-@triton.jit
-def _exp2(x, INTERPRETED: tl.constexpr):
-    """2^x in one instruction, to 2 ulp; a subnormal result becomes 0."""
-    if INTERPRETED:
-        return tl.exp2(tl.minimum(x, 127.0, propagate_nan=tl.PropagateNan.ALL))  # without NumPy's warning
-    return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
-
-
-@triton.jit
-def _reciprocal(x, INTERPRETED: tl.constexpr):
-    """1 / x in one instruction, to 1 ulp, for x >= 1; a subnormal result becomes 0."""
-    if INTERPRETED:
-        return tl.where(x > 8.5e37, 0.0, 1.0 / x)
-    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
-
-
-@triton.jit
-def _to_float(x, INTERPRETED: tl.constexpr):
-    """As float32. For bfloat16 this is one instruction for each; Triton's own conversion needs three for two."""
-    if x.dtype != tl.bfloat16 or INTERPRETED:
-        return x.to(tl.float32)
-    return tl.inline_asm_elementwise(
-        "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=r,=r,r", [x], tl.float32, is_pure=True, pack=2
-    )
-
-
-@triton.jit
-def _power(
-    one_minus_p, log_one_minus_p, remainder,
-    HALVES: tl.constexpr, HAS_REMAINDER: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """(1 - p)^(HALVES / 2 + remainder): multiplications, a square root and exp(remainder log(1 - p)).
-
-    `remainder` is from -1/4 to 1/4.
-    """
-    log2e: tl.constexpr = 1.4426950408889634
-    # Below -88 `one_minus_p` is 0, and 0 * inf would be NaN for a negative `remainder`.
-    log_one_minus_p = tl.maximum(log_one_minus_p, -88.0)
-    result = tl.full(one_minus_p.shape, 1.0, tl.float32)
-    if HAS_REMAINDER:
-        result = _exp2(remainder * log2e * log_one_minus_p, INTERPRETED)
-    if HALVES % 2 == 1:
-        result *= tl.sqrt(one_minus_p)
-    for _i in tl.static_range(HALVES // 2):
-        result *= one_minus_p
-    return result
-
-
-@triton.jit
-def _terms(
-    x, gamma, remainder,
-    HALVES: tl.constexpr, HAS_REMAINDER: tl.constexpr, ROUNDED: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """(1 - p_t)^gamma, -log(p_t) and gamma p_t (-log p_t) + 1 - p_t (eq. 4 and 10 of the paper).
-
-    `x` is -x_t: the logit of a negative, minus the logit of a positive. `ROUNDED`: the gradient will be a bfloat16.
-    """
-    log2e: tl.constexpr = 1.4426950408889634
-    if ROUNDED:  # to within 6e-8, which is nothing in a bfloat16; one instruction less
-        one_minus_p_t = _reciprocal(1.0 + _exp2(x * -log2e, INTERPRETED), INTERPRETED)
-        p_t = 1.0 - one_minus_p_t
-    else:
-        # exp(x_t), finite, so that it may be multiplied by 0. A NaN stays NaN.
-        e = _exp2(tl.minimum(x * -log2e, 127.0, propagate_nan=tl.PropagateNan.ALL), INTERPRETED)
-        one_minus_p_t = _reciprocal(1.0 + e, INTERPRETED)
-        # 0 instead of 1 for x < -87, where 1 - p_t is 0: harmless, as it only multiplies -log(p_t), which is 0 too.
-        p_t = e * one_minus_p_t
-    # -log(p_t) = max(x, 0) - log(1 - m), with m <= 1/2. A series in m stays accurate for a small m, which a
-    # logarithm of 1 - m does not; these nine coefficients fit to 2.3e-8.
-    m = tl.minimum(p_t, one_minus_p_t)
-    series = 0.269612752464 + m * (-0.203538992312 + m * (1.25766996225 + m * (-1.69581225132 + m * 1.44110808095)))
-    series = 1.00000002273 + m * (0.49999285256 + m * (0.333700614501 + m * (0.242805080546 + m * series)))
-    cross_entropy = tl.maximum(x, 0.0) + m * series
-    log_one_minus_p_t = tl.minimum(x, 0.0) - m * series  # used only with HAS_REMAINDER
-    factor = _power(one_minus_p_t, log_one_minus_p_t, remainder, HALVES, HAS_REMAINDER, INTERPRETED)
-    return factor, cross_entropy, gamma * p_t * cross_entropy + one_minus_p_t
 
 
 @triton.jit
@@ -133,7 +57,9 @@ def _row_and_column(element, K: tl.constexpr):
 
 
 @triton.jit
-def _strided(row, column, rows_per_image, stride_n, stride_r, stride_k):
+def _strided(first_row, element, rows_per_image, stride_n, stride_r, stride_k, K: tl.constexpr):
+    row, column = _row_and_column(element, K)
+    row += first_row
     image = row // rows_per_image
     return image * stride_n + (row - image * rows_per_image) * stride_r + column.to(tl.int64) * stride_k
 
@@ -173,22 +99,18 @@ def _focal_kernel(
     for i in tl.range(0, ELEMENTS // BLOCK, loop_unroll_factor=4 if ROUNDED else 1):
         left = elements - i * BLOCK
         if CONTIGUOUS:
-            x, gradient_pointers = _to_float(loaded, INTERPRETED), gradient + lane
+            x, gradient_pointers = to_float(loaded, INTERPRETED), gradient + lane
             logits, gradient = logits + BLOCK, gradient + BLOCK
             loaded = tl.load(logits + lane, mask=lane < left - BLOCK, other=0.0)  # on its way during the computation
         else:
-            row, column = _row_and_column(first_class + i * BLOCK + lane, K)
-            x = tl.load(
-                logits
-                + _strided(first_row + row, column, rows_per_image, logit_stride_n, logit_stride_r, logit_stride_k),
-                mask=lane < left,
-                other=0.0,
-            ).to(tl.float32)
+            element = first_class + i * BLOCK + lane
+            at = _strided(first_row, element, rows_per_image, logit_stride_n, logit_stride_r, logit_stride_k, K)
+            x = tl.load(logits + at, mask=lane < left, other=0.0).to(tl.float32)
             gradient_pointers = gradient + _strided(
-                first_row + row, column, rows_per_image, gradient_stride_n, gradient_stride_r, gradient_stride_k
+                first_row, element, rows_per_image, gradient_stride_n, gradient_stride_r, gradient_stride_k, K
             )
         if ((mixed >> i) & 1) == 0:  # only background; the same for all threads
-            factor, cross_entropy, slope = _terms(x, gamma, remainder, HALVES, HAS_REMAINDER, ROUNDED, INTERPRETED)
+            factor, cross_entropy, slope = focal_terms(x, gamma, remainder, HALVES, HAS_REMAINDER, ROUNDED, INTERPRETED)
             factor *= alpha_neg
             _store(gradient_pointers, factor * slope, None, GRADIENT)
             sums = tl.fma(factor, cross_entropy, sums)
@@ -199,7 +121,7 @@ def _focal_kernel(
             is_positive = target == column
             # x = -1000 has loss and gradient 0. Ignored logits are replaced, not weighted by 0: they may be infinite.
             x = tl.where(not_ignored, tl.where(is_positive, -x, x), -1000.0)
-            factor, cross_entropy, slope = _terms(x, gamma, remainder, HALVES, HAS_REMAINDER, ROUNDED, INTERPRETED)
+            factor, cross_entropy, slope = focal_terms(x, gamma, remainder, HALVES, HAS_REMAINDER, ROUNDED, INTERPRETED)
             if PER_CLASS:
                 alpha_t = scale * tl.where(is_positive, tl.load(alphas_pos + column), tl.load(alphas_neg + column))
             else:

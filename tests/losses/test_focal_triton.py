@@ -90,8 +90,7 @@ def test_blocks_of_background(gamma: float, dtype: torch.dtype) -> None:
 def test_one_other_row_at_either_end_of_a_block(label: int, classes: int, dtype: torch.dtype) -> None:
     """A block that contains a part of a row must see its class id, and no other."""
     block = focal_triton._block(dtype)
-    rows = 3 * block // classes + 2
-    label = classes - 1 if label == -2 else label
+    rows, label = 3 * block // classes + 2, classes - 1 if label == -2 else label
     for element in (0, block - 1, block, 2 * block - 1, 2 * block, 3 * block - 1, 3 * block, rows * classes - 1):
         ids = torch.full((rows,), classes, device=DEVICE)
         ids[element // classes] = label
