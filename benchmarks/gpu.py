@@ -158,7 +158,7 @@ def run_tests(report: Report, rehearsal: bool) -> None:
             command += ["-n", str(min(8, os.cpu_count() or 1))]
     run_programs(
         report,
-        [lambda: run_measurement("parity", report, rehearsal), lambda: run_program(report, command, 120)],
+        [lambda: run_measurement("parity", report, rehearsal), lambda: run_program(report, command, 240)],
     )
 
 
