@@ -138,7 +138,7 @@ def test_fused_layers_equal_the_layers_one_by_one(kind: str) -> None:
 
 
 def _norm(kind: str) -> nn.Module:
-    norm = FrozenStatsBatchNorm2d(48).train() if kind == "statistics" else FrozenBatchNorm2d(48)
+    norm = FrozenStatsBatchNorm2d(48, 1e-5).train() if kind == "statistics" else FrozenBatchNorm2d(48)
     for name, low, high in (("weight", 0.5, 2), ("bias", -1, 1), ("running_mean", -1, 1), ("running_var", 0.3, 2)):
         nn.init.uniform_(getattr(norm, name), low, high)
     return norm.to(CUDA)

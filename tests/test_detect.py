@@ -227,7 +227,8 @@ def test_detections_on_cuda_equal_those_on_the_cpu(dtype: torch.dtype) -> None:
     for clip, empty in CLIPPING:
         config = Detect(candidates=300 if distinct else 1_000_000, clip=clip, empty_boxes=empty)
         found = compare_with_cpu(outputs, config, by_detect=True)
-        assert all(len(each.scores) > 90 and not each.boxes.is_cuda for each in found)
+        fewest = 40 if (clip, empty) == ("after_nms", "drop") else 90  # empty boxes are then dropped after the count
+        assert all(len(each.scores) > fewest and not each.boxes.is_cuda for each in found)
 
 
 @needs_cuda
