@@ -16,6 +16,7 @@ from torch import Tensor
 from retina import config as cfg
 from retina.boxes import box_iou, intersection_over_area
 from retina.data.batch import Target
+from retina.losses.arguments import can_read_values
 from retina.losses.focal import HAS_TRITON, warn_triton_missing
 
 
@@ -47,17 +48,22 @@ def assign(
 
     Args:
         anchors: xyxy boxes of each level, float32 (R_level, 4).
-        targets: ground truth of each image.
+        targets: ground truth of each image, at least one.
         sizes: (height, width) of each image without its padding.
         num_classes: K.
         config: the thresholds and choices.
 
     Raises:
-        ValueError: K does not fit into int16.
+        ValueError: K does not fit into int16; no images; another number of sizes; a target of wrong shapes, with labels
+            that are no integers or, checked on the CPU only, with one that is not in 0..K-1.
+        TypeError: a target is no `Target` of tensors.
     """
     if num_classes > torch.iinfo(torch.int16).max:
         raise ValueError(f"num_classes: given {num_classes}, expected at most {torch.iinfo(torch.int16).max}")
+    _check(targets, sizes, num_classes)
     anchors_R4 = torch.cat(anchors)
+    dtype = anchors_R4.dtype
+    targets = [Target(boxes.to(dtype), labels, ignore.to(dtype)) for boxes, labels, ignore in targets]
     if config.padding == "ignore":
         sizes = [(-(-height // 32) * 32, -(-width // 32) * 32) for height, width in sizes]
     if anchors_R4.is_cuda and not HAS_TRITON:
@@ -71,6 +77,36 @@ def assign(
         for target, size in zip(targets, sizes, strict=True)
     ]
     return Assignment(torch.stack([labels for labels, _ in per_image]), torch.stack([boxes for _, boxes in per_image]))
+
+
+def _check(targets: list[Target], sizes: list[tuple[int, int]], num_classes: int) -> None:
+    """Raises for targets that do not fit; see `assign`."""
+    if not len(targets) or len(targets) != len(sizes):
+        raise ValueError(
+            f"given {len(targets)} targets and {len(sizes)} sizes, expected one of each for every image, "
+            "and at least one image"
+        )
+    for i, target in enumerate(targets):
+        if not isinstance(target, Target) or not all(isinstance(part, Tensor) for part in target):
+            given = [type(part).__name__ for part in target] if isinstance(target, Target) else type(target).__name__
+            raise TypeError(
+                f"targets[{i}]: given {given}, expected retina.data.batch.Target(boxes, labels, ignore) of tensors"
+            )
+        boxes, labels, ignore = target
+        is_id = not labels.is_floating_point() and labels.dtype != torch.bool
+        if not is_id or labels.dim() != 1 or boxes.shape != (len(labels), 4) or ignore.shape[1:] != (4,):
+            raise ValueError(
+                f"targets[{i}]: given boxes {tuple(boxes.shape)}, labels {tuple(labels.shape)} of {labels.dtype} and "
+                f"ignore {tuple(ignore.shape)}; expected boxes (M, 4), labels (M,) of integers and ignore (I, 4)"
+            )
+        if can_read_values(labels):
+            labels = labels.long()  # uint8 would wrap in a comparison with a larger K
+            wrong = ((labels < 0) | (labels >= num_classes)).nonzero()[:, 0].tolist()
+            if wrong:
+                raise ValueError(
+                    f"targets[{i}]: class id {int(labels[wrong[0]])} of box {wrong[0]}, expected 0..{num_classes - 1}; "
+                    "subtract 1 if your ids begin at 1, and put boxes to ignore into `ignore`"
+                )
 
 
 def _assign_image(

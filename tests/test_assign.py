@@ -144,3 +144,42 @@ def test_kernel_by_hand() -> None:
 def test_more_classes_than_int16_labels_allow() -> None:
     with pytest.raises(ValueError, match="num_classes: given 40000, expected at most 32767"):
         assign(LARGE, [target(NONE)], [(HEIGHT, WIDTH)], 40000, Assign())
+
+
+TWO = torch.tensor([[0.0, 0.0, 10.0, 9.0], [40.0, 40.0, 50.0, 50.0]])
+IDS = torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (target(TWO, [1, 3]), ValueError, r"targets\[1\]: class id 3 of box 1, expected 0\.\.2; subtract 1 if"),
+        (target(TWO, [-1, 0]), ValueError, r"targets\[1\]: class id -1 of box 0, expected 0\.\.2; .* into `ignore`"),
+        (target(TWO, [0, 65536]), ValueError, "class id 65536 of box 1"),  # 0 as int16
+        (Target(TWO, torch.tensor([0, 255], dtype=torch.uint8), NONE), ValueError, "class id 255 of box 1"),
+        (target(TWO, [0, 1, 2]), ValueError, r"targets\[1\]: given boxes \(2, 4\), labels \(3,\) of torch\.int64"),
+        (Target(TWO, IDS.float(), NONE), ValueError, r"labels \(2,\) of torch\.float32 .* labels \(M,\) of integers"),
+        (Target(TWO, IDS.bool(), NONE), ValueError, r"labels \(2,\) of torch\.bool"),
+        (Target(TWO[0], IDS[0], NONE), ValueError, r"given boxes \(4,\), labels \(\) of torch\.int64"),
+        (Target(TWO, IDS, torch.zeros(0)), ValueError, r"ignore \(0,\); expected .* and ignore \(I, 4\)"),
+        ({"boxes": TWO, "labels": IDS}, TypeError, r"targets\[1\]: given dict, expected retina\.data\.batch\.Target\("),
+        ([TWO, IDS, NONE], TypeError, r"targets\[1\]: given list, expected"),
+        (Target(TWO.tolist(), IDS, NONE), TypeError, r"targets\[1\]: given \['list', 'Tensor', 'Tensor'\], expected"),
+    ],
+)  # fmt: skip
+def test_a_wrong_target_is_named(wrong: Target, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        assign(LARGE, [target(TWO), wrong], [(HEIGHT, WIDTH)] * 2, 3, Assign())
+
+
+def test_the_numbers_of_targets_and_sizes() -> None:
+    for targets, sizes in ((0, 0), (2, 1)):
+        with pytest.raises(ValueError, match=f"given {targets} targets and {sizes} sizes, expected one of each"):
+            assign(LARGE, [target(TWO)] * targets, [(HEIGHT, WIDTH)] * sizes, 3, Assign())
+
+
+def test_matched_boxes_have_the_dtype_of_the_anchors() -> None:
+    expected = assign(LARGE, [target(TWO, None, TWO + 20)], [(HEIGHT, WIDTH)], 3, Assign())
+    given = assign(LARGE, [target(TWO.double(), None, (TWO + 20).double())], [(HEIGHT, WIDTH)], 3, Assign())
+    assert (expected.labels_NR == 0).any() and given.boxes_NR4.dtype == torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(given, expected, strict=True))
