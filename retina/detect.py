@@ -46,7 +46,7 @@ def detect(
     """Threshold, take the best candidates of each level, decode, clip, NMS within each class (paper, section 4).
 
     `sizes`: (height, width) of each image without its padding, to which boxes are clipped, before NMS or after it
-    (`detect.clip`). Returns the detections of each image.
+    (`detect.clip`). Returns the detections of each image. Raises ValueError for another number of sizes than of images.
     """
     return start_detection(outputs, anchors, sizes, config)()
 
@@ -59,6 +59,9 @@ def start_detection(
 
     So the host can start the next batch meanwhile.
     """
+    images = len(outputs.logits[0])
+    if len(sizes) != images:
+        raise ValueError(f"sizes: given {len(sizes)} for {images} images, expected (height, width) of each image")
     is_cuda = outputs.logits[0].is_cuda
     if is_cuda and not HAS_TRITON:
         warn_triton_missing()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import get_args
 
 import torch
 from torch import nn
 
+from retina.config import Train
 from retina.config_file import ConfigError
 
 
@@ -26,7 +28,13 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which the network runs: bfloat16 autocast or float32, from the config's `train.precision`."""
+    """The context in which the network runs: bfloat16 autocast or float32, from the config's `train.precision`.
+
+    Raises ValueError for any other precision.
+    """
+    choices = get_args(Train.model_fields["precision"].annotation)
+    if precision not in choices:
+        raise ValueError(f"precision: given {precision!r}, expected one of {', '.join(map(repr, choices))}")
     enabled = precision == "bf16" or (precision == "auto" and has_bf16(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 

@@ -219,6 +219,13 @@ def test_no_images() -> None:
     assert detect(outputs, anchors, [], Detect()) == []
 
 
+@pytest.mark.parametrize("sizes", [[], SIZES[:2], SIZES * 2])
+def test_another_number_of_sizes_than_of_images(sizes: list[tuple[int, int]]) -> None:
+    outputs = network_outputs(torch.float32, 2, True, DEVICE)
+    with pytest.raises(ValueError, match=f"sizes: given {len(sizes)} for 3 images, expected .height, width. of each"):
+        detect(outputs, make_anchors(Anchors(), HEIGHT, WIDTH, DEVICE), sizes, Detect())
+
+
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_detections_on_cuda_equal_those_on_the_cpu(dtype: torch.dtype) -> None:

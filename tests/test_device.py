@@ -6,7 +6,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from retina.config_file import ConfigError
-from retina.device import compile_network
+from retina.device import autocast, compile_network
 
 
 @pytest.mark.slow
@@ -32,3 +32,8 @@ def test_compiling_on_cuda_without_triton_is_explained(monkeypatch: pytest.Monke
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"train\.compile=true needs Triton .* use train\.compile=false"):
         compile_network(nn.Conv2d(3, 2, 3), torch.device("cuda"))
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="precision: given 'fp16', expected one of 'auto', 'bf16', 'fp32'"):
+        autocast(torch.device("cpu"), "fp16")

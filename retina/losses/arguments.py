@@ -49,6 +49,14 @@ def check_count(name: str, value: int, low: int = 1) -> None:
         raise ValueError(f"{name}: given {value!r}, expected an integer of at least {low}")
 
 
+def check_ignore_index(ignore_index: int) -> None:
+    """Raises ValueError unless `ignore_index` is an integer."""
+    if not isinstance(ignore_index, numbers.Integral):
+        raise ValueError(
+            f"ignore_index: given {ignore_index!r}, expected an integer; one that no target has ignores nothing"
+        )
+
+
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raises ValueError unless `value` is one of `choices`."""
     if value not in choices:

@@ -60,6 +60,7 @@ from retina.losses.arguments import (
     check_choice,
     check_class_ids,
     check_floats,
+    check_ignore_index,
     check_labels,
     check_number,
     check_tensor,
@@ -296,6 +297,7 @@ def _check_arguments(
     check_tensor("targets", targets)
     if weight is not None:
         check_tensor("weight", weight)
+    check_ignore_index(ignore_index)
     _check_shapes(logits, targets, weight, ignore_index)
     check_choice("reduction", reduction, get_args(Reduction))
     check_avg_factor(avg_factor, reduction)

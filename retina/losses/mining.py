@@ -62,10 +62,12 @@ def ohem_loss(
         check_count("batch_size", batch_size, 1 + negatives_per_positive)
     check_avg_factor(avg_factor, reduction)
     _check_shapes(logits_NRK, targets_NR, anchors_R4)
-    if weight is not None and weight.shape != targets_NR.shape:
-        raise ValueError(
-            f"weight: given shape {tuple(weight.shape)}, expected {tuple(targets_NR.shape)} (one per anchor)"
-        )
+    if weight is not None:
+        check_tensor("weight", weight)
+        if weight.shape != targets_NR.shape:
+            raise ValueError(
+                f"weight: given shape {tuple(weight.shape)}, expected {tuple(targets_NR.shape)} (one per anchor)"
+            )
     targets_NR, anchors_R4 = targets_NR.long(), anchors_R4.float()  # areas overflow in float16
     cross_entropy = partial(sigmoid_focal_loss, logits_NRK, alpha=None, gamma=0.0, ignore_index=ignore_index)
     with torch.no_grad():

@@ -52,6 +52,10 @@ class _Loss(nn.Module):
                 setattr(self, name, values.to(moved.device))
         return self
 
+    def __getattr__(self, name: str) -> Any:
+        settings = self.__dict__.get("settings", {})
+        return settings[name] if name in settings else super().__getattr__(name)
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.__dict__.get("settings", {}):
             raise AttributeError(

@@ -29,6 +29,7 @@ from retina.losses.arguments import (
     check_choice,
     check_class_ids,
     check_floats,
+    check_ignore_index,
     check_labels,
     check_number,
     check_tensor,
@@ -129,6 +130,7 @@ def focal_nll_loss(
 def _check_targets(x: Tensor, targets: Tensor, ignore_index: int) -> tuple[int, Tensor | None]:
     """The dimension of the classes, and which rows are not ignored: None for distributions. Raises ValueError."""
     check_tensor("targets", targets)
+    check_ignore_index(ignore_index)
     dim = 0 if x.dim() == 1 else 1
     rows = (*x.shape[:dim], *x.shape[dim + 1 :])
     if targets.is_floating_point() and targets.shape == x.shape:

@@ -42,7 +42,7 @@ class RetinaNet(nn.Module):
         self.bbox_reg = _output_conv(config.model.channels, per_cell * 4, 0.0)
 
     def forward(self, images: Tensor) -> Outputs:
-        """`images`: float (N, 3, H, W), normalized, zero in the padding."""
+        """`images`: float (N, 3, H, W), normalized, zero in the padding. Of no images, outputs of none."""
         features = self.backbone(images)
         return Outputs(
             [per_anchor(self.cls_logits(run_head(self.cls_head, level)), self.num_classes) for level in features],
@@ -89,4 +89,6 @@ def _init_conv(conv: nn.Conv2d) -> None:
 
 def per_anchor(x: Tensor, last: int) -> Tensor:
     """(N, A*last, H, W) -> (N, H*W*A, last); a view if the memory is channels-last."""
-    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, last)
+    images, channels, height, width = x.shape
+    rows = height * width * (channels // last)  # not -1, which torch cannot tell without images
+    return x.permute(0, 2, 3, 1).reshape(images, rows, last)

@@ -176,6 +176,7 @@ X, IDS = torch.zeros(2, 4), torch.tensor([0, 4])
         ({"alpha": [0.5, 0.5]}, r"alpha: given shape \(2,\), expected one value for each of 4 classes"),
         ({"alpha": [0.5, 0.5, 0.5, 1.5]}, r"alpha: given values from 0\.5 to 1\.5, expected from 0 to 1; .*pos_weight"),
         ({"weight": torch.ones(7)}, r"weight: given shape \(7,\), expected \(2,\) .* or \(2, 4\)"),
+        ({"ignore_index": None}, "ignore_index: given None, expected an integer; one that no target has ignores"),
         ({"reduction": "average"}, "reduction: given 'average', expected one of 'none', 'mean', 'sum'"),
         ({"reduction": "sum", "avg_factor": 3.0}, "avg_factor is the divisor of reduction 'mean'; .* reduction 'sum'"),
         ({"avg_factor": 0.0}, r"avg_factor: given 0.0, expected a finite number above 0; .*: max\(1, positives\)"),
@@ -237,6 +238,8 @@ def test_errors_of_focal_star() -> None:
         focal_star_loss(X, IDS, gamma=0)
     with pytest.raises(ValueError, match="beta: given inf"):
         focal_star_loss(X, IDS, beta=math.inf)
+    with pytest.raises(ValueError, match="ignore_index: given None"):
+        focal_star_loss(X, IDS, ignore_index=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])

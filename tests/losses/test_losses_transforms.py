@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -228,3 +230,12 @@ def test_a_setting_of_a_module_cannot_be_assigned_in_vain() -> None:
             AttributeError, match=f"{name} is an argument of the constructor; .* a new {type(module).__name__}"
         ):
             setattr(module, name, 1.0)
+
+
+def test_a_setting_of_a_module_can_be_read() -> None:
+    module = SigmoidFocalLoss(gamma=1.5, alpha=[0.25, 0.5])
+    for same in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert (same.gamma, same.reduction, same.alpha.tolist()) == (1.5, "mean", [0.25, 0.5])
+    assert SigmoidFocalLoss().alpha == 0.25 and OHEMLoss().batch_size == 128
+    with pytest.raises(AttributeError, match="has no attribute 'gama'"):
+        module.gama  # noqa: B018

@@ -134,6 +134,8 @@ def test_everything_ignored_gives_loss_and_gradient_zero() -> None:
         ({"nms_iou": 1.5}, "nms_iou: given 1.5"),
         ({"negatives_per_positive": 0}, "negatives_per_positive: given 0"),
         ({"weight": torch.ones(2, 5, 3)}, "weight: given shape"),
+        ({"weight": 2.0}, "weight: given float, expected a tensor"),
+        ({"ignore_index": None}, "ignore_index: given None, expected an integer"),
         ({"targets_NR": torch.full((2, 5), 9)}, "class id 9"),
     ],
 )

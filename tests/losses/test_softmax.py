@@ -191,6 +191,7 @@ X, IDS = torch.zeros(2, 3), torch.tensor([0, 2])
         ({"class_weight": [1.0, -1.0, 1.0]}, "class_weight: given .* at least 0"),
         ({"class_weight": [1.0, math.inf, 1.0]}, "class_weight: given .* finite"),
         ({"label_smoothing": 1.5}, "label_smoothing: given 1.5"),
+        ({"ignore_index": None}, "ignore_index: given None, expected an integer"),
         ({"reduction": "batchmean"}, "reduction: given 'batchmean'"),
     ],
 )  # fmt: skip
@@ -203,6 +204,8 @@ def test_error_messages(change: dict[str, object], message: str) -> None:
 def test_probabilities_are_not_log_probabilities() -> None:
     with pytest.raises(ValueError, match=r"log_probs: given up to 0\.5, expected at most 0"):
         focal_nll_loss(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
+    with pytest.raises(ValueError, match="ignore_index: given None"):
+        focal_nll_loss(X.log_softmax(1), IDS, ignore_index=None)  # type: ignore[arg-type]
 
 
 def test_label_smoothing_has_the_precision_of_the_logits() -> None:

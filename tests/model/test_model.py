@@ -76,6 +76,13 @@ def test_one_anchor_for_each_output(size: tuple[int, int]) -> None:
     assert [level.shape[2] for level in outputs.deltas] == [4] * 5
 
 
+def test_no_images_have_outputs_of_none() -> None:
+    model = build(norm="batch").eval()
+    one, none = model(torch.zeros(1, 3, 64, 96)), model(torch.zeros(0, 3, 64, 96))
+    for a, b in zip([*one.logits, *one.deltas], [*none.logits, *none.deltas], strict=True):
+        assert b.shape == (0, *a.shape[1:])
+
+
 def test_cached_tensors_do_not_keep_the_state_of_their_first_caller() -> None:
     """A training takes those that a detection made."""
     make_anchors.cache_clear()
