@@ -137,7 +137,8 @@ def _check_counts(counts: Sequence[float] | Tensor) -> Tensor:
             f"counts: given {values.dtype} of shape {tuple(values.shape)}, expected integers or floats of shape (K,); "
             f"{_COUNTS_ONLY}"
         )
-    values = values.cpu().double()
+    # From the counts again, because torch reads floats of a sequence in its default dtype.
+    values = as_tensor("counts", counts, "numbers", torch.float64).cpu()
     invalid = (~(values.isfinite() & (values >= 0))).nonzero()[:, 0].tolist()
     if invalid:
         shown = _shorten([f"{values[c].item():g} for class {c}" for c in invalid])

@@ -29,12 +29,14 @@ class _Loss(nn.Module):
     def register_per_class(self, name: str, values: float | Sequence[float] | Tensor | None) -> int:
         """Registers values per class as a buffer, a number or None as a setting.
 
+        The buffer is float64, as the function reads a sequence: in float32, 1 - alpha near 1 would lose its digits.
+
         Returns the number of classes, 1 for a number or None.
         """
         if values is None or isinstance(values, numbers.Real):
             self.settings[name] = values
             return 1
-        tensor = as_tensor(name, values, "numbers, or one number", torch.float32).clone()
+        tensor = as_tensor(name, values, "numbers, or one number", torch.float64).clone()
         if tensor.requires_grad:
             raise ValueError(f"{name}: given a tensor with a gradient, which a module keeps constant; use the function")
         if not tensor.numel():
@@ -43,7 +45,7 @@ class _Loss(nn.Module):
         return tensor.shape[0] if tensor.dim() else 1
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Values move to a device, but stay float32 in `.half()` and `.bfloat16()`, where 1 - 0.9995 would be 0."""
+        """Values move to a device, but stay float64 in `.float()` and `.half()`, where 1 - 0.9995 would be 0."""
         before = dict(self.named_buffers())
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, values in before.items():

@@ -105,6 +105,12 @@ def test_schemes_by_hand() -> None:
     assert smooth == pytest.approx([1 / 4, 1])
 
 
+def test_float_counts_of_a_sequence_are_read_in_float64() -> None:
+    counts = np.random.default_rng(0).uniform(1, 1e6, 1000)
+    expected = (counts.sum() / (1000 * counts)).astype(np.float32)
+    assert class_weights(counts.tolist()).tolist() == expected.tolist()
+
+
 def test_normalized_weights_average_one() -> None:
     counts = torch.tensor([90.0, 10.0, 0.0])
     classes = class_weights(counts, scheme="inverse", zero="ignore", normalize="classes")

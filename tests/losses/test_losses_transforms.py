@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 import socket
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from retina.losses import (
@@ -143,6 +145,29 @@ MODULES: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
 def test_modules_are_the_functions(name: str) -> None:
     module, function = MODULES[name]
     torch.testing.assert_close(module(LOGITS, IDS), function())
+
+
+def test_modules_keep_all_digits_of_their_values() -> None:
+    """Of 1 - 0.9999 only the first three digits are left if 0.9999 is rounded to float32: 1.7e-4 off."""
+    expected = 1e-4 * math.log(2)  # of a negative with logit 0
+    module = SigmoidFocalLoss(alpha=[0.9999] * 2, gamma=0.0)
+    moved = copy.deepcopy(module).float().to("cpu")
+    loaded = SigmoidFocalLoss(alpha=[0.5, 0.5], gamma=0.0)
+    loaded.load_state_dict(module.state_dict())
+    for loss in (module, moved, loaded):
+        assert loss(torch.zeros(3, 2), torch.zeros(3, 2)).item() == pytest.approx(expected, rel=1e-6)
+    weight = [0.1, 0.7]
+    logits, ids = LOGITS[:, :2].double(), IDS % 2
+    given = SoftmaxFocalLoss(gamma=0, class_weight=weight)(logits, ids)
+    expected = F.cross_entropy(logits, ids, torch.tensor(weight, dtype=torch.float64)).item()
+    assert given.item() == pytest.approx(expected, rel=1e-14)
+
+
+def test_a_checkpoint_with_float32_values_loads() -> None:
+    """Earlier versions wrote them."""
+    module = SigmoidFocalLoss(alpha=[0.5, 0.5])
+    module.load_state_dict({"alpha": torch.tensor([0.25, 0.75])})
+    assert module.alpha.tolist() == [0.25, 0.75] and module.alpha.dtype == torch.float64
 
 
 def test_nll_module() -> None:

@@ -141,9 +141,9 @@ def test_modules_keep_their_values_in_half_precision() -> None:
     x, labels = torch.randn(4, 2), torch.rand(4, 2)
     loss = nn.Sequential(SigmoidFocalLoss(alpha=[0.9995, 0.998], gamma=0.0))[0]
     expected = loss(x, labels)
-    for half in (loss.half, loss.bfloat16):
+    for half in (loss.float, loss.half, loss.bfloat16):
         half()
-        assert loss.alpha.dtype == torch.float32 and torch.equal(loss(x, labels), expected)
+        assert loss.alpha.dtype == torch.float64 and torch.equal(loss(x, labels), expected)
     assert SoftmaxFocalLoss(class_weight=[1, 1e-8]).half().class_weight[1] > 0
     assert loss.to("meta").alpha.device.type == "meta"
 
