@@ -41,7 +41,8 @@ class Detector:
     """Finds the objects in images. Several threads may call one detector at the same time.
 
     Attributes:
-        model: on `device`, in evaluation mode and frozen: `model.requires_grad_(True).train()` makes it trainable.
+        model: on `device`, in evaluation mode and frozen: `model.requires_grad_(True).train()` makes it trainable, and
+            `model.eval()` lets it detect again.
         config: with the network and anchors of the model, its image size, thresholds and precision.
         categories: (id, name) of each label.
         device: of the model.
@@ -97,6 +98,7 @@ class Detector:
             DataError: an image cannot be read, has no pixels, or another dtype or shape.
             TypeError: an image is none of the above.
             ValueError: score or batch_size.
+            RuntimeError: `model` is in training mode.
         """
         if not isinstance(images, list | tuple):
             return self._detect([(images, "the image")], score, batch_size)[0]
@@ -106,6 +108,11 @@ class Detector:
         self, images: list[tuple[Any, str]], score: float | None, batch_size: int | None
     ) -> list[ImageDetections]:
         config = self._config(score, batch_size)
+        if self.model.training:  # to change the mode here would change it for other threads
+            raise RuntimeError(
+                "the model is in training mode, in which BatchNorm would learn from these images; call "
+                "detector.model.eval() before, and detector.model.train() to go on with a training"
+            )
         sizes: list[tuple[int, int]] = []  # (height, width) of the images that were read
 
         def pixels() -> Iterator[NDArray[np.uint8]]:

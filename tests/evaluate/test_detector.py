@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import copy
 import json
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from retina.config_file import ConfigError, load_config
 from retina.data.coco import CocoDataset, read_image
 from retina.evaluate import Detector, ImageDetections
 from retina.model import WeightsError
+from retina.model.retinanet import RetinaNet
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -119,6 +121,18 @@ def test_threads_get_the_results_of_serial_calls(detector: Detector, files: list
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         found = list(pool.map(detector, files * 4))
     assert [values(each) for each in found] == expected * 4
+
+
+def test_a_detection_in_training_mode_is_refused(tiny_yaml: Path, files: list[Path]) -> None:
+    """BatchNorm would change its statistics, so a detection would depend on the images before."""
+    config = load_config(tiny_yaml, ["model.norm=batch"])
+    learner = Detector(RetinaNet(config, 3), config, [(i, str(i)) for i in range(3)], torch.device("cpu"), "new")
+    before = copy.deepcopy(learner.model.state_dict())
+    with pytest.raises(RuntimeError, match=r"the model is in training mode, .* call detector\.model\.eval\(\) before"):
+        learner(files[0])
+    learner.model.eval()
+    learner(files[0])
+    assert all(torch.equal(value, before[name]) for name, value in learner.model.state_dict().items())
 
 
 def test_supervision_gets_the_detections(detector: Detector, files: list[Path]) -> None:
