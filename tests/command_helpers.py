@@ -1,13 +1,16 @@
-"""Runs a command without starting a process, which would import torch again; lists what an import loads."""
+"""Runs a command without starting a process, which would import torch again; lists what an import loads; takes away the
+permission to read a folder."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import io
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,3 +42,15 @@ def loaded_by(module: str, candidates: set[str]) -> str:
     command = [sys.executable, "-c", code]
     root = Path(__file__).parents[1]
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout.strip()
+
+
+def without_permission(folder: Path) -> Callable[[str], object]:
+    """os.scandir as it is for a user who may not read `folder`: the tests may run as root, who reads everything."""
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if Path(path) == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    return refusing

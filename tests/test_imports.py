@@ -19,7 +19,7 @@ class Package(NamedTuple):
 
 # The files at the top of retina/ are two packages here: those that every package may use, and the detector's own steps.
 BASE = ["config_section", "config", "config_file", "command_line", "atomic_files", "device", "parent_process", "boxes",
-        "exif", "file_suffixes", "plural", "cores"]  # fmt: skip
+        "exif", "file_suffixes", "plural", "file_search", "cores"]  # fmt: skip
 PACKAGES = {
     "base": Package(BASE, []),
     "losses": Package(

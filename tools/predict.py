@@ -1,10 +1,11 @@
 """Detect on images: python tools/predict.py CHECKPOINT_OR_CONFIG IMAGE_OR_FOLDER ... [--output DIR] [--score 0.3].
 
-Folders are searched with all folders in them, without the output folder. Writes each image with its boxes drawn, and
-predictions.json: a COCO file with the images, their detections as annotations (with "score") and the categories, which
-annotation tools can import. Its file names are relative to the folder that has all inputs. A file that cannot be read
-is named at the end; the others are done. In a folder without predictions.json no file is overwritten: a drawing gets a
-number. With it, the drawings of an earlier call are replaced.
+Folders are searched with all folders in them, also linked ones, but not hidden ones and the output folder. Files
+with other endings than those of images are counted; an image given by its own name may have any ending. Writes each
+image with its boxes drawn, and predictions.json: a COCO file with the images, their detections as annotations (with
+"score") and the categories, which annotation tools can import. Its file names are relative to the folder that has all
+inputs. A file or folder that cannot be read is named at the end; the others are done. In a folder without
+predictions.json no file is overwritten: a drawing gets a number. With it, the drawings of an earlier call are replaced.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from retina.analysis.thresholds import ScoreThresholds, score_thresholds
 from retina.command_line import exit_with_error, file_path, load_config_or_exit
 from retina.config_file import ConfigError
 from retina.data.annotations import distinct_names
+from retina.file_search import images_in
 from retina.file_suffixes import IMAGE_SUFFIXES
 from retina.plural import plural
 
@@ -34,8 +36,8 @@ SMALLEST_SCORE = 1e-6  # a detector takes scores above 0 only
 
 
 def main() -> int:
-    """Exit status: 0 with all images written, 1 if one could not be read or written or the weights cannot be used, 2
-    for a usage error."""
+    """Exit status: 0 with all images written, 1 if an image or a folder could not be read, an image could not be
+    written or the weights cannot be used, 2 for a usage error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "detector",
@@ -65,7 +67,7 @@ def main() -> int:
     if arguments.checkpoint and config is None:
         exit_with_error("--checkpoint needs a CONFIG before the images; a checkpoint alone takes its place")
     thresholds = score_thresholds_or_exit(arguments.score)
-    files, root = find_images(arguments.inputs, arguments.output)
+    files, root, unsearched = find_images(arguments.inputs, arguments.output)
     check_output(arguments.output, files, root, [path for path in arguments.inputs if path.is_dir()])
 
     from retina.atomic_files import write_text  # torch is imported late, so that a usage error is reported at once
@@ -91,7 +93,9 @@ def main() -> int:
     print(arguments.output / PREDICTIONS)
     if unreadable:
         print(f"{len(unreadable)} of {len(files)} files could not be read:", *unreadable, sep="\n", file=sys.stderr)
-    return 1 if unreadable else 0
+    for reason in unsearched:
+        print(reason, file=sys.stderr)
+    return 1 if unreadable or unsearched else 0
 
 
 def detect(
@@ -151,8 +155,10 @@ def check_classes(thresholds: ScoreThresholds, given: str, detector: Detector) -
         print(f"--score {given}: no threshold for {listed}; {thresholds.all} is used", file=sys.stderr)
 
 
-def find_images(inputs: list[Path], output: Path) -> tuple[list[Path], Path]:
-    """The files, those in folders by their suffix, and the folder that has all inputs. Exits if there is nothing.
+def find_images(inputs: list[Path], output: Path) -> tuple[list[Path], Path, list[str]]:
+    """The files, the folder that has all inputs, and the folders that could not be searched, with the reasons.
+
+    Exits if there is no file. Says how many files of the folders are left out because of their ending.
 
     A folder for the output that is in a folder of images is not searched: it has the results of an earlier call.
     """
@@ -160,17 +166,18 @@ def find_images(inputs: list[Path], output: Path) -> tuple[list[Path], Path]:
         exit_with_error(f"no such image or folder: {', '.join(missing)}")
     inputs = [path.resolve() if path.is_dir() else path.parent.resolve() / path.name for path in inputs]
     files = {path: None for path in inputs if path.is_file()}  # without repetitions, in order
-    folders = [path for path in inputs if path.is_dir()]
-    for folder in folders:
-        results = output.resolve() if folder in output.resolve().parents else None
-        files |= {
-            file: None
-            for file in sorted(folder.rglob("*"))
-            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and results not in file.parents
-        }
+    unsearched = []
+    for folder in (path for path in inputs if path.is_dir()):
+        found = images_in(folder, output if folder != output.resolve() else None)
+        files |= dict.fromkeys(found.files)
+        unsearched += found.unreadable
+        if found.others:
+            print(found.others, file=sys.stderr)
     if not files:
-        exit_with_error(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, inputs))}")
-    return list(files), Path(os.path.commonpath([path if path.is_dir() else path.parent for path in inputs]))
+        reasons = "".join(f"\n{reason}" for reason in unsearched)
+        exit_with_error(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, inputs))}{reasons}")
+    root = os.path.commonpath([path if path.is_dir() else path.parent for path in inputs])
+    return list(files), Path(root), unsearched
 
 
 def check_output(output: Path, files: list[Path], root: Path, folders: list[Path]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import os
 import re
 import warnings
 from collections import Counter
@@ -108,23 +107,6 @@ def read_lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file in UTF-8: {error.reason} at byte {error.start}") from None
     return [line.strip() for line in text.splitlines()]
-
-
-def files_in(folder: Path) -> list[Path]:
-    """The files in a folder and the folders in it, sorted, without hidden ones. Links are followed."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    files: list[Path] = []
-    visited: set[str] = set()
-    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(place)
-        # A link may lead back to a folder above it. Hidden folders have copies of files (.ipynb_checkpoints).
-        folders[:] = [] if real in visited else [name for name in folders if not name.startswith(".")]
-        files += [] if real in visited else [Path(place, name) for name in names if not name.startswith(".")]
-        visited.add(real)
-    return sorted(files)
 
 
 def image_size(path: Path, upright: bool) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from retina.convert import checks
 from retina.convert.checks import is_file, is_folder, shorten
+from retina.file_search import files_in
 
 DATA_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASS_FILES = ("classes.txt", "obj.names")
@@ -239,7 +240,7 @@ def _is_image(path: Path) -> bool:
 
 def _images_in(folder: Path, notes: list[str]) -> list[Path]:
     """The images in a folder and the folders in it, sorted."""
-    files = checks.files_in(folder)
+    files = files_in(folder)
     others = [path.name for path in files if not _is_image(path) and path.suffix.lower() not in SIDE_FILES]
     if others:
         notes.append(
@@ -272,7 +273,7 @@ def _note_labels_without_image(folders: list[Path], images: dict[Path, Path], no
     unused: list[str] = []
     for folder in folders:
         place = label_file(folder / "any").parent
-        files = checks.files_in(place) if is_folder(place) else []
+        files = files_in(place) if is_folder(place) else []
         labels = [path for path in files if path.suffix == ".txt" and path.name not in CLASS_FILES]
         unused += [str(path) for path in labels if path not in used]
     if unused:

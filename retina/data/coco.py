@@ -237,6 +237,8 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.ui
         DataError: the file is missing or cannot be decoded, or neither image has `size`.
     """
     try:
+        if path.is_fifo():  # opening it would wait forever
+            raise DataError(f"{path}: not readable as an image: it is a pipe")
         with path.open("rb") as file, Image.open(file) as image:  # reads no pixels yet
             stored = image.size
             if size is not None and size not in (stored, stored[::-1]):  # before decoding what may be a huge image

@@ -25,7 +25,7 @@ from retina.export.exported import ExportedDetector, ExportError, needs, resize_
 from retina.export.network import inference_network
 from retina.export.program import DetectionProgram, InputShape
 from retina.export.verify import MIN_DETECTIONS, Difference, compare_with_eager
-from retina.file_suffixes import IMAGE_SUFFIXES
+from retina.file_search import images_in
 from retina.model.retinanet import RetinaNet
 from retina.model.weights import Categories
 
@@ -63,10 +63,10 @@ def export(job: Job, log: Callable[[str], None] = print) -> Difference:
     config, categories = detector.config, detector.categories
     log(f"{detector.source}: {len(categories)} classes; {job.precision}, {job.shape.describe()}")
     folder = job.images or job.calibrate or Path(config.data.val_images)
-    samples = sample_images(folder, job, config, SAMPLES)
+    samples = sample_images(folder, job, config, SAMPLES, log)
     dtype = torch.bfloat16 if job.precision == "bf16" else torch.float32
     folded = inference_network(detector.model, dtype)
-    network = _quantized(folded, job, config) if job.calibrate else folded
+    network = _quantized(folded, job, config, log) if job.calibrate else folded
     program = DetectionProgram(network, config, job.resize, dtype).eval()
     job.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=job.output.parent, prefix=".export-") as temporary:
@@ -85,12 +85,17 @@ def export(job: Job, log: Callable[[str], None] = print) -> Difference:
     return found
 
 
-def sample_images(folder: Path, job: Job, config: Config, count: int) -> list[NDArray[np.uint8]]:
+def sample_images(
+    folder: Path, job: Job, config: Config, count: int, log: Callable[[str], None]
+) -> list[NDArray[np.uint8]]:
     """At most `count` images of the folder, drawn with a fixed seed.
 
-    They have the size of the job, and are resized if the file does not do it. Raises ExportError if there is none.
+    They have the size of the job, and are resized if the file does not do it. `log` gets what the search left out.
+    Raises ExportError if there is none.
     """
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    files, unreadable, others = images_in(folder)
+    for note in [*unreadable, *filter(None, [others])]:
+        log(note)
     images: list[NDArray[np.uint8]] = []
     for path in random.Random(0).sample(files, len(files)):
         if len(images) == count:
@@ -109,11 +114,11 @@ def sample_images(folder: Path, job: Job, config: Config, count: int) -> list[ND
     return images
 
 
-def _quantized(network: RetinaNet, job: Job, config: Config) -> nn.Module:
+def _quantized(network: RetinaNet, job: Job, config: Config, log: Callable[[str], None]) -> nn.Module:
     from retina.export.int8 import quantize
 
     assert job.calibrate is not None
-    images = sample_images(job.calibrate, job, config, CALIBRATION_IMAGES)
+    images = sample_images(job.calibrate, job, config, CALIBRATION_IMAGES, log)
     batch = job.shape.batch or 1
     batches = -(-len(images) // batch)
     repeated = itertools.islice(itertools.cycle(images), batches * batch)  # the last batch is full

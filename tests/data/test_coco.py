@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,13 @@ def test_unreadable_image_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xd8\xff no picture")
     with pytest.raises(DataError, match=r"broken\.jpg: not readable as an image"):
         read_image(path)
+
+
+def test_a_pipe_is_named(tmp_path: Path) -> None:
+    """To open it would wait for a process that writes to it."""
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match=r"a\.jpg: not readable as an image: it is a pipe"):
+        read_image(tmp_path / "a.jpg")
 
 
 def test_odd_exif_data_does_not_stop_a_rotation(tmp_path: Path) -> None:

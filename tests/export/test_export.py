@@ -42,6 +42,27 @@ def test_a_file_that_differs_is_not_written(
     assert file.read_text() == "new"
 
 
+def test_linked_images_are_used_and_others_are_named(
+    trained: tuple[Config, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+
+    def compare(exported: object, detector: object, samples: list[object], *_: object) -> Difference:
+        used.append(len(samples))
+        return Difference(8, 100, 0.0, 0.0, 0)
+
+    monkeypatch.setattr(job, "_write", lambda *arguments: arguments[-1].write_text("new"))
+    monkeypatch.setattr(job, "ExportedDetector", lambda path: None)
+    monkeypatch.setattr(job, "compare_with_eager", compare)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "linked").symlink_to(trained[0].data.val_images)
+    (folder / "a.jp2").touch()
+    done = run_main("export.py", trained[1], "--format", "onnx", "--output", tmp_path / "m.onnx", "--images", folder)
+    assert done.returncode == 0 and used == [job.SAMPLES], done.stderr
+    assert "images: 1 file with other endings than" in done.stdout and ": 1 .jp2\n" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "expected"),
     [

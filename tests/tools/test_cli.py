@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from command_helpers import run_main
+from command_helpers import run_main, without_permission
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -180,6 +181,17 @@ def test_predict_goes_on_past_unreadable_files(trained: tuple[Path, Path], coco_
     assert [line for line in ("0003.png: not readable", "0005.png: not readable") if line in done.stderr] != []
     written = json.loads((tmp_path / "out/predictions.json").read_text())["images"]
     assert len(written) == 8 == len(list((tmp_path / "out").glob("*.png")))
+
+
+def test_predict_goes_on_past_unreadable_folders(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images/locked").mkdir(parents=True)
+    Image.new("RGB", (40, 40)).save(tmp_path / "images/a.png")
+    monkeypatch.setattr(os, "scandir", without_permission(tmp_path / "images/locked"))
+    done = run_main("predict.py", trained[1] / "best.pt", tmp_path / "images", "--output", tmp_path / "out")
+    assert done.returncode == 1 and (tmp_path / "out/a.png").exists()
+    assert done.stderr == f"{tmp_path}/images/locked: cannot be searched: Permission denied\n"
 
 
 def test_the_checkpoint_alone_is_enough_for_eval(trained: tuple[Path, Path], tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from command_helpers import without_permission
 from retina_tools.predict import check_output, find_images
 
 
@@ -20,7 +22,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_inputs_above_the_current_folder(folders: Path) -> None:
     """The names of the outputs are below the output folder."""
-    files, root = find_images([Path(), Path("../train/a.jpg")], Path("../out"))
+    files, root, _ = find_images([Path(), Path("../train/a.jpg")], Path("../out"))
     assert root == folders and [file.relative_to(root).as_posix() for file in files] == ["train/a.jpg", "val/x.png"]
 
 
@@ -29,11 +31,34 @@ def test_results_of_an_earlier_call_are_not_inputs(folders: Path) -> None:
     (folders / "val/pred/x.png").touch()
     (folders / "link").symlink_to(folders / "val")
     for folder in (Path(), Path("../train/../val"), Path("../link")):
-        files, root = find_images([folder], Path("../val/pred"))
+        files, root, _ = find_images([folder], Path("../val/pred"))
         assert files == [folders / "val/x.png"]
         check_output(Path("../val/pred"), files, root, [folder])
 
 
 def test_a_link_to_an_image_keeps_its_name(folders: Path) -> None:
     (folders / "val/link.png").symlink_to(folders / "train/a.jpg")
-    assert find_images([Path("link.png")], Path("out")) == ([folders / "val/link.png"], folders / "val")
+    assert find_images([Path("link.png")], Path("out")) == ([folders / "val/link.png"], folders / "val", [])
+
+
+def test_linked_folders_are_searched_but_not_the_output(folders: Path) -> None:
+    """Also where a link in the folder leads to the results of an earlier call."""
+    (folders / "val/more").symlink_to(folders / "train")
+    (folders / "train/pred").mkdir()
+    (folders / "train/pred/x.png").touch()
+    files, root, _ = find_images([folders / "val"], folders / "train/pred")
+    assert [file.relative_to(root).as_posix() for file in files] == ["more/a.jpg", "x.png"]
+
+
+def test_what_is_left_out_of_a_folder_is_said(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folders / "val/b.jfif").touch()
+    (folders / "val/locked").mkdir()
+    monkeypatch.setattr(os, "scandir", without_permission(folders / "val/locked"))
+    reason = f"{folders}/val/locked: cannot be searched: Permission denied"
+    assert find_images([Path()], Path("out"))[2] == [reason]
+    assert "val: 1 file with other endings than .bmp" in (said := capsys.readouterr().err) and ": 1 .jfif\n" in said
+    with pytest.raises(SystemExit):
+        find_images([Path("locked")], Path("out"))
+    assert capsys.readouterr().err.endswith(f" in {folders}/val/locked\n{reason}\n")
