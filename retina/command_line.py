@@ -1,10 +1,12 @@
-"""Helpers of the commands in tools/: the arguments of a configuration, reading it, and reporting a usage error."""
+"""Helpers of the commands in tools/: the arguments of a configuration, reading it, and reporting errors."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -46,3 +48,19 @@ def exit_with_error(message: str) -> NoReturn:
     """Print the usage error `message` to stderr and exit with status 2."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def with_path_errors(main: Callable[[], int]) -> Callable[[], int]:
+    """`main` of a command, but an OSError about a path, such as one in a folder without permission, is printed, and the
+    process exits with status 2. Here, because Path.is_file and its like raise such errors wherever they are called."""
+
+    @functools.wraps(main)
+    def wrapped() -> int:
+        try:
+            return main()
+        except OSError as error:
+            if error.filename is None:
+                raise
+            exit_with_error(f"{error.filename}: {error.strerror}")
+
+    return wrapped

@@ -53,6 +53,7 @@ def load_config(file: str | Path, overrides: list[str] | None = None, overrides_
 
     Raises:
         ConfigError: names the file or override, the key, the value, what is accepted and the nearest known name.
+        OSError: a path cannot be looked at, as in a folder without permission.
     """
     path = Path(file)
     trees = [*_read_files(path), *_read_overrides(overrides or [], overrides_source)]

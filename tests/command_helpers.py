@@ -6,12 +6,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,13 +44,12 @@ def loaded_by(module: str, candidates: set[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout.strip()
 
 
-def without_permission(folder: Path) -> Callable[[str], object]:
-    """os.scandir as it is for a user who may not read `folder`: the tests may run as root, who reads everything."""
-    scandir = os.scandir
+def without_permission(function: Callable[..., Any], folder: Path) -> Callable[..., Any]:
+    """os.stat or os.scandir as for a user who may not look into `folder`: the tests may run as root, who may."""
 
-    def refusing(path: str) -> object:
-        if Path(path) == folder:
+    def refusing(path: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(path, str | Path) and folder in (Path(path), *Path(path).parents):
             raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
+        return function(path, *arguments, **options)
 
     return refusing

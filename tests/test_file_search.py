@@ -36,7 +36,7 @@ def test_what_is_left_out_is_said(root: Path, monkeypatch: pytest.MonkeyPatch) -
     for name in ("b/a.jfif", "b/c.JFIF", "notes", "x.gif"):
         (folder / name).touch()
     (folder / "locked").mkdir()
-    monkeypatch.setattr(os, "scandir", without_permission(folder / "locked"))
+    monkeypatch.setattr(os, "scandir", without_permission(os.scandir, folder / "locked"))
     found = images_in(folder)
     assert found.files == [folder / "b/1.JPG", folder / "x.gif"]
     assert found.unreadable == [f"{folder}/locked: cannot be searched: Permission denied"]

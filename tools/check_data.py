@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from retina.command_line import config_parser, exit_with_error, file_path, load_config_or_exit
+from retina.command_line import config_parser, exit_with_error, file_path, load_config_or_exit, with_path_errors
 
 
+@with_path_errors
 def main() -> int:
     """Exit status: 0 without errors in the data, 1 with errors, 2 if the check cannot run."""
     parser = config_parser(__doc__)

@@ -11,12 +11,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from retina.command_line import exit_with_error, file_path
+from retina.command_line import exit_with_error, file_path, with_path_errors
 from retina.plural import plural
 
 MAX_CLASSES = 30  # in the terminal
 
 
+@with_path_errors
 def main() -> int:
     """Exit status: 0 with the table printed, whatever it says; 1 if another scorer gives other numbers; 2 if the runs
     cannot be compared."""

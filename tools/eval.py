@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retina.command_line import config_parser, exit_with_error, file_path, load_config_or_exit
+from retina.command_line import config_parser, exit_with_error, file_path, load_config_or_exit, with_path_errors
 from retina.config import Config
 from retina.config_file import ConfigError, changed_detector_keys, load_config, override_config
 from retina.file_suffixes import EXPORT_SUFFIXES
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from retina.model.weights import Weights
 
 
+@with_path_errors
 def main() -> int:
     """Exit status: 0 with the table printed, 1 if data or weights cannot be used or scorers disagree, 2 for usage."""
     parser = config_parser(__doc__, config_is_optional=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from retina.command_line import exit_with_error, file_path
+from retina.command_line import exit_with_error, file_path, with_path_errors
 from retina.file_suffixes import EXPORT_SUFFIXES
 
 
@@ -71,6 +71,7 @@ def side(text: str) -> int | None:
     return int(text)
 
 
+@with_path_errors
 def main() -> int:
     """Exit status: 0 with the file written, 1 if it cannot be or differs from the checkpoint, 2 for a usage error."""
     arguments = parse_arguments()

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from retina.atomic_files import write_text
-from retina.command_line import exit_with_error, file_path
+from retina.command_line import exit_with_error, file_path, with_path_errors
 from retina.config_file import ConfigError
 from retina.data.annotations import DataError
 from retina.data.coco import CocoDataset
@@ -64,6 +64,7 @@ def table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@with_path_errors
 def main() -> int:
     """Exit status: 0 with the results printed, 1 if checkpoint or data cannot be used, 2 for a usage error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

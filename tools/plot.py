@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from retina.command_line import config_parser, load_config_or_exit
+from retina.command_line import config_parser, load_config_or_exit, with_path_errors
 from retina.plots import plot_detections, plot_run
 
 
+@with_path_errors
 def main() -> int:
     """Exit status: 0 with both paths printed, 1 if the run has nothing to show yet, 2 for a usage error."""
     parser = config_parser(__doc__)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retina.analysis.thresholds import ScoreThresholds, score_thresholds
-from retina.command_line import exit_with_error, file_path, load_config_or_exit
+from retina.command_line import exit_with_error, file_path, load_config_or_exit, with_path_errors
 from retina.config_file import ConfigError
 from retina.data.annotations import distinct_names
 from retina.file_search import images_in
@@ -35,6 +35,7 @@ PREDICTIONS = "predictions.json"
 SMALLEST_SCORE = 1e-6  # a detector takes scores above 0 only
 
 
+@with_path_errors
 def main() -> int:
     """Exit status: 0 with all images written, 1 if an image or a folder could not be read, an image could not be
     written or the weights cannot be used, 2 for a usage error."""

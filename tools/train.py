@@ -5,12 +5,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from retina.command_line import EXIT_FOLDER_IN_USE, config_parser, exit_with_error, load_config_or_exit
+from retina.command_line import (
+    EXIT_FOLDER_IN_USE,
+    config_parser,
+    exit_with_error,
+    load_config_or_exit,
+    with_path_errors,
+)
 from retina.config import Config
 from retina.config_file import KEYS_TO_CHANGE, ConfigError
 from retina.parent_process import end_with_parent, end_with_torchrun
 
 
+@with_path_errors
 def main() -> int:
     """Exit status: 0 after the last step or a stop by a signal, 1 if the run could not start or continue, 2 for a usage
     error, 75 if another process trains in the same folder."""

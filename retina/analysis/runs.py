@@ -48,6 +48,7 @@ def read_runs(sides: Sequence[Sequence[Path]], annotations: Path | None, images:
             or detected on other images than those of `annotations`; two trainings of one side have the same seed.
         DataError: the annotations cannot be read.
         ConfigError: a config.yaml cannot be read.
+        OSError: a path cannot be looked at, as in a folder without permission.
     """
     paths = [path for side in sides for path in side]
     data = {path: _data_of(path, annotations, images) for path in paths}

@@ -41,6 +41,7 @@ def load(
         CheckpointError: a damaged checkpoint.
         WeightsError: the file cannot be read, or the weights do not fit the config.
         ConfigError: no such config or device, or settings of another version of the program.
+        OSError: a path cannot be looked at, as in a folder without permission.
     """
     settings = load_config(Path(config)) if isinstance(config, str | os.PathLike) else config
     weights = find_weights(source, settings.model.backbone) if settings else find_weights(source)

@@ -188,7 +188,7 @@ def test_predict_goes_on_past_unreadable_folders(
 ) -> None:
     (tmp_path / "images/locked").mkdir(parents=True)
     Image.new("RGB", (40, 40)).save(tmp_path / "images/a.png")
-    monkeypatch.setattr(os, "scandir", without_permission(tmp_path / "images/locked"))
+    monkeypatch.setattr(os, "scandir", without_permission(os.scandir, tmp_path / "images/locked"))
     done = run_main("predict.py", trained[1] / "best.pt", tmp_path / "images", "--output", tmp_path / "out")
     assert done.returncode == 1 and (tmp_path / "out/a.png").exists()
     assert done.stderr == f"{tmp_path}/images/locked: cannot be searched: Permission denied\n"

@@ -55,7 +55,7 @@ def test_what_is_left_out_of_a_folder_is_said(
 ) -> None:
     (folders / "val/b.jfif").touch()
     (folders / "val/locked").mkdir()
-    monkeypatch.setattr(os, "scandir", without_permission(folders / "val/locked"))
+    monkeypatch.setattr(os, "scandir", without_permission(os.scandir, folders / "val/locked"))
     reason = f"{folders}/val/locked: cannot be searched: Permission denied"
     assert find_images([Path()], Path("out"))[2] == [reason]
     assert "val: 1 file with other endings than .bmp" in (said := capsys.readouterr().err) and ": 1 .jfif\n" in said
