@@ -21,7 +21,7 @@ from retina.atomic_files import atomic_file, file_lock
 from retina.data.annotations import DataError
 from retina.data.coco import Record, read_image
 
-READ_IMAGE_VERSION = 2  # increase it when `read_image` returns other pixels
+READ_IMAGE_VERSION = 3  # increase it when `read_image` returns other pixels
 
 
 class ImageCache:

@@ -271,10 +271,14 @@ def _decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB. Grays of 16 bits are divided by 256; floats are taken as 0 to 255."""
+    """8-bit RGB. Grays of 16 bits are divided by 256; floats are taken as 0 to 255. Raises ValueError for NaN."""
     if image.mode.startswith("I") or image.mode == "F":
         gray = np.asarray(image).astype(np.float64)
+        if missing := np.isnan(gray).sum():
+            raise ValueError(f"{missing:,} of {gray.size:,} pixels are not a number (NaN); set them to one, such as 0")
         image = Image.fromarray((gray / 256 if image.mode != "F" else gray).clip(0, 255).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colors; PIL warns if it converts to RGB, and does not name the file
     return image.convert("RGB")
 
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from check_helpers import Data, check, content
+from check_helpers import HEIGHT, WIDTH, Data, check, content
 from coco_files import write_coco
 from command_helpers import run_main
 from image_plants import PLANTS
@@ -122,6 +123,16 @@ def test_without_pixels_defects_of_pixels_are_not_found(data: Data) -> None:
     result = run_main("check_data.py", data.root / "config.yaml", "--no-pixels")
     assert result.returncode == 0
     assert "headers of the images read; --pixels decodes them too; no findings" in result.stdout
+
+
+def test_pixels_that_are_not_a_number_are_found(data: Data) -> None:
+    values = np.full((HEIGHT, WIDTH), 99, np.float32)
+    values[:3, 5] = np.nan
+    image = data.train.take(".png")
+    Image.fromarray(values).save(data.train.path(image), "TIFF")
+    (finding,) = check(data.config(), pixels=True).findings
+    assert finding.code == "image-truncated"
+    assert finding.examples[0].text.endswith(": 3 of 12,288 pixels are not a number (NaN); set them to one, such as 0")
 
 
 def test_without_pixels_no_pixel_is_decoded(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,32 @@ def test_every_image_mode_is_read_as_rgb(tmp_path: Path) -> None:
             assert np.abs(pixels.astype(int) - ramp[:, :, None]).max() <= 1, name
 
 
+def test_a_palette_with_transparency_gives_its_colors_without_a_warning(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """That of PIL does not name the file."""
+    image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8)).convert("P")
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
+    colors = np.array(image.convert("RGB"))
+    for transparency in (5, bytes(range(0, 240, 5))):
+        image.save(tmp_path / "a.png", transparency=transparency)
+        assert np.array_equal(read_image(tmp_path / "a.png"), colors)
+    assert not recwarn.list
+
+
+def test_pixels_that_are_not_a_number_are_an_error(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    values = np.full((6, 8), 99, np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert (read_image(tmp_path / "a.tif") == 99).all()
+    values[1:3, 4] = np.nan
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(
+        DataError, match=r"a\.tif: not readable as an image: 2 of 48 pixels are not a number \(NaN\); set"
+    ):
+        read_image(tmp_path / "a.tif")
+    assert not recwarn.list
+
+
 def test_exif_rotation_follows_the_size_in_the_json(tmp_path: Path) -> None:
     pixels = np.zeros((30, 40, 3), dtype=np.uint8)
     pixels[:10, :10] = 255  # top left of the stored pixels
