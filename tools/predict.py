@@ -4,8 +4,8 @@ Folders are searched with all folders in them, also linked ones, but not hidden 
 with other endings than those of images are counted; an image given by its own name may have any ending. Writes each
 image with its boxes drawn, and predictions.json: a COCO file with the images, their detections as annotations (with
 "score") and the categories, which annotation tools can import. Its file names are relative to the folder that has all
-inputs. A file or folder that cannot be read is named at the end; the others are done. In a folder without
-predictions.json no file is overwritten: a drawing gets a number. With it, the drawings of an earlier call are replaced.
+inputs. A file or folder that cannot be read is named at the end; the others are done. Only what an earlier call wrote
+is replaced: a drawing gets a number beside another file of its name.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from retina.evaluate import Detector, ImageDetections
 
 PREDICTIONS = "predictions.json"
+DESCRIPTION = "detections of "  # its info.description begins with it: only such a file is replaced
+SOFTWARE = "retina tools/predict.py"  # in each drawing, for the same reason
 SMALLEST_SCORE = 1e-6  # a detector takes scores above 0 only
 
 
@@ -104,13 +106,15 @@ def detect(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
     """Draw the objects of each file; returns the images and results as COCO entries, and what could not be read."""
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     from retina.data.annotations import DataError
     from retina.data.coco import read_image
     from retina.plots import draw_boxes
 
     taken = {file.resolve() for file in files}
-    replace = (output / PREDICTIONS).exists()  # the folder is from an earlier call
+    mark = PngInfo()
+    mark.add_text("Software", SOFTWARE)
     images: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     unreadable = []
@@ -123,10 +127,10 @@ def detect(
         found = detect_above(detector, image, thresholds)
         drawn = draw_boxes(Image.fromarray(image), found.boxes.tolist(), found.names, found.scores.tolist())
         name = file.relative_to(root)
-        path = free_path(output / name.with_suffix(".png"), taken, replace)
+        path = free_path(output / name.with_suffix(".png"), taken)
         taken.add(path.resolve())
         path.parent.mkdir(parents=True, exist_ok=True)
-        drawn.save(path)
+        drawn.save(path, pnginfo=mark)
         images.append(
             {"id": len(images) + 1, "file_name": name.as_posix(), "width": drawn.width, "height": drawn.height}
         )
@@ -182,13 +186,19 @@ def find_images(inputs: list[Path], output: Path) -> tuple[list[Path], Path, lis
 
 
 def check_output(output: Path, files: list[Path], root: Path, folders: list[Path]) -> None:
-    """Exit if `output` cannot be a folder, or if a later search of `folders` would find the drawings.
+    """Exit if `output` cannot be a folder or has another program's predictions.json, or if a later search of `folders`
+    would find the drawings.
 
     A folder for the output that is in a folder of images is not searched.
     """
     existing = next(path for path in (output, *output.absolute().parents) if path.exists())
     if not existing.is_dir():
         exit_with_error(f"--output: {existing} is a file, expected a folder")
+    if (output / PREDICTIONS).exists() and not is_own_file(output / PREDICTIONS):
+        exit_with_error(
+            f"--output: {output / PREDICTIONS} exists and is not a file that this command wrote; give another folder, "
+            f"such as {output / 'predictions'}"
+        )
     to_search = {folder.resolve() for folder in folders} - set(output.resolve().parents)
     places = {output.resolve() / file.relative_to(root).parent for file in files}
     if searched := {folder for place in places for folder in (place, *place.parents)} & to_search:
@@ -206,13 +216,33 @@ def score_thresholds_or_exit(given: str) -> ScoreThresholds:
         exit_with_error(f"--score: {error}")
 
 
-def free_path(path: Path, taken: set[Path], replace: bool) -> Path:
+def is_own_file(predictions: Path) -> bool:
+    """Whether an existing predictions.json is of this command."""
+    try:
+        description = json.loads(predictions.read_bytes())["info"]["description"]
+        return isinstance(description, str) and description.startswith(DESCRIPTION)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+
+
+def is_drawing(file: Path) -> bool:
+    """Whether an existing file is a drawing of this command."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return image.info.get("Software") == SOFTWARE
+    except Exception:  # the readers of PIL raise almost any type for a damaged file
+        return False
+
+
+def free_path(path: Path, taken: set[Path]) -> Path:
     """`path`, or the first of path_2, path_3, ... that is not in `taken` (the inputs and the files already written).
 
-    Without `replace` it is none that exists.
+    A file that exists is none of them, unless it is a drawing of an earlier call.
     """
     number, free = 1, path
-    while free.resolve() in taken or (free.exists() and not replace):
+    while free.resolve() in taken or (free.exists() and not is_drawing(free)):
         number += 1
         free = path.with_stem(f"{path.stem}_{number}")
     return free
@@ -227,7 +257,7 @@ def coco_file(
         for number, result in enumerate(results, 1)
     ]
     return {
-        "info": {"description": f"detections of {source}"},
+        "info": {"description": f"{DESCRIPTION}{source}"},
         "images": images,
         "annotations": annotations,
         "categories": [{"id": category, "name": name} for category, name in categories],

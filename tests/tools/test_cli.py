@@ -278,13 +278,18 @@ def test_images_of_the_same_name_do_not_overwrite_each_other(trained: tuple[Path
 
 
 def test_files_that_predict_did_not_write_are_kept(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    """Also in a later call, which replaces the drawings of the first."""
     Image.new("RGB", (40, 40), "red").save(tmp_path / "a.jpg")
     for name in ("a.png", "a_2.png"):  # a mask beside the photo, say
         Image.new("L", (4, 4), 9).save(tmp_path / name)
     arguments = [trained[1] / "last.pt", tmp_path / "a.jpg", "--output", tmp_path]
-    done = run_main("predict.py", *arguments)
-    assert done.returncode == 0 and f"{tmp_path}/a_3.png: " in done.stdout
-    assert {Image.open(tmp_path / name).size for name in ("a.png", "a_2.png")} == {(4, 4)}
+    for color in ("red", "blue"):
+        Image.new("RGB", (40, 40), color).save(tmp_path / "a.jpg")
+        done = run_main("predict.py", *arguments)
+        assert done.returncode == 0 and f"{tmp_path}/a_3.png: " in done.stdout
+        assert {Image.open(tmp_path / name).size for name in ("a.png", "a_2.png")} == {(4, 4)}
+    red, _, blue = Image.open(tmp_path / "a_3.png").convert("RGB").resize((1, 1)).getpixel((0, 0))  # type: ignore[misc]
+    assert blue > red and not (tmp_path / "a_4.png").exists()
 
 
 def test_checkpoint_of_other_classes_is_refused(trained: tuple[Path, Path], coco_root: Path, tmp_path: Path) -> None:

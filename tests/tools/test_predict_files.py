@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from command_helpers import without_permission
+from command_helpers import run_main, without_permission
+from PIL import Image
 from retina_tools.predict import check_output, find_images
 
 
@@ -62,3 +63,16 @@ def test_what_is_left_out_of_a_folder_is_said(
     with pytest.raises(SystemExit):
         find_images([Path("locked")], Path("out"))
     assert capsys.readouterr().err.endswith(f" in {folders}/val/locked\n{reason}\n")
+
+
+@pytest.mark.parametrize("content", ["[]", '{"info": {"description": "mine"}, "images": []}', "damaged"])
+def test_predictions_of_another_program_are_kept(tmp_path: Path, content: str) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.jpg")
+    (tmp_path / "predictions.json").write_text(content)
+    done = run_main("predict.py", "best.pt", tmp_path / "a.jpg", "--output", tmp_path)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: --output: {tmp_path}/predictions.json exists and is not a file that this command wrote; give another "
+        f"folder, such as {tmp_path}/predictions\n",
+    )
+    assert (tmp_path / "predictions.json").read_text() == content and len(list(tmp_path.iterdir())) == 2
