@@ -19,7 +19,7 @@ import torch
 from retina.config import COCO_METRICS, Config
 from retina.evaluate.detector import Detector
 from retina.evaluate.loading import find_weights, load
-from retina.model.checkpoint import CheckpointError
+from retina.model.checkpoint import CheckpointError, digest
 from retina.model.saved_folder import SETTINGS, WEIGHTS, save_folder, saved_metrics, without_absolute_paths
 from retina.model.weights import Weights
 from retina.model.weights_file import WeightsError
@@ -41,15 +41,19 @@ class HubDetector(Detector, ModelHubMixin):
     """A `Detector` with `save_pretrained`, `push_to_hub` and `from_pretrained` of `huggingface_hub.ModelHubMixin`.
 
     Args:
-        detector: with weights of this project, or others. Of a run, the metrics of its eval.json are saved too.
+        detector: with weights of this project, or others. Of a run, its step and the metrics of its eval.json are saved
+            too, unless the weights have changed.
     """
 
     def __init__(self, detector: Detector) -> None:
         d, config = detector, without_absolute_paths(detector.config)
         super().__init__(d.model, config, d.categories, d.device, d.source, d.file, d.step)
-        self.metrics = metrics_of(detector)
+        self.step, self.metrics = step_and_metrics(detector)
+        self._weights = digest(self.model.state_dict())
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        if digest(self.model.state_dict()) != self._weights:  # trained further: nothing is known of these
+            self.step, self.metrics = None, {}
         weights = Weights(
             self.model.state_dict(), "", "", self.categories, self.config.flat(), preset=None, step=self.step
         )
@@ -69,25 +73,27 @@ class HubDetector(Detector, ModelHubMixin):
         return ModelCard(model_card(self))
 
 
-def metrics_of(detector: Detector) -> dict[str, Any]:
-    """What the evaluation during the training says of these weights.
+def step_and_metrics(detector: Detector) -> tuple[int | None, dict[str, Any]]:
+    """The step of these weights, and what the evaluation during the training says of them.
 
-    Empty if the file is not in its run folder, or if the weights differ from those in the file.
+    None if the weights differ from those in the file, as after a training of one's own, or if it is gone. The metrics
+    are empty then, too, and if the file is not in its run folder.
     """
     if detector.file is None or detector.step is None:
-        return {}
+        return None, {}
     try:
         saved, state = find_weights(str(detector.file)).state, detector.model.state_dict()
     except (FileNotFoundError, WeightsError, CheckpointError):
-        return {}
+        return None, {}
     if not all(torch.equal(tensor.cpu(), saved[key]) for key, tensor in state.items() if key in saved):
-        return {}
+        return None, {}
     if detector.file.is_dir():
-        return saved_metrics(detector.file)
+        return detector.step, saved_metrics(detector.file)
     evaluations = detector.file.parent / "eval.json"
     entries = json.loads(evaluations.read_text(encoding="utf-8")) if evaluations.is_file() else []
     found = [entry for entry in entries if entry["step"] == detector.step]
-    return {key: value for key, value in found[-1].items() if key != "step"} if found else {}
+    metrics = {key: value for key, value in found[-1].items() if key != "step"} if found else {}
+    return detector.step, metrics
 
 
 def model_card(detector: HubDetector) -> str:

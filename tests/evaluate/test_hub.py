@@ -104,9 +104,16 @@ def test_the_card_of_changed_weights_has_no_metrics_and_names_the_loss(
     tiny_yaml: Path, tmp_path: Path, run: Path
 ) -> None:
     detector = retina.load(run, device="cpu")
-    assert HubDetector(detector).metrics["AP"] == METRICS["AP"]
+    hub = HubDetector(detector)
+    assert hub.metrics["AP"] == METRICS["AP"] and hub.step == 7
     with torch.no_grad():
         detector.model.bbox_reg.bias += 0.5
+    for trained in (hub, HubDetector(detector)):  # before the training, or after it
+        trained.save_pretrained(tmp_path / "trained")
+        saved = json.loads((tmp_path / "trained/config.json").read_text())
+        assert saved["step"] is None and saved["metrics"] == {}
+        assert "## Metrics" not in (tmp_path / "trained/README.md").read_text()
+        shutil.rmtree(tmp_path / "trained")
     assert HubDetector(detector).metrics == {}
     other = retina.load(shutil.copytree(run, tmp_path / "other"), device="cpu")
     shutil.rmtree(tmp_path / "other")
