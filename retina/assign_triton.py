@@ -152,6 +152,7 @@ def _match_kernel(
     LOW_QUALITY: tl.constexpr, OVERWRITE: tl.constexpr, STORES_BEST: tl.constexpr, PADDING_IS_IGNORED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """The first run takes all blocks. The second, with LOW_QUALITY, repeats those that have a best anchor of a box."""
     block, n = tl.program_id(0), tl.program_id(1)
     image, best_BT = images + 6 * n, best_BT + block.to(tl.int64) * T
     repeated = True

@@ -63,7 +63,7 @@ def plot_heat_map(groups: list[Group]) -> Picture | None:
     axes.set(xlim=(-0.5, sizes[0] - 0.5), ylim=(-0.5, sizes[1] - 0.5), xlabel=names[0], ylabel=names[1])
     axes.set_xticks(range(sizes[0]), [format_value(json.loads(value)) for value in columns])
     axes.set_yticks(range(sizes[1]), [format_value(json.loads(value)) for value in rows])
-    style_axes(axes, "AP, mean ± standard deviation over seeds; framed: the best", "")
+    style_axes(axes, f"{_over_seeds('AP', groups)}; framed: the best", "")
     axes.grid(visible=False)
     axes.tick_params(length=0)
     figure.colorbar(
@@ -108,6 +108,11 @@ def telling_keys(groups: list[Group]) -> list[str]:
     return list(telling)
 
 
+def _over_seeds(what: str, groups: list[Group]) -> str:
+    has_sd = any(len(group.values()) > 1 for group in groups)
+    return f"{what}, mean and standard deviation over seeds" if has_sd else f"{what}, one seed"
+
+
 def _plot_ap_curve(lines: dict[str, dict[int, Group]], ticks: list[str], label: str, file: str) -> Picture:
     has_paper = sum("AP" in group.paper for line in lines.values() for group in line.values()) > len(lines)
     figure = Figure(figsize=(11 if has_paper else 7.5, 4.4), layout="constrained")
@@ -123,7 +128,8 @@ def _plot_ap_curve(lines: dict[str, dict[int, Group]], ticks: list[str], label: 
         if has_paper:
             style |= {"color": "#777777"} if len(lines) == 1 else {}
             panels[1].plot(paper, linestyle="--", **style)
-    titles = ("AP, mean and standard deviation over seeds", "the paper's AP, on COCO")
+    shown = [group for line in lines.values() for group in line.values()]
+    titles = (_over_seeds("AP", shown), "the paper's AP, on COCO")
     for axes, title in zip(panels, titles, strict=False):
         axes.set_xticks(range(len(ticks)), ticks)
         axes.set(xlim=(-0.4, len(ticks) - 0.6), xlabel=label)
@@ -162,7 +168,7 @@ def plot_classes(chosen: list[Group], counts: dict[str, int]) -> Picture:
     crowded = many or max(map(len, ticks), default=0) > 16
     axes.set_xticks(range(len(classes)), ticks, rotation=90 if crowded else 0, fontsize=8 if many else 10)
     axes.set(xlim=(-0.6, len(classes) - 0.4), xlabel="class (training objects), from frequent to rare", ylabel="AP")
-    style_axes(axes, "AP of each class, mean and standard deviation over seeds", "no AP yet")
+    style_axes(axes, _over_seeds("AP of each class", chosen), "no AP yet")
     labels = [f"{group.label}: {group.mean():.1f}" for group in chosen]
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=3 if many else 1)
     return figure_picture(figure, "classes.png", "AP of each class, from frequent to rare")

@@ -123,3 +123,16 @@ def test_page_in_a_browser(tmp_path: Path, width: int) -> None:
 @pytest.mark.slow
 def test_import_loads_no_torch_optuna_or_pyplot() -> None:
     assert loaded_by("retina.study.report", {"torch", "optuna", "matplotlib.pyplot"}) == "[]"
+
+
+@pytest.mark.parametrize(("seeds", "ending"), [(ONE_SEED, "one seed"), (THREE_SEEDS, "deviation over seeds")])
+def test_titles_claim_a_deviation_for_several_seeds_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: str, ending: str
+) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr("retina.study.figures.style_axes", lambda axes, title, empty: titles.append(title))
+    study = write_study(tmp_path, f"{GRID}\n{seeds}")
+    finish_all(study)
+    write_report(study)
+    found = [title for title in titles if "seed" in title]
+    assert len(found) == 3 and all(title.split(";")[0].endswith(ending) for title in found), titles
