@@ -60,10 +60,13 @@ def assign(
     """
     if num_classes > torch.iinfo(torch.int16).max:
         raise ValueError(f"num_classes: given {num_classes}, expected at most {torch.iinfo(torch.int16).max}")
-    _check(targets, sizes, num_classes)
+    if not len(targets) or len(targets) != len(sizes):
+        raise ValueError(
+            f"given {len(targets)} targets and {len(sizes)} sizes, expected one of each for every image, "
+            "and at least one image"
+        )
     anchors_R4 = torch.cat(anchors)
-    dtype = anchors_R4.dtype
-    targets = [Target(boxes.to(dtype), labels, ignore.to(dtype)) for boxes, labels, ignore in targets]
+    targets = [_checked(f"targets[{i}]", target, num_classes, anchors_R4.dtype) for i, target in enumerate(targets)]
     if config.padding == "ignore":
         sizes = [(-(-height // 32) * 32, -(-width // 32) * 32) for height, width in sizes]
     if anchors_R4.is_cuda and not HAS_TRITON:
@@ -79,34 +82,32 @@ def assign(
     return Assignment(torch.stack([labels for labels, _ in per_image]), torch.stack([boxes for _, boxes in per_image]))
 
 
-def _check(targets: list[Target], sizes: list[tuple[int, int]], num_classes: int) -> None:
-    """Raises for targets that do not fit; see `assign`."""
-    if not len(targets) or len(targets) != len(sizes):
+def _checked(name: str, target: Target, num_classes: int, dtype: torch.dtype) -> Target:
+    """The target with boxes of `dtype` and int64 labels. Raises for one that does not fit; see `assign`."""
+    is_triple = isinstance(target, tuple) and len(target) == 3
+    if not is_triple or not all(isinstance(part, Tensor) for part in target):
+        given = [type(part).__name__ for part in target] if is_triple else type(target).__name__
+        raise TypeError(f"{name}: given {given}, expected retina.data.batch.Target(boxes, labels, ignore) of tensors")
+    # Of no objects: torch.tensor([]) is float32 and has one dimension.
+    boxes, ignore = (part if part.numel() else part.reshape(0, 4) for part in (target[0], target[2]))
+    labels = target[1] if target[1].numel() else target[1].reshape(0).long()
+    is_id = not labels.is_floating_point() and labels.dtype != torch.bool
+    if not is_id or labels.dim() != 1 or boxes.shape != (len(labels), 4) or ignore.shape[1:] != (4,):
         raise ValueError(
-            f"given {len(targets)} targets and {len(sizes)} sizes, expected one of each for every image, "
-            "and at least one image"
+            f"{name}: given boxes {tuple(boxes.shape)}, labels {tuple(labels.shape)} of {labels.dtype} and "
+            f"ignore {tuple(ignore.shape)}; expected boxes (M, 4), labels (M,) of integers and ignore (I, 4)"
         )
-    for i, target in enumerate(targets):
-        if not isinstance(target, Target) or not all(isinstance(part, Tensor) for part in target):
-            given = [type(part).__name__ for part in target] if isinstance(target, Target) else type(target).__name__
-            raise TypeError(
-                f"targets[{i}]: given {given}, expected retina.data.batch.Target(boxes, labels, ignore) of tensors"
-            )
-        boxes, labels, ignore = target
-        is_id = not labels.is_floating_point() and labels.dtype != torch.bool
-        if not is_id or labels.dim() != 1 or boxes.shape != (len(labels), 4) or ignore.shape[1:] != (4,):
+    labels = labels.long()  # uint8 would wrap in a comparison with a larger K
+    if can_read_values(labels):
+        if not torch.cat([boxes, ignore]).isfinite().all():  # a NaN would take the anchors of all other boxes
+            raise ValueError(f"{name}: a box or a region to ignore is not finite")
+        wrong = ((labels < 0) | (labels >= num_classes)).nonzero()[:, 0].tolist()
+        if wrong:
             raise ValueError(
-                f"targets[{i}]: given boxes {tuple(boxes.shape)}, labels {tuple(labels.shape)} of {labels.dtype} and "
-                f"ignore {tuple(ignore.shape)}; expected boxes (M, 4), labels (M,) of integers and ignore (I, 4)"
+                f"{name}: class id {int(labels[wrong[0]])} of box {wrong[0]}, expected 0..{num_classes - 1}; "
+                "subtract 1 if your ids begin at 1, and put boxes to ignore into `ignore`"
             )
-        if can_read_values(labels):
-            labels = labels.long()  # uint8 would wrap in a comparison with a larger K
-            wrong = ((labels < 0) | (labels >= num_classes)).nonzero()[:, 0].tolist()
-            if wrong:
-                raise ValueError(
-                    f"targets[{i}]: class id {int(labels[wrong[0]])} of box {wrong[0]}, expected 0..{num_classes - 1}; "
-                    "subtract 1 if your ids begin at 1, and put boxes to ignore into `ignore`"
-                )
+    return Target(boxes.to(dtype), labels, ignore.to(dtype))
 
 
 def _assign_image(

@@ -11,6 +11,8 @@ from torch import nn
 from retina.config import Train
 from retina.config_file import ConfigError
 
+PRECISIONS = get_args(Train.model_fields["precision"].annotation)
+
 
 def pick_device(local_rank: int = 0) -> torch.device:
     """CUDA device `local_rank` if CUDA is available, else the CPU. CUDA_VISIBLE_DEVICES= (empty) selects the CPU."""
@@ -32,9 +34,8 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
     Raises ValueError for any other precision.
     """
-    choices = get_args(Train.model_fields["precision"].annotation)
-    if precision not in choices:
-        raise ValueError(f"precision: given {precision!r}, expected one of {', '.join(map(repr, choices))}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: given {precision!r}, expected one of {', '.join(map(repr, PRECISIONS))}")
     enabled = precision == "bf16" or (precision == "auto" and has_bf16(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 

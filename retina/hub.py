@@ -48,16 +48,19 @@ class HubDetector(Detector, ModelHubMixin):
     def __init__(self, detector: Detector) -> None:
         d, config = detector, without_absolute_paths(detector.config)
         super().__init__(d.model, config, d.categories, d.device, d.source, d.file, d.step)
-        self.step, self.metrics = step_and_metrics(detector)
+        self.step, self.metrics = self._known = step_and_metrics(detector)
         self._weights = digest(self.model.state_dict())
 
+    def current_step_and_metrics(self) -> tuple[int | None, dict[str, Any]]:
+        """`step` and `metrics`; None and {} if the weights were trained further, and these two not set since."""
+        stale = (self.step, self.metrics) == self._known and digest(self.model.state_dict()) != self._weights
+        return (None, {}) if stale else (self.step, self.metrics)
+
     def _save_pretrained(self, save_directory: Path) -> None:
-        if digest(self.model.state_dict()) != self._weights:  # trained further: nothing is known of these
-            self.step, self.metrics = None, {}
-        weights = Weights(
-            self.model.state_dict(), "", "", self.categories, self.config.flat(), preset=None, step=self.step
-        )
-        save_folder(save_directory, weights, self.metrics)
+        step, metrics = self.current_step_and_metrics()
+        state = self.model.state_dict()
+        weights = Weights(state, "", "", self.categories, self.config.flat(), preset=None, step=step)
+        save_folder(save_directory, weights, metrics)
 
     @classmethod
     def _from_pretrained(
@@ -80,7 +83,7 @@ def step_and_metrics(detector: Detector) -> tuple[int | None, dict[str, Any]]:
     are empty then, too, and if the file is not in its run folder.
     """
     if detector.file is None or detector.step is None:
-        return None, {}
+        return detector.step, {}
     try:
         saved, state = find_weights(str(detector.file)).state, detector.model.state_dict()
     except (FileNotFoundError, WeightsError, CheckpointError):
@@ -98,7 +101,8 @@ def step_and_metrics(detector: Detector) -> tuple[int | None, dict[str, Any]]:
 
 def model_card(detector: HubDetector) -> str:
     """The model card as Markdown, with the metadata that the Hub shows."""
-    config, metrics, names = detector.config, detector.metrics, [name for _, name in detector.categories]
+    config, names = detector.config, [name for _, name in detector.categories]
+    step, metrics = detector.current_step_and_metrics()
     dataset = Path(config.data.val_annotations).stem
     results = [
         EvalResult("object-detection", "coco-format", dataset, name, round(metrics[name], 4), metric_name=name)
@@ -127,7 +131,7 @@ def model_card(detector: HubDetector) -> str:
             "detections = detector(image)  # a path, a PIL image, a uint8 RGB array or tensor, or a list of them",
             "```",
             "",
-            *_metrics_section(metrics, dataset, detector.step),
+            *_metrics_section(metrics, dataset, step),
             "## Settings",
             "",
             "Those that differ from the defaults; config.json has all.",
@@ -143,10 +147,10 @@ def model_card(detector: HubDetector) -> str:
 def _metrics_section(metrics: dict[str, Any], dataset: str, step: int | None) -> list[str]:
     if not metrics:
         return []
-    known = [name for name in COCO_METRICS if metrics[name] is not None]
+    known = [name for name in COCO_METRICS if metrics.get(name) is not None]
     classes = [
         f"| {name.replace('|', '&#124;')} | {100 * ap:.1f} |"
-        for name, ap in metrics["per_class"].items()
+        for name, ap in metrics.get("per_class", {}).items()
         if ap is not None
     ]
     return [
@@ -158,10 +162,7 @@ def _metrics_section(metrics: dict[str, Any], dataset: str, step: int | None) ->
         "|---" * len(known) + "|",
         f"| {' | '.join(f'{100 * metrics[name]:.1f}' for name in known)} |",
         "",
-        "| Class | AP |",
-        "|---|---|",
-        *classes,
-        "",
+        *(["| Class | AP |", "|---|---|", *classes, ""] if classes else []),
     ]
 
 

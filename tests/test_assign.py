@@ -161,7 +161,8 @@ IDS = torch.tensor([0, 1])
         (Target(TWO, IDS.float(), NONE), ValueError, r"labels \(2,\) of torch\.float32 .* labels \(M,\) of integers"),
         (Target(TWO, IDS.bool(), NONE), ValueError, r"labels \(2,\) of torch\.bool"),
         (Target(TWO[0], IDS[0], NONE), ValueError, r"given boxes \(4,\), labels \(\) of torch\.int64"),
-        (Target(TWO, IDS, torch.zeros(0)), ValueError, r"ignore \(0,\); expected .* and ignore \(I, 4\)"),
+        (Target(TWO, IDS, torch.zeros(4)), ValueError, r"ignore \(4,\); expected .* and ignore \(I, 4\)"),
+        (Target(TWO / torch.tensor([[1.0], [0.0]]), IDS, NONE), ValueError, r"targets\[1\]: a box .* is not finite"),
         ({"boxes": TWO, "labels": IDS}, TypeError, r"targets\[1\]: given dict, expected retina\.data\.batch\.Target\("),
         ([TWO, IDS, NONE], TypeError, r"targets\[1\]: given list, expected"),
         (Target(TWO.tolist(), IDS, NONE), TypeError, r"targets\[1\]: given \['list', 'Tensor', 'Tensor'\], expected"),
@@ -170,6 +171,14 @@ IDS = torch.tensor([0, 1])
 def test_a_wrong_target_is_named(wrong: Target, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         assign(LARGE, [target(TWO), wrong], [(HEIGHT, WIDTH)] * 2, 3, Assign())
+
+
+def test_no_objects_however_they_are_written() -> None:
+    expected = assign(LARGE, [target(NONE, [])], [(HEIGHT, WIDTH)], 3, Assign())
+    empty = torch.tensor([])  # float32, one dimension
+    for given in (Target(empty, empty, empty), (NONE, empty, NONE), Target(NONE, empty.int(), empty)):
+        found = assign(LARGE, [given], [(HEIGHT, WIDTH)], 3, Assign())
+        assert torch.equal(found.labels_NR, expected.labels_NR) and not found.boxes_NR4.any()
 
 
 def test_the_numbers_of_targets_and_sizes() -> None:

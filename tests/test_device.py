@@ -34,6 +34,14 @@ def test_compiling_on_cuda_without_triton_is_explained(monkeypatch: pytest.Monke
         compile_network(nn.Conv2d(3, 2, 3), torch.device("cuda"))
 
 
+def test_autocast_can_be_compiled() -> None:
+    def double(x: torch.Tensor) -> torch.Tensor:
+        with autocast(torch.device("cpu"), "bf16"):
+            return x @ x
+
+    assert torch.compile(double, fullgraph=True, backend="eager")(torch.eye(2)).dtype == torch.bfloat16
+
+
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ValueError, match="precision: given 'fp16', expected one of 'auto', 'bf16', 'fp32'"):
         autocast(torch.device("cpu"), "fp16")

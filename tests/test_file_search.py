@@ -31,6 +31,17 @@ def test_links_are_followed_once(root: Path) -> None:
     assert left == ["1.JPG", "self"], "also where a link leads to it"
 
 
+def test_a_link_does_not_take_the_files_from_their_folder(root: Path) -> None:
+    """Wherever the link is, also in another of the folders, and whichever is searched first."""
+    for place, target in (("images/a/more", "images/b"), ("store/all", "images"), ("images/zoo", "store")):
+        (root / place).parent.mkdir(exist_ok=True)
+        (root / place).symlink_to(root / target)
+    expected = ["images/b/1.JPG", "store/deep/4.png"]
+    for folders in (("images", "store"), ("store", "images"), ("",)):
+        found = files_in(*(root / folder for folder in folders))
+        assert [path.relative_to(root).as_posix() for path in found] == expected, folders
+
+
 def test_what_is_left_out_is_said(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = root / "images"
     for name in ("b/a.jfif", "b/c.JFIF", "notes", "x.gif"):

@@ -80,7 +80,7 @@ def main() -> int:
     try:
         source = arguments.detector if config is None else arguments.checkpoint or default_source(config)
         detector = load(source, config)
-    except (CheckpointError, ConfigError, WeightsError, FileNotFoundError) as error:
+    except (CheckpointError, ConfigError, WeightsError, FileNotFoundError, PermissionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(detector.source)
@@ -171,18 +171,16 @@ def find_images(inputs: list[Path], output: Path) -> tuple[list[Path], Path, lis
         exit_with_error(f"no such image or folder: {', '.join(missing)}")
     inputs = [path.resolve() if path.is_dir() else path.parent.resolve() / path.name for path in inputs]
     files = {path: None for path in inputs if path.is_file()}  # without repetitions, in order
-    unsearched = []
-    for folder in (path for path in inputs if path.is_dir()):
-        found = images_in(folder, output if folder != output.resolve() else None)
-        files |= dict.fromkeys(found.files)
-        unsearched += found.unreadable
-        if found.others:
-            print(found.others, file=sys.stderr)
+    folders = [path for path in inputs if path.is_dir()]
+    found = images_in(*folders, without=None if output.resolve() in folders else output)
+    files |= dict.fromkeys(found.files)
+    if found.others:
+        print(found.others, file=sys.stderr)
     if not files:
-        reasons = "".join(f"\n{reason}" for reason in unsearched)
+        reasons = "".join(f"\n{reason}" for reason in found.unreadable)
         exit_with_error(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, inputs))}{reasons}")
     root = os.path.commonpath([path if path.is_dir() else path.parent for path in inputs])
-    return list(files), Path(root), unsearched
+    return list(files), Path(root), found.unreadable
 
 
 def check_output(output: Path, files: list[Path], root: Path, folders: list[Path]) -> None:
@@ -230,7 +228,7 @@ def is_drawing(file: Path) -> bool:
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
+        with Image.open(file if file.is_file() else os.devnull) as image:  # opening a pipe would wait forever
             return image.info.get("Software") == SOFTWARE
     except Exception:  # the readers of PIL raise almost any type for a damaged file
         return False

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from retina.config import Config
 from retina.data.annotations import DataError
@@ -98,7 +99,7 @@ class Detector:
             DataError: an image cannot be read, has no pixels, or another dtype or shape.
             TypeError: an image is none of the above.
             ValueError: score or batch_size.
-            RuntimeError: `model` is in training mode.
+            RuntimeError: a BatchNorm of `model` is in training mode.
         """
         if not isinstance(images, list | tuple):
             return self._detect([(images, "the image")], score, batch_size)[0]
@@ -108,10 +109,11 @@ class Detector:
         self, images: list[tuple[Any, str]], score: float | None, batch_size: int | None
     ) -> list[ImageDetections]:
         config = self._config(score, batch_size)
-        if self.model.training:  # to change the mode here would change it for other threads
+        # To change the mode here would change it for other threads.
+        if any(module.training and isinstance(module, _BatchNorm) for module in self.model.modules()):
             raise RuntimeError(
-                "the model is in training mode, in which BatchNorm would learn from these images; call "
-                "detector.model.eval() before, and detector.model.train() to go on with a training"
+                "BatchNorm is in training mode, and would learn from these images; call detector.model.eval() before, "
+                "and detector.model.train() to go on with a training"
             )
         sizes: list[tuple[int, int]] = []  # (height, width) of the images that were read
 

@@ -66,7 +66,9 @@ def export(job: Job, log: Callable[[str], None] = print) -> Difference:
     samples = sample_images(folder, job, config, SAMPLES, log)
     dtype = torch.bfloat16 if job.precision == "bf16" else torch.float32
     folded = inference_network(detector.model, dtype)
-    network = _quantized(folded, job, config, log) if job.calibrate else folded
+    # The folder is searched twice for both, but said once what is left out.
+    log_search = None if folder == job.calibrate else log
+    network = _quantized(folded, job, config, log_search) if job.calibrate else folded
     program = DetectionProgram(network, config, job.resize, dtype).eval()
     job.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=job.output.parent, prefix=".export-") as temporary:
@@ -86,7 +88,7 @@ def export(job: Job, log: Callable[[str], None] = print) -> Difference:
 
 
 def sample_images(
-    folder: Path, job: Job, config: Config, count: int, log: Callable[[str], None]
+    folder: Path, job: Job, config: Config, count: int, log: Callable[[str], None] | None
 ) -> list[NDArray[np.uint8]]:
     """At most `count` images of the folder, drawn with a fixed seed.
 
@@ -94,8 +96,9 @@ def sample_images(
     Raises ExportError if there is none.
     """
     files, unreadable, others = images_in(folder)
-    for note in [*unreadable, *filter(None, [others])]:
-        log(note)
+    if log is not None:
+        for note in [*unreadable, *filter(None, [others])]:
+            log(note)
     images: list[NDArray[np.uint8]] = []
     for path in random.Random(0).sample(files, len(files)):
         if len(images) == count:
@@ -114,7 +117,7 @@ def sample_images(
     return images
 
 
-def _quantized(network: RetinaNet, job: Job, config: Config, log: Callable[[str], None]) -> nn.Module:
+def _quantized(network: RetinaNet, job: Job, config: Config, log: Callable[[str], None] | None) -> nn.Module:
     from retina.export.int8 import quantize
 
     assert job.calibrate is not None

@@ -24,7 +24,14 @@ class _Loss(nn.Module):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
-        self.settings = settings
+        self._names: list[str] = []
+        for name, value in settings.items():
+            self.register_setting(name, value)
+
+    def register_setting(self, name: str, value: Any) -> None:
+        """An argument of the function that is an attribute; it may be assigned later."""
+        self._names.append(name)
+        setattr(self, name, value)
 
     def register_per_class(self, name: str, values: float | Sequence[float] | Tensor | None) -> int:
         """Registers values per class as a buffer, a number or None as a setting.
@@ -34,7 +41,7 @@ class _Loss(nn.Module):
         Returns the number of classes, 1 for a number or None.
         """
         if values is None or isinstance(values, numbers.Real):
-            self.settings[name] = values
+            self.register_setting(name, values)
             return 1
         tensor = as_tensor(name, values, "numbers, or one number", torch.float64).clone()
         if tensor.requires_grad:
@@ -45,7 +52,7 @@ class _Loss(nn.Module):
         return tensor.shape[0] if tensor.dim() else 1
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Values move to a device, but stay float64 in `.float()` and `.half()`, where 1 - 0.9995 would be 0."""
+        """Values move to a device, but stay float64 in `.half()`, where 1 - 0.9995 would be 0, and in `.float()`."""
         before = dict(self.named_buffers())
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, values in before.items():
@@ -54,23 +61,11 @@ class _Loss(nn.Module):
                 setattr(self, name, values.to(moved.device))
         return self
 
-    def __getattr__(self, name: str) -> Any:
-        settings = self.__dict__.get("settings", {})
-        return settings[name] if name in settings else super().__getattr__(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.__dict__.get("settings", {}):
-            raise AttributeError(
-                f"{name} is an argument of the constructor; for another value make a new {type(self).__name__}, or "
-                "call the function, which takes it each time"
-            )
-        super().__setattr__(name, value)
-
     def arguments(self) -> dict[str, Any]:
-        return self.settings | dict(self.named_buffers())
+        return {name: getattr(self, name) for name in self._names} | dict(self.named_buffers())
 
     def extra_repr(self) -> str:
-        shown = self.settings | {name: tuple(buffer.shape) for name, buffer in self.named_buffers()}
+        shown = self.arguments() | {name: tuple(buffer.shape) for name, buffer in self.named_buffers()}
         return ", ".join(f"{name}={value!r}" for name, value in sorted(shown.items()))
 
 
@@ -89,7 +84,7 @@ class SigmoidFocalLoss(_Loss):
         empty = torch.zeros(0, self.register_per_class("alpha", alpha))
         self(empty, empty)  # raises for invalid settings
         check_choice("impl", impl, get_args(Impl))
-        self.settings["impl"] = impl
+        self.register_setting("impl", impl)
 
     def forward(
         self, logits: Tensor, targets: Tensor, weight: Tensor | None = None, avg_factor: float | Tensor | None = None
@@ -181,4 +176,4 @@ class OHEMLoss(_Loss):
         weight: Tensor | None = None,
         avg_factor: float | Tensor | None = None,
     ) -> Tensor:
-        return ohem_loss(logits_NRK, targets_NR, anchors_R4, weight=weight, avg_factor=avg_factor, **self.settings)
+        return ohem_loss(logits_NRK, targets_NR, anchors_R4, weight=weight, avg_factor=avg_factor, **self.arguments())

@@ -123,15 +123,24 @@ def test_threads_get_the_results_of_serial_calls(detector: Detector, files: list
     assert [values(each) for each in found] == expected * 4
 
 
-def test_a_detection_in_training_mode_is_refused(tiny_yaml: Path, files: list[Path]) -> None:
-    """BatchNorm would change its statistics, so a detection would depend on the images before."""
+def test_a_detection_that_would_train_batch_norm_is_refused(tiny_yaml: Path, files: list[Path]) -> None:
+    """A detection would depend on the images before. All other layers do the same in both modes."""
     config = load_config(tiny_yaml, ["model.norm=batch"])
     learner = Detector(RetinaNet(config, 3), config, [(i, str(i)) for i in range(3)], torch.device("cpu"), "new")
     before = copy.deepcopy(learner.model.state_dict())
-    with pytest.raises(RuntimeError, match=r"the model is in training mode, .* call detector\.model\.eval\(\) before"):
-        learner(files[0])
+    for part in (learner.model, learner.model.backbone):
+        learner.model.eval()
+        part.train()
+        with pytest.raises(
+            RuntimeError, match=r"BatchNorm is in training mode, .* call detector\.model\.eval\(\) before"
+        ):
+            learner(files[0])
     learner.model.eval()
     learner(files[0])
+    for norm in ("frozen", "frozen_stats", "group"):
+        config = load_config(tiny_yaml, [f"model.norm={norm}"])
+        other = Detector(RetinaNet(config, 3), config, [(i, str(i)) for i in range(3)], torch.device("cpu"), "new")
+        assert values(other(files[0])) == (other.model.eval(), values(other(files[0])))[1], norm
     assert all(torch.equal(value, before[name]) for name, value in learner.model.state_dict().items())
 
 

@@ -114,6 +114,11 @@ def test_the_card_of_changed_weights_has_no_metrics_and_names_the_loss(
         assert saved["step"] is None and saved["metrics"] == {}
         assert "## Metrics" not in (tmp_path / "trained/README.md").read_text()
         shutil.rmtree(tmp_path / "trained")
+    hub.step, hub.metrics = 12, METRICS | {"AP": 0.5}  # the user knows them
+    hub.save_pretrained(tmp_path / "measured")
+    saved = json.loads((tmp_path / "measured/config.json").read_text())
+    assert saved["step"] == 12 and saved["metrics"]["AP"] == 0.5
+    assert "step 12" in (tmp_path / "measured/README.md").read_text()
     assert HubDetector(detector).metrics == {}
     other = retina.load(shutil.copytree(run, tmp_path / "other"), device="cpu")
     shutil.rmtree(tmp_path / "other")

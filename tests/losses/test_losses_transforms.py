@@ -245,16 +245,18 @@ def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
     torch.testing.assert_close(both, model.weight.grad, rtol=1e-5, atol=1e-7)
 
 
-def test_a_setting_of_a_module_cannot_be_assigned_in_vain() -> None:
-    for module, name in (
-        (SigmoidFocalLoss(), "gamma"),
-        (SigmoidFocalLoss(), "alpha"),
-        (SoftmaxFocalLoss(), "class_weight"),
+def test_a_setting_of_a_module_can_be_assigned() -> None:
+    for made, changed, name, value in (
+        (SigmoidFocalLoss(), SigmoidFocalLoss(gamma=0.5), "gamma", 0.5),
+        (SigmoidFocalLoss(), SigmoidFocalLoss(alpha=[0.3] * 5), "alpha", [0.3] * 5),
+        (SoftmaxFocalLoss(), SoftmaxFocalLoss(ignore_index=1), "ignore_index", 1),
     ):
-        with pytest.raises(
-            AttributeError, match=f"{name} is an argument of the constructor; .* a new {type(module).__name__}"
-        ):
-            setattr(module, name, 1.0)
+        before = made(LOGITS, IDS)
+        setattr(made, name, value)
+        assert made(LOGITS, IDS) == changed(LOGITS, IDS) != before, name
+    made.gamma = -1.0
+    with pytest.raises(ValueError, match="gamma: given -1"):
+        made(LOGITS, IDS)
 
 
 def test_a_setting_of_a_module_can_be_read() -> None:

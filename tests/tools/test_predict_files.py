@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from command_helpers import run_main, without_permission
 from PIL import Image
-from retina_tools.predict import check_output, find_images
+from retina_tools.predict import check_output, find_images, is_drawing
 
 
 @pytest.fixture
@@ -63,6 +63,11 @@ def test_what_is_left_out_of_a_folder_is_said(
     with pytest.raises(SystemExit):
         find_images([Path("locked")], Path("out"))
     assert capsys.readouterr().err.endswith(f" in {folders}/val/locked\n{reason}\n")
+
+
+def test_a_pipe_is_no_drawing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    assert not is_drawing(tmp_path / "a.png")  # and does not wait for a writer
 
 
 @pytest.mark.parametrize("content", ["[]", '{"info": {"description": "mine"}, "images": []}', "damaged"])
