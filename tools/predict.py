@@ -80,7 +80,7 @@ def main() -> int:
     try:
         source = arguments.detector if config is None else arguments.checkpoint or default_source(config)
         detector = load(source, config)
-    except (CheckpointError, ConfigError, WeightsError, FileNotFoundError, PermissionError) as error:
+    except (CheckpointError, ConfigError, WeightsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(detector.source)
