@@ -36,7 +36,10 @@ from gpu_report import Report, kill_group, run_program
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = ("tests", "kernels", "training", "loader", "inference", "job")
-TEST_FILES = ["tests/test_cuda.py", "tests/losses/test_focal_triton.py", "tests/test_assign.py", "tests/test_detect.py"]
+TEST_FILES = [
+    "tests/test_cuda.py", "tests/losses/test_focal_triton.py", "tests/losses/test_focal_triton_blocks.py",
+    "tests/test_assign.py", "tests/test_detect.py",
+]  # fmt: skip
 SECTION_SECONDS = 170  # the time limit of a measurement, far above what it takes
 REHEARSAL_FACTOR = 5  # for all time limits; a CPU may be busy
 # For a training run of kill_resume.py that uses the tensor cores and takes a few seconds.

@@ -7,7 +7,7 @@ each box. Low-quality matches need the largest IoU of a box over all blocks. So 
 have a best anchor of some box; they are few.
 
 The IoU is computed operation by operation as on the CPU (no fused multiply-add, IEEE division). So ties and values on a
-threshold give the same result, and the labels are exactly equal. The host never waits.
+threshold give the same result, and the labels are exactly equal, for finite boxes. The host never waits.
 
 N images, R anchors, T boxes of the whole batch, U ignore regions, B blocks of anchors.
 """
@@ -101,9 +101,9 @@ def _match_block(
     inside = r < R
     x1, y1, x2, y2, area = _load_anchors(anchors + 4 * r, inside)
     left, top, right, bottom = _bounding_box(x1, y1, x2, y2, inside)
-    outside = r >= R
+    ignored = r >= R
     if PADDING_IS_IGNORED:
-        outside |= _is_outside(x1, y1, x2, y2, image)
+        ignored |= _is_outside(x1, y1, x2, y2, image)
     begin, end = tl.load(image), tl.load(image + 1)
     best = tl.zeros((BLOCK,), tl.float32)
     match = tl.zeros((BLOCK,), tl.int32) + tl.where(begin < end, begin, -1)  # torch.max of zeros is the first
@@ -115,7 +115,7 @@ def _match_block(
         while bits != 0:
             m = at + _first_bit(bits)
             bits &= bits - 1
-            iou = tl.where(outside, 0.0, _iou(x1, y1, x2, y2, area, boxes + 4 * m))
+            iou = tl.where(ignored, 0.0, _iou(x1, y1, x2, y2, area, boxes + 4 * m))
             match = tl.where(iou > best, m, match)  # the first of equals, as torch.max
             best = tl.maximum(iou, best)
             if LOW_QUALITY:
@@ -127,18 +127,22 @@ def _match_block(
             tl.store(best_BT + at + lane, best_of_block, mask=at + lane < end)
 
     label = tl.zeros((BLOCK,), tl.int32) + num_classes
-    for u in range(tl.load(image + 2), tl.load(image + 3)):
-        fraction = tl.div_rn(_intersection(x1, y1, x2, y2, ignores + 4 * u), area)
-        label = tl.where(fraction >= 0.5, -1, label)
+    end = tl.load(image + 3)
+    for at in range(tl.load(image + 2), end, 32):
+        bits = _overlapping(left, top, right, bottom, ignores, at, end)
+        while bits != 0:
+            region = ignores + 4 * (at + _first_bit(bits))
+            bits &= bits - 1
+            label = tl.where(tl.div_rn(_intersection(x1, y1, x2, y2, region), area) >= 0.5, -1, label)
     label = tl.where((match >= 0) & (best >= negative_iou) & (best < positive_iou), -1, label)
     is_positive = (best >= positive_iou) & (match >= 0)
     if LOW_QUALITY:
         is_positive |= best_of >= 0
     if OVERWRITE:
         match = tl.where(best_of >= 0, best_of, match)
-    matched = is_positive & ~outside
+    matched = is_positive & ~ignored
     label = tl.where(matched, tl.load(labels + match, mask=matched, other=0).to(tl.int32), label)
-    label = tl.where(outside, -1, label)
+    label = tl.where(ignored, -1, label)
     tl.store(label_NR + r, label.to(label_NR.dtype.element_ty), mask=inside)
     for side in tl.static_range(4):
         value = tl.load(boxes + 4 * match + side, mask=matched, other=0.0)
@@ -155,10 +159,10 @@ def _match_kernel(
     """The first run takes all blocks. The second, with LOW_QUALITY, repeats those that have a best anchor of a box."""
     block, n = tl.program_id(0), tl.program_id(1)
     image, best_BT = images + 6 * n, best_BT + block.to(tl.int64) * T
-    repeated = True
+    visited = True
     if LOW_QUALITY:
-        repeated = _has_best_anchor(best_T, best_BT, tl.load(image), tl.load(image + 1))
-    if repeated:
+        visited = _has_best_anchor(best_T, best_BT, tl.load(image), tl.load(image + 1))
+    if visited:
         _match_block(
             anchors, boxes, labels, ignores, image, best_T, best_BT, label_NR + n.to(tl.int64) * R,
             box_NR4 + 4 * n.to(tl.int64) * R, block, R, num_classes, positive_iou, negative_iou,
@@ -178,9 +182,9 @@ def match(
     `sizes` are those that `assign` has rounded.
     """
     device, rows = anchors_R4.device, len(anchors_R4)
-    boxes_T4 = torch.cat([target.boxes for target in targets]).contiguous()
+    boxes_T4 = torch.cat([target.boxes for target in targets])
     labels_T = torch.cat([target.labels for target in targets])
-    ignores_U4 = torch.cat([target.ignore for target in targets]).contiguous()
+    ignores_U4 = torch.cat([target.ignore for target in targets])
     images_N6 = _image_table(targets, sizes).to(device, non_blocking=True)
     blocks = triton.cdiv(rows, BLOCK)
     labels_NR = torch.empty(len(targets), rows, dtype=torch.int16, device=device)
@@ -198,7 +202,7 @@ def match(
                 BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False,
             )  # fmt: skip
 
-    run(best_BT, second=False)
+    run(best_BT, second=False)  # any pointer will do for best_T, which is not read
     if low_quality:
         run(best_BT.amax(dim=0), second=True)
     return labels_NR, boxes_NR4

@@ -61,7 +61,8 @@ def focal_terms(
 ):  # fmt: skip
     """(1 - p_t)^gamma, -log(p_t) and gamma p_t (-log p_t) + 1 - p_t (eq. 4 and 10 of the paper).
 
-    `x` is -x_t: the logit of a negative, minus the logit of a positive. `ROUNDED`: the gradient will be a bfloat16.
+    `x` is -x_t, so the logit of a negative and the negated logit of a positive. With `ROUNDED` the gradient becomes a
+    bfloat16.
     """
     log2e: tl.constexpr = 1.4426950408889634
     if ROUNDED:  # to within 6e-8, which is nothing in a bfloat16; one instruction less

@@ -109,8 +109,8 @@ def telling_keys(groups: list[Group]) -> list[str]:
 
 
 def _over_seeds(what: str, groups: list[Group]) -> str:
-    has_sd = any(len(group.values()) > 1 for group in groups)
-    return f"{what}, mean and standard deviation over seeds" if has_sd else f"{what}, one seed"
+    runs = max((len(group.values()) for group in groups), default=0)
+    return what + ("", ", one seed", ", mean and standard deviation over seeds")[min(runs, 2)]
 
 
 def _plot_ap_curve(lines: dict[str, dict[int, Group]], ticks: list[str], label: str, file: str) -> Picture:

@@ -69,7 +69,7 @@ def build_focal(constants: dict[str, Any], dtype: str) -> Any:
 def describe(name: str, built: Any, elements: int) -> str:
     """Registers and spills of a thread, and machine instructions for each of the elements that it handles.
 
-    A kernel with a branch for blocks of background: also what one turn of its loop needs, by either branch.
+    A kernel with a branch for blocks of background: also what a block in its loop needs, by either branch.
     """
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -140,7 +140,8 @@ def main() -> None:
             suffix = " + remainder" if has_remainder else ""
             print(describe(f"focal {dtype} K {classes} gamma {halves / 2:g}{suffix}", built, each))
     full = common | gamma_2 | {"K": 80, "CONTIGUOUS": False, "PER_CLASS": True, "WEIGHTED": True}
-    print(describe("focal fp32, strided, weights, alphas", build_focal(full, "fp32"), each))
+    for dtype in ("fp32", "bf16"):
+        print(describe(f"focal {dtype}, strided, weights, alphas", build_focal(full, dtype), each))
     no_gradient = common | gamma_2 | {"K": 80, "GRADIENT": False, "ROWS": focal_triton._rows_of_a_program(80)}
     print(describe("focal bf16, no gradient", build_focal(no_gradient, "bf16"), each))
     print(

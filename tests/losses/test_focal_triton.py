@@ -2,55 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
 import sys
 import warnings
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from triton_helpers import CUDA, DEVICE, STEP, compare, fused, problem
 
-from retina.losses import SigmoidFocalLoss, sigmoid_focal_loss
-
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("Triton is not installed here (it comes with torch for CUDA on Linux)", allow_module_level=True)
-
-import triton
-
-from retina.losses import focal_triton
+from retina.losses import SigmoidFocalLoss, focal_triton, sigmoid_focal_loss
 
 pytestmark = pytest.mark.slow
-CUDA = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if CUDA else "cpu")
-fused = partial(sigmoid_focal_loss, impl="triton")
-# The interpreter truncates to bfloat16 where a GPU rounds to nearest.
-STEP = {torch.float32: 1e-5, torch.bfloat16: 4.1e-3 if CUDA else 8.1e-3, torch.float16: 1e-3}
-
-
-def problem(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, scale: float = 4) -> tuple[Tensor, Tensor]:
-    """Fresh logits, and class ids with background and ignored rows."""
-    logits = (scale * torch.randn(shape, device=DEVICE)).to(dtype).requires_grad_()
-    return logits, torch.randint(-1, shape[-1] + 1, shape[:-1], device=DEVICE)
-
-
-def compare(logits: Tensor, ids: Tensor, upstream: float = 1.0, **options: object) -> None:
-    loss = fused(logits, ids, **options)  # type: ignore[arg-type]
-    (gradient,) = torch.autograd.grad(loss, logits, torch.full_like(loss, upstream))
-    exact = logits.detach().double().requires_grad_()
-    expected = sigmoid_focal_loss(exact, ids, impl="reference", **options)  # type: ignore[arg-type]
-    (slope,) = torch.autograd.grad(expected, exact, torch.full_like(expected, upstream))
-    assert loss.dtype == torch.float32 and gradient.dtype == logits.dtype and gradient.shape == logits.shape
-    torch.testing.assert_close(loss.double(), expected.detach(), rtol=2e-6, atol=1e-37)
-    step = STEP[logits.dtype] * (2 if upstream != 1 and logits.dtype == torch.bfloat16 else 1)
-    smallest = 6e-8 if logits.dtype == torch.float16 else 1e-37
-    torch.testing.assert_close(gradient.double(), slope, rtol=step, atol=smallest)
-    assert not gradient[ids == -1].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -67,62 +34,6 @@ def test_every_gamma_and_dtype(gamma: float, dtype: torch.dtype) -> None:
 )
 def test_odd_shapes(shape: tuple[int, ...]) -> None:
     compare(*problem(shape), reduction="sum")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("gamma", [0.0, 0.2, 1.0, 2.0, 2.3, 5.0])
-def test_blocks_of_background(gamma: float, dtype: torch.dtype) -> None:
-    """They have a branch of their own. The last block is shorter than the others."""
-    for classes in (focal_triton.FEWEST_CLASSES, 80, 91):
-        rows = 2 * focal_triton._block(dtype) // classes + 3
-        assert focal_triton._rows_of_a_program(classes) and rows * classes % focal_triton._block(dtype)
-        logits, _ = problem((rows, classes), dtype)
-        with torch.no_grad():  # finite in float16 too
-            logits.view(-1)[:16] = torch.tensor(
-                [1e4, -1e4, 200, -200, 87, 88, 89, -86, -87, -88, 17, -17, 1, -1, 0, 1e-4]
-            )
-        compare(logits, torch.full((rows,), classes, device=DEVICE), gamma=gamma, reduction="sum")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("classes", [focal_triton.FEWEST_CLASSES, 80, 91, 264])
-@pytest.mark.parametrize("label", [-1, 0, -2], ids=["ignored", "first class", "last class"])
-def test_one_other_row_at_either_end_of_a_block(label: int, classes: int, dtype: torch.dtype) -> None:
-    """A block that contains a part of a row must see its class id, and no other."""
-    block = focal_triton._block(dtype)
-    rows, label = 3 * block // classes + 2, classes - 1 if label == -2 else label
-    for element in (0, block - 1, block, 2 * block - 1, 2 * block, 3 * block - 1, 3 * block, rows * classes - 1):
-        ids = torch.full((rows,), classes, device=DEVICE)
-        ids[element // classes] = label
-        compare(problem((rows, classes), dtype)[0], ids, reduction="sum")
-
-
-def test_ignored_and_infinite_logits_beside_background() -> None:
-    logits, _ = problem((60, 80))
-    ids = torch.full((60,), 80, device=DEVICE)
-    with torch.no_grad():
-        logits[12], ids[12] = torch.inf, -1  # in the first two blocks
-        logits[40, :7] = -torch.inf  # certain of background: loss and gradient 0
-    loss = fused(logits, ids, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, logits)
-    assert gradient.isfinite().all() and not gradient[12].any() and not gradient[40, :7].any()
-    kept = torch.arange(60, device=DEVICE) != 12
-    exact = logits.detach()[kept].clamp(min=-80).double()
-    expected = sigmoid_focal_loss(exact, ids[kept], reduction="sum", impl="reference")
-    torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=0)
-    logits.data[59, 3] = torch.nan
-    assert fused(logits, ids, reduction="sum").isnan()  # not hidden
-
-
-def test_background_that_is_ignored() -> None:
-    logits, ids = problem((60, 80))[0], torch.full((60,), 80, device=DEVICE)
-    loss = fused(logits, ids, ignore_index=80, reduction="sum")
-    assert loss.item() == 0 and not torch.autograd.grad(loss, logits)[0].any()
-
-
-def test_more_than_one_program_and_block() -> None:
-    rows = 2 * focal_triton.ELEMENTS // 80 + 7
-    compare(*problem((1, rows, 80)), reduction="sum")
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
@@ -283,9 +194,9 @@ def test_kernels_compile_for_a_gpu() -> None:
     lines = done.stdout.splitlines()
     assert len(lines) > 10 and all("stack" in line for line in lines)
     spilled = "\n".join(line for line in lines if "stack 0," not in line)
-    if not triton.__version__.startswith("3.9."):
+    if not focal_triton.triton.__version__.startswith("3.9."):
         if spilled:
-            warnings.warn(f"spills with Triton {triton.__version__}:\n{spilled}", stacklevel=1)
+            warnings.warn(f"spills with Triton {focal_triton.triton.__version__}:\n{spilled}", stacklevel=1)
         return
     assert not spilled, spilled
     pairs = [tuple(map(float, pair)) for pair in re.findall(r"in the loop (\S+) or (\S+)", done.stdout)]
