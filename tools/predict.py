@@ -227,8 +227,10 @@ def is_drawing(file: Path) -> bool:
     """Whether an existing file is a drawing of this command."""
     from PIL import Image
 
+    if not file.is_file():  # to open a pipe would be to wait forever
+        return False
     try:
-        with Image.open(file if file.is_file() else os.devnull) as image:  # opening a pipe would wait forever
+        with Image.open(file) as image:
             return image.info.get("Software") == SOFTWARE
     except Exception:  # the readers of PIL raise almost any type for a damaged file
         return False

@@ -63,12 +63,11 @@ def export(job: Job, log: Callable[[str], None] = print) -> Difference:
     config, categories = detector.config, detector.categories
     log(f"{detector.source}: {len(categories)} classes; {job.precision}, {job.shape.describe()}")
     folder = job.images or job.calibrate or Path(config.data.val_images)
-    samples = sample_images(folder, job, config, SAMPLES, log)
+    calibration = sample_images(job.calibrate, job, config, CALIBRATION_IMAGES, log) if job.calibrate else []
+    samples = calibration[:SAMPLES] if folder == job.calibrate else sample_images(folder, job, config, SAMPLES, log)
     dtype = torch.bfloat16 if job.precision == "bf16" else torch.float32
     folded = inference_network(detector.model, dtype)
-    # The folder is searched twice for both, but said once what is left out.
-    log_search = None if folder == job.calibrate else log
-    network = _quantized(folded, job, config, log_search) if job.calibrate else folded
+    network = _quantized(folded, job, config, calibration) if calibration else folded
     program = DetectionProgram(network, config, job.resize, dtype).eval()
     job.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=job.output.parent, prefix=".export-") as temporary:
@@ -88,7 +87,7 @@ def export(job: Job, log: Callable[[str], None] = print) -> Difference:
 
 
 def sample_images(
-    folder: Path, job: Job, config: Config, count: int, log: Callable[[str], None] | None
+    folder: Path, job: Job, config: Config, count: int, log: Callable[[str], None]
 ) -> list[NDArray[np.uint8]]:
     """At most `count` images of the folder, drawn with a fixed seed.
 
@@ -96,9 +95,8 @@ def sample_images(
     Raises ExportError if there is none.
     """
     files, unreadable, others = images_in(folder)
-    if log is not None:
-        for note in [*unreadable, *filter(None, [others])]:
-            log(note)
+    for note in [*unreadable, *filter(None, [others])]:
+        log(note)
     images: list[NDArray[np.uint8]] = []
     for path in random.Random(0).sample(files, len(files)):
         if len(images) == count:
@@ -117,11 +115,9 @@ def sample_images(
     return images
 
 
-def _quantized(network: RetinaNet, job: Job, config: Config, log: Callable[[str], None] | None) -> nn.Module:
+def _quantized(network: RetinaNet, job: Job, config: Config, images: list[NDArray[np.uint8]]) -> nn.Module:
     from retina.export.int8 import quantize
 
-    assert job.calibrate is not None
-    images = sample_images(job.calibrate, job, config, CALIBRATION_IMAGES, log)
     batch = job.shape.batch or 1
     batches = -(-len(images) // batch)
     repeated = itertools.islice(itertools.cycle(images), batches * batch)  # the last batch is full
